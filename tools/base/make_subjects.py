@@ -1,0 +1,93 @@
+"""Make the example subjects: five pictures each of a held-out character, and unseen ones for the benchmarks.
+
+    python tools/base/make_subjects.py
+
+A subject's training pictures and its unseen pictures come from different frames, backgrounds, sizes and places.
+"""
+
+import argparse
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from concepts import COLOURS, HELD_OUT, SCENES
+from PIL import Image
+from recipes import PLAIN, SCENE, RecipeBook, Recipes
+from render import Renderer
+
+SUBJECTS = {  # name -> class word a user would give; all five are animated, so that they have poses
+    "dog": "dog",
+    "cat": "cat",
+    "penguin": "bird",
+    "lady beetle": "bug",
+    "octopus": "sea animal",
+}
+TRAINING, UNSEEN = 5, 12
+
+
+def recipes_of(renderer: Renderer, label: int, frames: list[int], seed: int) -> Recipes:
+    """One picture per frame: backgrounds alternate between colours and scenes, sizes and places vary."""
+    rng = np.random.default_rng([seed, label])
+    count = len(frames)
+    recipes, _ = RecipeBook(renderer.catalogue).draw(rng, count)
+    order, palette = rng.permutation(len(COLOURS)), np.array(list(COLOURS.values()), dtype=np.float32) / 255
+    recipes.sprite[:, 0], recipes.sprite[:, 1] = torch.tensor(frames), -1
+    recipes.background[:] = torch.tensor([SCENE if i % 2 == 0 else PLAIN for i in range(count)])
+    variants = renderer.catalogue.scene_variants
+    scenes = rng.permutation(len(SCENES))[np.arange(count) % len(SCENES)]
+    recipes.scene[:] = torch.from_numpy(scenes * variants + rng.integers(variants, size=count))
+    recipes.colours[:, 0] = torch.from_numpy(palette[order[np.arange(count) % len(order)]])
+    recipes.scale[:, 0] = torch.from_numpy(rng.uniform(0.55, 0.85, count).astype(np.float32))
+    recipes.place[:, 0] = torch.from_numpy(rng.uniform(0.42, 0.58, (count, 2)).astype(np.float32))
+    recipes.tint.fill_(-1)
+    return recipes
+
+
+def write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def write_pictures(pictures: torch.Tensor, folder: Path) -> None:
+    for number, picture in enumerate(((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()):
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+        write(folder / f"{number:02d}.png", buffer.getvalue())
+
+
+def subject_yaml(name: str, class_word: str) -> str:
+    return (
+        f"# A held-out character: the embedded base never saw it.\n"
+        f"name: {name}\n"
+        f"class_word: {class_word}  # what it is, in a word the base knows\n"
+        f"trigger: sks {class_word}  # what calls it up in a prompt, once learned\n"
+        f"license: MIT  # Fluent Emoji by Microsoft, packaged by LobeHub: see NOTICE\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sprites", type=Path, default=Path(".work/base/sprites.zip"))
+    parser.add_argument("--subjects", type=Path, default=Path("examples/subjects"))
+    parser.add_argument("--unseen", type=Path, default=Path("benchmarks/unseen"))
+    args = parser.parse_args()
+    assert set(SUBJECTS) <= set(HELD_OUT)
+    renderer = Renderer(args.sprites, names=list(SUBJECTS), scene_variants=6, scene_seed=2)
+    for label, (name, class_word) in enumerate(SUBJECTS.items()):
+        poses = renderer.catalogue.sprites[label][1:]  # the first is the still render
+        spread = [poses[i * len(poses) // (2 * TRAINING)] for i in range(2 * TRAINING)]
+        seen, held = spread[::2], [pose for pose in poses if pose not in spread[::2]]
+        unseen = [held[i * len(held) // UNSEEN] for i in range(UNSEEN)]
+        folder = name.replace(" ", "_")
+        write_pictures(renderer(recipes_of(renderer, label, seen, seed=11)), args.subjects / folder)
+        write_pictures(renderer(recipes_of(renderer, label, unseen, seed=12)), args.unseen / folder)
+        write(args.subjects / folder / "subject.yaml", subject_yaml(name, class_word).encode())
+        print(f"{args.subjects / folder}: {TRAINING} pictures, {UNSEEN} unseen")
+
+
+if __name__ == "__main__":
+    main()

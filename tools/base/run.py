@@ -1,0 +1,59 @@
+"""What the training stages share: where runs live, seeded steps, checkpoints that resume exactly, and progress."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+
+def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """A generator that depends on nothing but (seed, step): resuming needs no generator state."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+
+
+def save_checkpoint(folder: Path, step: int, **states: Any) -> None:
+    """Write `checkpoint.pt` beside its place and rename it: a run killed here keeps the one before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "checkpoint.partial"
+    torch.save({"step": step, **states}, partial)
+    os.replace(partial, folder / "checkpoint.pt")
+
+
+def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
+    path = folder / "checkpoint.pt"
+    return torch.load(path, map_location=device, weights_only=True) if path.exists() else None
+
+
+class Progress:
+    """A progress bar with the running loss, and `losses.jsonl` with one line a step (the first hundred) or every hundred."""
+
+    def __init__(self, folder: Path, start: int, total: int, title: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.bar = tqdm(total=total, initial=start, desc=title, unit="step", mininterval=2, smoothing=0.05)
+        self.log = (folder / "losses.jsonl").open("a")
+        self.step, self.sums, self.started = start, {}, time.monotonic()
+        self.count = 0
+
+    def update(self, step: int, **losses: torch.Tensor) -> None:
+        for name, loss in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + loss.detach()
+        self.count += 1
+        self.bar.update(1)
+        if step < 100 or step % 100 == 99:
+            means = {name: float(total) / self.count for name, total in self.sums.items()}
+            self.log.write(json.dumps({"step": step, "seconds": round(time.monotonic() - self.started, 1), **means}) + "\n")
+            self.log.flush()
+            self.bar.set_postfix({name: f"{mean:.4f}" for name, mean in means.items()}, refresh=False)
+            self.sums, self.count = {}, 0
+
+    def close(self) -> None:
+        self.bar.close()
+        self.log.close()
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
