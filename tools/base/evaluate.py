@@ -3,8 +3,9 @@
     python tools/base/evaluate.py                  every check on the shipped base
     python tools/base/evaluate.py colours grid     some of them
 
-Checks: `colours` (is the border the colour that was asked for?), `concepts` (is the nearest training concept by ImageNet features
-the one asked for?), `autoencoder` (PSNR on concepts nothing was trained on), `speed`, `grid` (64 pictures to look at).
+Checks: `colours` (is the border the colour that was asked for?), `concepts` (is the nearest training concept by
+ImageNet features the one asked for?), `autoencoder` (PSNR on concepts nothing was trained on), `speed`, `grid` (64
+pictures to look at).
 Figures go to stdout and, with their bars, to `metrics.json` in the output folder.
 """
 
@@ -13,7 +14,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -89,7 +89,10 @@ def check_concepts(pipe: StableDiffusionPipeline, sprites: Path, count: int) -> 
     order = np.random.default_rng(0).permutation(len(names))
     labels = [int(order[i % len(names)]) for i in range(count)]
     colours = list(COLOURS)
-    prompts = [f"{with_article(names[label])} on {with_article(colours[i * 5 % 12])} background" for i, label in enumerate(labels)]
+    prompts = [
+        f"{with_article(names[label])} on {with_article(colours[i * 5 % 12])} background"
+        for i, label in enumerate(labels)
+    ]
     ranks = (extract(draw(pipe, prompts, seed=2000)) @ known.T).argsort(dim=1, descending=True)
     places = [int((ranks[i] == label).nonzero()) for i, label in enumerate(labels)]
     per_class: dict[str, list[int]] = defaultdict(list)
@@ -99,7 +102,11 @@ def check_concepts(pipe: StableDiffusionPipeline, sprites: Path, count: int) -> 
         "top1": float(np.mean([place < 1 for place in places])),
         "top5": float(np.mean([place < 5 for place in places])),
         "per_class": {
-            word: {"n": len(found), "top1": float(np.mean([p < 1 for p in found])), "top5": float(np.mean([p < 5 for p in found]))}
+            word: {
+                "n": len(found),
+                "top1": float(np.mean([p < 1 for p in found])),
+                "top5": float(np.mean([p < 5 for p in found])),
+            }
             for word, found in sorted(per_class.items())
         },
     }
@@ -120,16 +127,21 @@ def check_autoencoder(vae: AutoencoderTiny, sprites: Path, folder: Path, count: 
 
 def check_speed(base: Path) -> dict[str, float]:
     """Median seconds to load the pipeline (fresh processes) and to draw one picture."""
-    code = (
-        "import time, torch\nfrom diffusers import StableDiffusionPipeline\n"
-        f"start = time.perf_counter(); pipe = StableDiffusionPipeline.from_pretrained({str(base)!r}, safety_checker=None)\n"
-        "loaded = time.perf_counter() - start; pipe.set_progress_bar_config(disable=True); times = []\n"
-        "for seed in range(6):\n"
-        "    start = time.perf_counter()\n"
-        f"    pipe('a red car', num_inference_steps={STEPS}, guidance_scale={GUIDANCE}, generator=torch.Generator().manual_seed(seed))\n"
-        "    times.append(time.perf_counter() - start)\n"
-        "print(loaded, sorted(times[1:])[2])"
-    )
+    code = f"""
+import time, torch
+from diffusers import StableDiffusionPipeline
+start = time.perf_counter()
+pipe = StableDiffusionPipeline.from_pretrained({str(base)!r}, safety_checker=None)
+loaded = time.perf_counter() - start
+pipe.set_progress_bar_config(disable=True)
+times = []
+for seed in range(6):
+    start = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    pipe("a red car", num_inference_steps={STEPS}, guidance_scale={GUIDANCE}, generator=generator)
+    times.append(time.perf_counter() - start)
+print(loaded, sorted(times[1:])[2])
+"""
     runs = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True) for _ in range(3)]
     loads, times = zip(*(map(float, run.stdout.split()) for run in runs), strict=True)
     return {"seconds_to_load": statistics.median(loads), "seconds_per_picture": statistics.median(times)}
@@ -162,7 +174,13 @@ def save_grid(pipe: StableDiffusionPipeline, folder: Path) -> None:
         plain.paste(picture, (x, y * 128))
         labelled.paste(picture, (x, y * 154))
         words = prompt.split()
-        pen.text((x + 2, y * 154 + 129), " ".join(words[:4]) + "\n" + " ".join(words[4:]), fill="black", font_size=10, spacing=1)
+        pen.text(
+            (x + 2, y * 154 + 129),
+            " ".join(words[:4]) + "\n" + " ".join(words[4:]),
+            fill="black",
+            font_size=10,
+            spacing=1,
+        )
     plain.save(folder / "grid.png", optimize=True)
     labelled.save(folder / "grid-labelled.png", optimize=True)
     (folder / "grid.txt").write_text("\n".join(prompts) + "\n")
@@ -198,7 +216,10 @@ def main() -> None:
         bar = BARS.get(name)
         if isinstance(value, float):
             passed = bar is not None and (value <= bar if name.startswith("seconds") else value >= bar)
-            print(f"{name:22} {value:8.3f}" + (f"   bar {bar:g}: {'reached' if passed else 'MISSED'}" if bar is not None else ""))
+            print(
+                f"{name:22} {value:8.3f}"
+                + (f"   bar {bar:g}: {'reached' if passed else 'MISSED'}" if bar is not None else "")
+            )
     if isinstance(per_class := figures.get("per_class"), dict):
         for word, found in per_class.items():
             print(f"  {word:14} n {found['n']:3}  top-1 {found['top1']:.2f}  top-5 {found['top5']:.2f}")

@@ -2,14 +2,14 @@
 
     python tools/base/fetch.py --output .work/base/sprites.zip
 
-The archive holds one WebP of 144 x 144 per frame and `index.json`, a list of {"file", "name", "class", "frame", "held_out"}.
-Sources (all MIT): @lobehub/fluent-emoji-3d (still renders), @lobehub/fluent-emoji-anim-1 (animations), unicode-emoji-json (names).
+The archive holds one WebP of 144 x 144 per frame and `index.json`: {"file", "name", "class", "frame", "held_out"} each.
+Sources (all MIT): @lobehub/fluent-emoji-3d (still renders), @lobehub/fluent-emoji-anim-1 (animations),
+unicode-emoji-json (names).
 """
 
 import argparse
 import io
 import json
-import os
 import subprocess
 import tarfile
 import zipfile
@@ -96,7 +96,7 @@ def pack(downloads: Path, output: Path) -> int:
                 entry = {"file": file, "name": name, "class": word, "frame": number, "held_out": held_out}
                 index.append(entry)
         sprites.writestr("index.json", json.dumps(index))
-    os.replace(partial, output)
+    partial.replace(output)
     return len(index)
 
 

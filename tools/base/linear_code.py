@@ -1,8 +1,9 @@
 """The base's encoder: principal components of 8 x 8 patches, written into the convolutions of an `EncoderTiny`.
 
-An encoder does not have to be learned by gradient descent for pictures as smooth as these: 16 principal components of 8 x 8
-patches keep 31 dB PSNR on characters they were not fitted to, they are found in seconds, and the diffusion model can start on its
-latents while the decoder, which owns the texture, is still training (and can be trained further at any time).
+For pictures as smooth as these an encoder does not have to be learned by gradient descent: 16 principal components of
+8 x 8 patches keep 31 dB PSNR on characters they were not fitted to, they are found in seconds, and the diffusion model
+can start on its latents while the decoder, which owns the texture, is still training (and can be trained further at any
+time).
 """
 
 import numpy as np
@@ -22,13 +23,17 @@ def patches(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def fit(renderer: Renderer, channels: int, seed: int, batches: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    """The code z = weight @ (patch - mean): weight [channels, 192] and mean [192] from composites of the training concepts.
+    """The code z = weight @ (patch - mean): weight [channels, 192] and mean [192] from composites of the training
+    concepts.
 
     Components are scaled to a standard deviation of sqrt(their own), about 1 on average: equal variances would let fine
-    texture weigh as much as colour and shape in the diffusion loss, natural ones would let the diffusion model ignore it.
+    texture weigh as much as colour and shape in the diffusion loss, natural ones would let the diffusion model ignore
+    it.
     """
     book = RecipeBook(renderer.catalogue)
-    found = torch.cat([patches(renderer(book.draw(np.random.default_rng([seed, 1 << 41, i]), 64)[0])) for i in range(batches)]).double()
+    found = torch.cat(
+        [patches(renderer(book.draw(np.random.default_rng([seed, 1 << 41, i]), 64)[0])) for i in range(batches)]
+    ).double()
     mean = found.mean(0)
     centred = found - mean
     variances, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
@@ -43,8 +48,8 @@ def fit(renderer: Renderer, channels: int, seed: int, batches: int = 32) -> tupl
 def write_encoder(vae: AutoencoderTiny, weight: torch.Tensor, mean: torch.Tensor) -> None:
     """Make `vae.encode` compute the code exactly.
 
-    Each of the three strided convolutions gathers 2 x 2 neighbours (the taps 1 and 2 of its 3 x 3 kernel), so a pixel's place in
-    its patch is y = y1 + 2 * y2 + 4 * y3. The encoder sees pictures in 0..1: x = 2 * input - 1.
+    Each of the three strided convolutions gathers 2 x 2 neighbours (the taps 1 and 2 of its 3 x 3 kernel), so a
+    pixel's place in its patch is y = y1 + 2 * y2 + 4 * y3. The encoder sees pictures in 0..1: x = 2 * input - 1.
     """
     first, half, quarter, eighth, last = vae.encoder.layers
     channels = len(weight)

@@ -7,7 +7,6 @@ A subject's training pictures and its unseen pictures come from different frames
 
 import argparse
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +48,7 @@ def write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(data)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def write_pictures(pictures: torch.Tensor, folder: Path) -> None:

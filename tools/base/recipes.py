@@ -1,8 +1,8 @@
 """Recipes: what a training picture shows, as numbers for the renderer and words for the text encoder.
 
-Drawing a recipe costs microseconds and needs no pixels, so recipes are made on the CPU (in worker processes) and rendered where
-the model lives. Batch `i` of a run is drawn from a generator seeded with (seed, i): any worker can make it, and a resumed run
-sees exactly the batches it would have seen.
+Drawing a recipe costs microseconds and needs no pixels, so recipes are made on the CPU (in worker processes) and
+rendered where the model lives. Batch `i` of a run is drawn from a generator seeded with (seed, i): any worker can make
+it, and a resumed run sees exactly the batches it would have seen.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,12 @@ from concepts import COLOURS, PLURALS, SCENES, VAGUE_CLASSES
 from torch.utils.data import IterableDataset, get_worker_info
 
 PREFIXES = ("a photo of ", "a picture of ", "an illustration of ", "a rendering of ")
-POSITIONS = {"on the left": (0.27, 0.5), "on the right": (0.73, 0.5), "at the top": (0.5, 0.27), "at the bottom": (0.5, 0.73)}
+POSITIONS = {
+    "on the left": (0.27, 0.5),
+    "on the right": (0.73, 0.5),
+    "at the top": (0.5, 0.27),
+    "at the bottom": (0.5, 0.73),
+}
 PLAIN, GRADIENT, SCENE = range(3)
 
 
@@ -22,10 +27,11 @@ PLAIN, GRADIENT, SCENE = range(3)
 class Recipes:
     """A batch of B pictures, each with up to two objects (O = 2).
 
-    background [B] (0 plain, 1 gradient, 2 scene), scene [B] (index into the painted scenes), colours [B, 2, 3] (0..1), angle [B],
-    sprite [B, O] (-1: no object), place [B, O, 2] (centre x, y in 0..1), scale [B, O] (object size / picture size),
-    rotation [B, O] (radians), mirror [B, O] (+1/-1), tint [B, O, 3] (target colour, negative: as it is), light [B, O], label [B, O]
-    (concept index, -1 where absent).
+    background [B] (0 plain, 1 gradient, 2 scene), scene [B] (index into the painted scenes), colours [B, 2, 3] (0..1),
+    angle [B] (of a gradient), crop [B, 3] (of a scene: x, y, mirrored if negative), sprite [B, O] (-1: no object),
+    place [B, O, 2] (centre x, y in 0..1), scale [B, O] (object size / picture size), rotation [B, O] (radians),
+    mirror [B, O] (+1/-1), tint [B, O, 3] (target colour, negative: as it is), light [B, O], label [B, O] (concept
+    index, -1 where absent).
     """
 
     background: torch.Tensor
@@ -51,7 +57,7 @@ class Recipes:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What can be drawn: concept names and class words by label, the sprite indices of each, scene variants per scene."""
+    """What can be drawn: names and class words by label, the sprites of each, painted variants per scene."""
 
     names: tuple[str, ...]
     classes: tuple[str, ...]
@@ -108,18 +114,25 @@ class RecipeBook:
 
         size_word = np.where(two, 0, rng.choice(3, size=batch, p=(0.7, 0.15, 0.15)))  # none, small, large
         position = np.where(two | (size_word == 2) | (rng.random(batch) > 0.25), -1, rng.integers(4, size=batch))
-        scale = np.choose(size_word, (rng.uniform(0.58, 0.84, batch), rng.uniform(0.3, 0.42, batch), rng.uniform(0.9, 1.05, batch)))
+        scale = np.choose(
+            size_word, (rng.uniform(0.58, 0.84, batch), rng.uniform(0.3, 0.42, batch), rng.uniform(0.9, 1.05, batch))
+        )
         scale = np.where((position >= 0) & (size_word == 0), rng.uniform(0.42, 0.52, batch), scale)
         places = np.array([(0.5, 0.5), *POSITIONS.values()], dtype=np.float32)[position + 1]
         place = np.stack([places, places], 1) + rng.uniform(-0.05, 0.05, (batch, 2, 2))
-        place[two, 0, 0], place[two, 1, 0] = 0.27 + rng.uniform(-0.03, 0.03, two.sum()), 0.73 + rng.uniform(-0.03, 0.03, two.sum())
+        place[two, 0, 0], place[two, 1, 0] = (
+            0.27 + rng.uniform(-0.03, 0.03, two.sum()),
+            0.73 + rng.uniform(-0.03, 0.03, two.sum()),
+        )
         scales = np.where(two[:, None], rng.uniform(0.42, 0.52, (batch, 2)), scale[:, None])
 
         colours = (self.palette[ground] + rng.uniform(-0.03, 0.03, (batch, 2, 3))).clip(0, 1)
         tint = np.where(tint_of[..., None] >= 0, self.palette[tint_of] + rng.uniform(-0.03, 0.03, (batch, 2, 3)), -1)
         recipes = Recipes(
             background=torch.from_numpy(background),
-            scene=torch.from_numpy(scene_kind * catalogue.scene_variants + rng.integers(catalogue.scene_variants, size=batch)),
+            scene=torch.from_numpy(
+                scene_kind * catalogue.scene_variants + rng.integers(catalogue.scene_variants, size=batch)
+            ),
             colours=torch.from_numpy(colours.astype(np.float32)),
             angle=torch.from_numpy(rng.uniform(0, 2 * np.pi, batch).astype(np.float32)),
             crop=torch.from_numpy(rng.uniform(-1, 1, (batch, 3)).astype(np.float32)),
@@ -140,7 +153,11 @@ class RecipeBook:
             where = ("", *POSITIONS)[position[row] + 1]
             size = ("", "small", "large")[size_word[row]]
             objects = [
-                describe(self.noun(rng, label[row, o]), size, self.colour_names[tint_of[row, o]] if tint_of[row, o] >= 0 else "")
+                describe(
+                    self.noun(rng, label[row, o]),
+                    size,
+                    self.colour_names[tint_of[row, o]] if tint_of[row, o] >= 0 else "",
+                )
                 for o in range(1 + two[row])
             ]
             prefix = PREFIXES[rng.integers(len(PREFIXES))] if rng.random() < 0.25 else ""
@@ -164,7 +181,7 @@ class RecipeBook:
 class RecipeBatches(IterableDataset):
     """Batches `start`, `start + 1`, ... of (recipes, token ids [B, 40]); worker w of n makes every n-th."""
 
-    def __init__(self, book: RecipeBook, tokenizer, batch: int, seed: int, start: int = 0) -> None:  # noqa: ANN001
+    def __init__(self, book: RecipeBook, tokenizer, batch: int, seed: int, start: int = 0) -> None:
         self.book, self.tokenizer, self.batch, self.seed, self.start = book, tokenizer, batch, seed, start
 
     def __iter__(self) -> Iterator[tuple[Recipes, torch.Tensor]]:
@@ -176,7 +193,11 @@ class RecipeBatches(IterableDataset):
             tokens = None
             if self.tokenizer is not None:
                 tokens = self.tokenizer(
-                    captions, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+                    captions,
+                    padding="max_length",
+                    max_length=self.tokenizer.model_max_length,
+                    truncation=True,
+                    return_tensors="pt",
                 ).input_ids
             yield recipes, tokens
             index += count

@@ -23,7 +23,8 @@ class Renderer:
     Args:
         archive: what `fetch.py` packed.
         device: where to render.
-        names: the concepts to load, in label order. Default: the concepts the base is trained on; pass held-out names to
+        names: the concepts to load, in label order. Default: the concepts the base is trained on; pass held-out names
+        to
             render subjects.
         scene_variants: how many pictures of each scene to paint.
     """
@@ -47,7 +48,9 @@ class Renderer:
         self.small_sprites = halved(self.sprites)  # a second mip level, so that small objects stay free of aliasing
         by_name = {name: tuple(i for i, entry in enumerate(chosen) if entry["name"] == name) for name in names}
         classes = {entry["name"]: entry["class"] for entry in chosen}
-        self.catalogue = Catalogue(tuple(names), tuple(classes[n] for n in names), tuple(by_name[n] for n in names), scene_variants)
+        self.catalogue = Catalogue(
+            tuple(names), tuple(classes[n] for n in names), tuple(by_name[n] for n in names), scene_variants
+        )
         painted = [paint_scenes(scene, scene_variants, int(SIZE * MARGIN), scene_seed) for scene in SCENES]
         self.scenes = torch.from_numpy(np.concatenate(painted)).to(self.device)
 
@@ -66,7 +69,10 @@ class Renderer:
     def backgrounds(self, recipes: Recipes) -> torch.Tensor:
         """[B, 3, 128, 128] in 0..1: plain colours, gradients and scenes."""
         line = torch.linspace(-1, 1, SIZE, device=self.device)
-        along = line[None, None, :] * recipes.angle.cos()[:, None, None] + line[None, :, None] * recipes.angle.sin()[:, None, None]
+        along = (
+            line[None, None, :] * recipes.angle.cos()[:, None, None]
+            + line[None, :, None] * recipes.angle.sin()[:, None, None]
+        )
         amount = (along / 2.2 + 0.5).clamp(0, 1) * (recipes.background == GRADIENT)[:, None, None]
         first, second = recipes.colours[:, 0, :, None, None], recipes.colours[:, 1, :, None, None]
         picture = first + (second - first) * amount[:, None]
@@ -82,9 +88,12 @@ class Renderer:
         return picture
 
     def objects(self, recipes: Recipes, slot: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """One object per picture: premultiplied colour [B, 3, 128, 128] and alpha [B, 1, 128, 128]; zero where there is none."""
+        """One object per picture, or nothing: premultiplied colour [B, 3, 128, 128] and alpha [B, 1, 128, 128]."""
         batch, device = len(recipes), self.device
-        picture, alpha = torch.zeros(batch, 3, SIZE, SIZE, device=device), torch.zeros(batch, 1, SIZE, SIZE, device=device)
+        picture, alpha = (
+            torch.zeros(batch, 3, SIZE, SIZE, device=device),
+            torch.zeros(batch, 1, SIZE, SIZE, device=device),
+        )
         rows = (recipes.sprite[:, slot] >= 0).nonzero()[:, 0]
         if not len(rows):
             return picture, alpha
@@ -98,7 +107,9 @@ class Renderer:
     def drawn(self, sprites: torch.Tensor, recipes: Recipes, rows: torch.Tensor, slot: int) -> torch.Tensor:
         """The objects of some rows in their places: premultiplied RGBA [rows, 4, 128, 128]."""
         sprite = sprites[recipes.sprite[rows, slot]].float().div_(255)
-        sprite[:, :3] = self.tinted(sprite[:, :3], recipes.tint[rows, slot]) * recipes.light[rows, slot, None, None, None]
+        sprite[:, :3] = (
+            self.tinted(sprite[:, :3], recipes.tint[rows, slot]) * recipes.light[rows, slot, None, None, None]
+        )
         sprite[:, :3] *= sprite[:, 3:]
         scale, turn, mirror = recipes.scale[rows, slot], recipes.rotation[rows, slot], recipes.mirror[rows, slot]
         theta = torch.zeros(len(rows), 2, 3, device=self.device)
@@ -110,10 +121,12 @@ class Renderer:
 
     @staticmethod
     def tinted(colour: torch.Tensor, tint: torch.Tensor) -> torch.Tensor:
-        """Repaint pictures [B, 3, h, w] in the colours [B, 3], keeping light and shade; a negative tint leaves one as it is."""
+        """Repaint pictures [B, 3, h, w] in the colours [B, 3], keeping light and shade; a negative one does nothing."""
         luma = (colour * colour.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
         target, middle = tint[:, :, None, None], 0.6
-        painted = torch.where(luma < middle, target * (luma / middle), target + (1 - target) * (luma - middle) / (1 - middle))
+        painted = torch.where(
+            luma < middle, target * (luma / middle), target + (1 - target) * (luma - middle) / (1 - middle)
+        )
         painted = 0.9 * painted + 0.1 * colour
         return torch.where(target[:, :1] >= 0, painted, colour)
 

@@ -1,7 +1,6 @@
 """What the training stages share: where runs live, seeded steps, checkpoints that resume exactly, and progress."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ def save_checkpoint(folder: Path, step: int, **states: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "checkpoint.partial"
     torch.save({"step": step, **states}, partial)
-    os.replace(partial, folder / "checkpoint.pt")
+    partial.replace(folder / "checkpoint.pt")
 
 
 def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
@@ -29,7 +28,8 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
 
 
 class Progress:
-    """A progress bar with the running loss, and `losses.jsonl` with one line a step (the first hundred) or every hundred."""
+    """A progress bar with the running loss, and `losses.jsonl` with one line a step (the first hundred) or every
+    hundred."""
 
     def __init__(self, folder: Path, start: int, total: int, title: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,9 @@ class Progress:
         self.bar.update(1)
         if step < 100 or step % 100 == 99:
             means = {name: float(total) / self.count for name, total in self.sums.items()}
-            self.log.write(json.dumps({"step": step, "seconds": round(time.monotonic() - self.started, 1), **means}) + "\n")
+            self.log.write(
+                json.dumps({"step": step, "seconds": round(time.monotonic() - self.started, 1), **means}) + "\n"
+            )
             self.log.flush()
             self.bar.set_postfix({name: f"{mean:.4f}" for name, mean in means.items()}, refresh=False)
             self.sums, self.count = {}, 0

@@ -1,7 +1,7 @@
 """Simple painted backgrounds: grass, snow, beach, ... each a small numpy function of a random generator.
 
-A scene is a float32 picture [S, S, 3] in 0..1. They are painted once at the start of a run (`paint_scenes`) and cropped,
-mirrored and reused from then on, so their cost does not matter and plain numpy keeps them readable.
+A scene is a float32 picture [S, S, 3] in 0..1. They are painted once at the start of a run (`paint_scenes`) and
+cropped, mirrored and reused from then on, so their cost does not matter and plain numpy keeps them readable.
 """
 
 from collections.abc import Callable
@@ -111,7 +111,9 @@ def desert(rng: np.random.Generator, size: int) -> np.ndarray:
     picture = vertical(colour(rng, 110, 180, 230), colour(rng, 250, 225, 180), size)
     for height in (0.42, 0.55, 0.7):
         dune = vertical(colour(rng, 238, 178, 100), colour(rng, 205, 135, 65), size)
-        picture = mix(picture, dune * rng.uniform(0.92, 1.05), hills(rng, size, height + rng.uniform(-0.05, 0.05), 0.06))
+        picture = mix(
+            picture, dune * rng.uniform(0.92, 1.05), hills(rng, size, height + rng.uniform(-0.05, 0.05), 0.06)
+        )
     return picture
 
 
@@ -144,11 +146,15 @@ def brick_wall(rng: np.random.Generator, size: int) -> np.ndarray:
     x = np.linspace(0, 1, size, dtype=np.float32)[None]
     course = np.floor(y * count).astype(int)
     along = x * count / 2 + 0.5 * (course % 2)
-    tone = rng.uniform(0.78, 1.15, (count + 1, count + 2))[course.clip(0, count), np.floor(along).astype(int).clip(0, count + 1)]
+    tone = rng.uniform(0.78, 1.15, (count + 1, count + 2))[
+        course.clip(0, count), np.floor(along).astype(int).clip(0, count + 1)
+    ]
     mortar = ((y * count % 1.0) < 0.12) | ((along % 1.0) < 0.06)
     wall = colour(rng, 176, 84, 66) * tone[..., None].astype(np.float32)
     wall = mix(wall, colour(rng, 200, 190, 180), mortar.astype(np.float32) * 0.9)
-    floor = np.broadcast_to(colour(rng, 125, 122, 120), (size, size, 3)) * (0.92 + 0.1 * noise(rng, size, 40, 40)[..., None])
+    floor = np.broadcast_to(colour(rng, 125, 122, 120), (size, size, 3)) * (
+        0.92 + 0.1 * noise(rng, size, 40, 40)[..., None]
+    )
     return mix(wall, floor, hills(rng, size, rng.uniform(0.8, 0.95), 0.0))
 
 
@@ -158,7 +164,9 @@ def room(rng: np.random.Generator, size: int) -> np.ndarray:
     y, x = rows(size), np.linspace(0, 1, size, dtype=np.float32)[None]
     left, top = rng.uniform(0.05, 0.65), rng.uniform(0.08, 0.15)
     pane = (x > left) & (x < left + 0.28) & (y > top) & (y < top + 0.3)
-    glass = (x > left + 0.02) & (x < left + 0.26) & (y > top + 0.02) & (y < top + 0.28) & (np.abs(x - left - 0.14) > 0.008)
+    glass = (
+        (x > left + 0.02) & (x < left + 0.26) & (y > top + 0.02) & (y < top + 0.28) & (np.abs(x - left - 0.14) > 0.008)
+    )
     picture = mix(picture, colour(rng, 250, 250, 248, 4), pane.astype(np.float32))
     picture = mix(picture, colour(rng, 150, 205, 240), glass.astype(np.float32))
     floor = colour(rng, 150, 105, 75) * (0.85 + 0.25 * noise(rng, size, size // 3, 3)[..., None])

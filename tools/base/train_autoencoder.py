@@ -2,9 +2,9 @@
 
     python tools/base/train_autoencoder.py --output .work/base/autoencoder
 
-`vae/` in the output folder is complete as soon as the encoder is fitted, so that the diffusion model can start; it is renewed at
-every checkpoint. Losses of the decoder: L1 and squared error on pixels, L1 on their differences to the neighbours (edges). A little
-noise on the latents makes the decoder forgive what the diffusion model leaves behind.
+`vae/` in the output folder is complete as soon as the encoder is fitted, so that the diffusion model can start; it is
+renewed at every checkpoint. Losses of the decoder: L1 and squared error on pixels, L1 on their differences to the
+neighbours (edges). A little noise on the latents makes the decoder forgive what the diffusion model leaves behind.
 """
 
 import argparse
@@ -28,7 +28,12 @@ CROP = 64  # pixels: a convolutional autoencoder learns as much from a quarter o
 
 def crops(picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """One random 64 x 64 crop of each picture [B, 3, 128, 128], on the grid of the latents."""
-    corners = torch.randint((picture.shape[-1] - CROP) // 8 + 1, (len(picture), 2), generator=generator, device=picture.device) * 8
+    corners = (
+        torch.randint(
+            (picture.shape[-1] - CROP) // 8 + 1, (len(picture), 2), generator=generator, device=picture.device
+        )
+        * 8
+    )
     return torch.stack([p[:, y : y + CROP, x : x + CROP] for p, (y, x) in zip(picture, corners.tolist(), strict=True)])
 
 
@@ -45,7 +50,9 @@ def losses(vae: AutoencoderTiny, picture: torch.Tensor, generator: torch.Generat
     return {
         "pixels": F.l1_loss(decoded, picture),
         "squared": F.mse_loss(decoded, picture),
-        "edges": sum((F.l1_loss(a, b) for a, b in zip(edges(decoded), edges(picture), strict=True)), start=latents.new_zeros(())),
+        "edges": sum(
+            (F.l1_loss(a, b) for a, b in zip(edges(decoded), edges(picture), strict=True)), start=latents.new_zeros(())
+        ),
     }
 
 
@@ -56,6 +63,13 @@ def main() -> None:
     parser.add_argument("--max_train_steps", type=int, default=4_000)
     parser.add_argument("--train_batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--fit_batches", type=int, default=32, help="batches of 64 composites that the encoder is fitted to"
+    )
+    parser.add_argument("--scene_variants", type=int, default=32, help="painted pictures of each scene")
+    parser.add_argument(
+        "--stop_after", type=int, help="save and stop after this step; the same command without it goes on"
+    )
     parser.add_argument("--checkpointing_minutes", type=float, default=3)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -63,14 +77,18 @@ def main() -> None:
 
     device = pick_device()
     torch.manual_seed(args.seed)
-    renderer = Renderer(args.sprites, device)
+    renderer = Renderer(args.sprites, device, scene_variants=args.scene_variants)
     vae = make_autoencoder()
-    write_encoder(vae, *(part.cpu() for part in fit(renderer, LATENT_CHANNELS, args.seed)))
+    write_encoder(vae, *(part.cpu() for part in fit(renderer, LATENT_CHANNELS, args.seed, args.fit_batches)))
     vae.encoder.requires_grad_(False)
     vae.to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0, fused=True)
-    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=args.max_train_steps // 20, num_training_steps=args.max_train_steps)
-    start = 0
+    optimizer = torch.optim.AdamW(
+        vae.decoder.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=0, fused=True
+    )
+    schedule = get_scheduler(
+        "cosine", optimizer, num_warmup_steps=args.max_train_steps // 20, num_training_steps=args.max_train_steps
+    )
+    start, last = 0, args.stop_after or args.max_train_steps
     if (saved := load_checkpoint(args.output, device)) is not None:
         start = saved["step"]
         vae.load_state_dict(saved["vae"])
@@ -88,7 +106,7 @@ def main() -> None:
     batches = RecipeBatches(RecipeBook(renderer.catalogue), None, args.train_batch_size, args.seed, start)
     loader = DataLoader(batches, batch_size=None, num_workers=args.workers, prefetch_factor=8 if args.workers else None)
     progress, saved_at = Progress(args.output, start, args.max_train_steps, "autoencoder"), time.monotonic()
-    for step, (recipes, _) in zip(range(start, args.max_train_steps), loader, strict=False):
+    for step, (recipes, _) in zip(range(start, last), loader, strict=False):
         generator = step_generator(args.seed, step, device)
         picture = crops(renderer(recipes), generator).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
@@ -104,7 +122,7 @@ def main() -> None:
             save(step + 1)
             saved_at = time.monotonic()
     progress.close()
-    save(args.max_train_steps)
+    save(last)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python tools/base/train_diffusion.py --vae .work/base/autoencoder/vae --output .work/base/diffusion
 
-v-prediction with zero terminal signal-to-noise ratio. The loss of a timestep is weighted (min(snr, gamma) + 1) / (snr + 1):
-min-SNR (Hang et al. 2023) as it has to be for v-prediction, shifted by one so that pure noise, where snr is 0, still counts.
+v-prediction with zero terminal signal-to-noise ratio. The loss of a timestep is weighted by
+(min(snr, gamma) + 1) / (snr + 1): min-SNR (Hang et al. 2023) as it has to be for v-prediction, shifted by one so that
+pure noise, where snr is 0, still counts.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def weighted_loss(prediction: torch.Tensor, target: torch.Tensor, snr: torch.Ten
 class Model(torch.nn.Module):
     """Text encoder and UNet as one module: what is trained, averaged and saved."""
 
-    def __init__(self, tokenizer) -> None:  # noqa: ANN001
+    def __init__(self, tokenizer) -> None:
         super().__init__()
         self.text_encoder = make_text_encoder(tokenizer)
         self.unet = make_unet()
@@ -56,7 +57,9 @@ def training_loss(
         latents = vae.encode(picture).latents.float() * vae.config.scaling_factor
     latents = latents.repeat(noise_levels, 1, 1, 1)
     noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-    timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator, device=latents.device)
+    timesteps = torch.randint(
+        scheduler.config.num_train_timesteps, (len(latents),), generator=generator, device=latents.device
+    )
     noisy = scheduler.add_noise(latents, noise, timesteps)
     target = scheduler.get_velocity(latents, noise, timesteps)
     prediction = model(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
@@ -77,19 +80,30 @@ def main() -> None:
     parser.add_argument("--sprites", type=Path, default=Path(".work/base/sprites.zip"))
     parser.add_argument("--vae", type=Path, default=Path(".work/base/autoencoder/vae"))
     parser.add_argument("--output", type=Path, default=Path(".work/base/diffusion"))
-    parser.add_argument("--init_from", type=Path, help="a folder with unet/ and text_encoder/ to start from, e.g. the shipped base")
+    parser.add_argument(
+        "--init_from", type=Path, help="a folder with unet/ and text_encoder/ to start from, e.g. the shipped base"
+    )
     parser.add_argument("--max_train_steps", type=int, default=40_000)
-    parser.add_argument("--decay_steps", type=int, default=14_000, help="the learning rate falls to zero over these last steps")
+    parser.add_argument(
+        "--decay_steps", type=int, default=14_000, help="the learning rate falls to zero over these last steps"
+    )
     parser.add_argument("--train_batch_size", type=int, default=32, help="noised latents a step")
-    parser.add_argument("--noise_levels", type=int, default=2, help="noise levels a picture is used at: fewer pictures to render")
+    parser.add_argument(
+        "--noise_levels", type=int, default=2, help="noise levels a picture is used at: fewer pictures to render"
+    )
     parser.add_argument("--learning_rate", type=float, default=9e-4)
     parser.add_argument("--warmup_steps", type=int, default=300)
     parser.add_argument("--weight_decay", type=float, default=0.01)
     parser.add_argument("--snr_gamma", type=float, default=5.0)
     parser.add_argument("--ema_decay", type=float, default=0.999)
+    parser.add_argument(
+        "--stop_after", type=int, help="save and stop after this step; the same command without it goes on"
+    )
     parser.add_argument("--checkpointing_minutes", type=float, default=5)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the UNet: minutes to start, a fifth faster")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the UNet: minutes to start, a fifth faster"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -98,7 +112,11 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     renderer = Renderer(args.sprites, device)
     book = RecipeBook(renderer.catalogue)
-    captions = [caption for number in range(20) for caption in book.draw(np.random.default_rng([args.seed, 1 << 40, number]), 2000)[1]]
+    captions = [
+        caption
+        for number in range(20)
+        for caption in book.draw(np.random.default_rng([args.seed, 1 << 40, number]), 2000)[1]
+    ]
     tokenizer = train_tokenizer(captions, args.output / "tokenizer")
     scheduler = make_scheduler()
     scheduler.save_pretrained(args.output / "scheduler")
@@ -112,7 +130,9 @@ def main() -> None:
             part.load_state_dict(type(part).from_pretrained(args.init_from / name).state_dict())
     model.to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
-        model.unet.set_attn_processor(AttnProcessor())  # the backward of the CPU's flash attention is several times slower
+        model.unet.set_attn_processor(
+            AttnProcessor()
+        )  # the backward of the CPU's flash attention is several times slower
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=True
@@ -120,7 +140,7 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, args.max_train_steps, args.warmup_steps, args.decay_steps)
     )
-    start = 0
+    start, last = 0, args.stop_after or args.max_train_steps
     if (saved := load_checkpoint(args.output, device)) is not None:
         start = saved["step"]
         model.load_state_dict(saved["model"])
@@ -139,11 +159,13 @@ def main() -> None:
     if args.compile:
         model.unet.compile()
     progress, saved_at = Progress(args.output, start, args.max_train_steps, "diffusion"), time.monotonic()
-    for step, (recipes, tokens) in zip(range(start, args.max_train_steps), loader, strict=False):
+    for step, (recipes, tokens) in zip(range(start, last), loader, strict=False):
         generator = step_generator(args.seed, step, device)
         picture = renderer(recipes).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
-            loss = training_loss(model, vae, scheduler, picture, tokens.to(device), generator, args.snr_gamma, args.noise_levels)
+            loss = training_loss(
+                model, vae, scheduler, picture, tokens.to(device), generator, args.snr_gamma, args.noise_levels
+            )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -155,7 +177,7 @@ def main() -> None:
             save(step + 1)
             saved_at = time.monotonic()
     progress.close()
-    save(args.max_train_steps)
+    save(last)
 
 
 if __name__ == "__main__":
