@@ -1,0 +1,46 @@
+"""Recombined attention, and the one place that chooses how it is computed.
+
+Every way computes `coeff_diffusion.recombination.recombined_attention` exactly; they differ in time and memory.
+"""
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from .. import recombination
+
+
+def recombined_attention(
+    query: Float[Tensor, "batch heads queries channels"],
+    key: Float[Tensor, "batch heads keys channels"],
+    value: Float[Tensor, "batch heads keys value_channels"],
+    coeff: Float[Tensor, "heads heads"] | Float[Tensor, "batch heads heads"] | None,
+    attn_mask: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads queries value_channels"]:
+    """Scaled dot-product attention whose heads share their maps: `out[h] = sum_j (I + coeff)[h, j] maps[j] @ value[h]`.
+
+    Args:
+        query: `[B, H, N, D]`.
+        key: `[B, H, M, D]`.
+        value: `[B, H, M, Dv]`.
+        coeff: residual coefficients, `[H, H]` for the whole batch or `[B, H, H]`, one matrix per sample; row = the head
+            that receives, column = the map that is used. None is plain attention, bitwise PyTorch's.
+        attn_mask: broadcastable to `[B, H, N, M]`; boolean (true = attend) or added to the scores.
+        scale: factor on the scores; default `D ** -0.5`.
+
+    Returns:
+        `[B, H, N, Dv]` in the query's dtype; the maps are mixed in float32 at least, whatever the inputs' dtype.
+
+    Raises:
+        ValueError: `coeff` does not fit the heads or the batch of `query`.
+    """
+    if coeff is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=scale)
+    batch, heads = query.shape[:2]
+    if coeff.shape not in ((heads, heads), (batch, heads, heads)):
+        raise ValueError(
+            f"coeff is {list(coeff.shape)}, but a query of {batch} samples and {heads} heads needs "
+            f"[{heads}, {heads}] or [{batch}, {heads}, {heads}]"
+        )
+    return recombination.recombined_attention(query, key, value, coeff, attn_mask, scale)

@@ -1,0 +1,137 @@
+"""Tiny real components: what every test runs on. No network, no mocks of a model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image, ImageDraw
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from coeff_diffusion import Coefficients, CoefficientsInfo, describe_base, layer_heads
+
+# Words the tiny tokenizer knows as one token each; all else falls back to bytes.
+WORDS = "a photo of the dog cat pot in on snow beach red blue grass"
+
+
+torch.set_num_threads(1)  # models this small only lose time to a second thread, and much of it on a busy machine
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion of 300,000 weights, saved by diffusers: 14 attention layers, 4 or 8 heads, 16 px pictures."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            projection_dim=32,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=(4, 8),  # the number of heads, as in Stable Diffusion's own configs
+        cross_attention_dim=32,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    path = tmp_path_factory.mktemp("base") / "tiny"
+    pipe.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def tiny_pipe(tiny_base_dir: Path) -> StableDiffusionPipeline:
+    """A fresh pipeline from `tiny_base_dir`, in evaluation mode, without a progress bar."""
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_base_dir)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def new_subject(tiny_pipe: StableDiffusionPipeline) -> Callable[..., Coefficients]:
+    """Makes a subject for `tiny_pipe` that visibly does something: random matrices and, with `vectors`, a token."""
+    heads, base = layer_heads(tiny_pipe.unet), describe_base(tiny_pipe.unet)
+
+    def make(name: str = "dog", trigger: str = "sks dog", vectors: int = 0, seed: int = 1, **info: Any) -> Coefficients:
+        generator = torch.Generator().manual_seed(seed)
+        coeffs = {path: 0.3 * torch.randn(n, n, generator=generator) for path, n in heads.items()}
+        tokens = {"text_encoder": torch.randn(vectors, 32, generator=generator)} if vectors else {}
+        return Coefficients(coeffs, tokens, CoefficientsInfo(name=name, trigger=trigger, **{**base, **info}))
+
+    return make
+
+
+@pytest.fixture
+def subject_images(tmp_path: Path) -> Path:
+    """A folder of 5 pictures, each of its own content, size and format."""
+    folder = tmp_path / "subject"
+    folder.mkdir()
+    for i, (width, height, suffix) in enumerate(
+        [(24, 24, "png"), (32, 24, "jpg"), (24, 40, "png"), (48, 48, "jpeg"), (20, 20, "png")]
+    ):
+        image = Image.new("RGB", (width, height), (40 * i, 120, 255 - 40 * i))
+        ImageDraw.Draw(image).ellipse((4, 4, 12 + 2 * i, 12 + i), fill=(255, 30 * i, 20))
+        image.save(folder / f"{i}.{suffix}")
+    return folder
+
+
+def _tokenizer() -> CLIPTokenizer:
+    """Byte-level BPE in CLIP's own form: any text tokenizes, the words of `WORDS` as one token each."""
+    letters = sorted(ByteLevel.alphabet())
+    merges: list[tuple[str, str]] = []
+    for word in WORDS.split():
+        stem = word[0] if len(word) > 1 else f"{word}</w>"
+        for i, letter in enumerate(word[1:], start=2):
+            merge = (stem, letter + ("</w>" if i == len(word) else ""))
+            if merge not in merges:
+                merges.append(merge)
+            stem = "".join(merge)
+    tokens = dict.fromkeys([*letters, *(f"{x}</w>" for x in letters), *map("".join, merges)])
+    vocabulary = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
