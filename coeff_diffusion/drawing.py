@@ -1,0 +1,106 @@
+"""What to draw, how far it is, and what came out: the plain data that goes in and out of `Studio`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from PIL import Image
+
+MAX_SEED = 2**32 - 1
+
+
+class StudioError(ValueError):
+    """A picture cannot be drawn as asked. The message lists everything that is wrong with the request."""
+
+
+class DrawCancelled(Exception):  # noqa: N818 - not an error: the caller asked for it
+    """Drawing ended early because `should_stop` said so."""
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """What to draw. Every field but the prompt has a default."""
+
+    prompt: str
+    """What the picture shows; a subject is called up by its trigger."""
+    negative_prompt: str = ""
+    """What the picture should not show."""
+    subjects: Mapping[str, float] = field(default_factory=dict)
+    """Strength of the coefficients of each loaded subject that takes part: 1 as trained, 0 off. A learned trigger has
+    no strength: while its subject is loaded, it is a word like any other."""
+    seed: int | None = None
+    """Seed of the first picture, the next ones count up from it; None draws one at random."""
+    steps: int = 20
+    """Denoising steps."""
+    guidance_scale: float = 7.5
+    """How strongly the picture follows the prompt; 1 turns guidance off."""
+    guidance_rescale: float | None = None
+    """Correction of overexposure by guidance, 0 to 1; None is 0.7 for a base with zero terminal SNR, else 0."""
+    scheduler: str | None = None
+    """Sampler, by A1111's or diffusers' name; None is the base's own."""
+    width: int | None = None
+    """Pixels; None is the size the base was trained at."""
+    height: int | None = None
+    """Pixels; None is the size the base was trained at."""
+    batch_size: int = 1
+    """Pictures drawn at once."""
+    gate: Literal["trigger", "always"] | None = None
+    """Act on prompts with the trigger only, or on all; None is what each subject was saved with."""
+
+
+@dataclass(frozen=True)
+class DrawProgress:
+    """One denoising step is done.
+
+    Attributes:
+        latents: `[pictures, channels, height, width]`, the picture as it forms; read it, do not change it.
+    """
+
+    step: int
+    total: int
+    seconds_per_step: float
+    latents: torch.Tensor
+
+    @property
+    def seconds_left(self) -> float:
+        """An estimate from the steps so far."""
+        return self.seconds_per_step * (self.total - self.step)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and all it takes to draw it again: `studio.draw(picture.request)` gives this one alone.
+
+    Attributes:
+        parameters: the text for the PNG (see `pictures.save_picture`).
+    """
+
+    image: Image.Image
+    request: DrawRequest
+    seed: int
+    parameters: str
+
+
+def problems(request: DrawRequest, multiple: int, max_steps: int) -> list[str]:
+    """Everything in a request that no base could draw."""
+    problems = []
+    if request.batch_size < 1:
+        problems.append(f"batch_size is {request.batch_size}, expected at least 1")
+    if not 0 <= (request.seed or 0) <= MAX_SEED - request.batch_size + 1:
+        problems.append(f"seed is {request.seed}, expected 0 to {MAX_SEED - request.batch_size + 1}")
+    if not 1 <= request.steps <= max_steps:
+        problems.append(f"steps is {request.steps}, expected 1 to {max_steps}")
+    if not 0 <= request.guidance_scale <= 100:
+        problems.append(f"guidance_scale is {request.guidance_scale}, expected 0 to 100")
+    if not 0 <= (request.guidance_rescale or 0) <= 1:
+        problems.append(f"guidance_rescale is {request.guidance_rescale}, expected 0 to 1")
+    for side in ("width", "height"):
+        pixels = getattr(request, side)
+        if pixels < multiple or pixels % multiple:
+            problems.append(f"{side} is {pixels}, expected a multiple of {multiple}")
+    for name, strength in request.subjects.items():
+        if not math.isfinite(strength):
+            problems.append(f"the strength of subject {name!r} is {strength}, expected a finite number")
+    return problems

@@ -1,0 +1,51 @@
+"""A second structure over the same weights: change how a model computes without changing the model."""
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def shared_copy(module: Module, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Module:
+    """A copy of a module that reads the same weights, frozen.
+
+    Layers, hooks and processors are its own, so attaching coefficients to the copy leaves the original as it is. Costs
+    no memory; weights are only copied where device or dtype ask for others.
+
+    Raises:
+        ValueError: the module is offloaded (`enable_model_cpu_offload`), so its weights are not simply there.
+    """
+    if any(hasattr(part, "_hf_hook") for part in module.modules()):
+        raise ValueError(
+            f"{type(module).__name__} is managed by accelerate hooks (CPU offload); load the pipeline without offload"
+        )
+    memo: dict[int, Any] = {}
+    for weight in module.parameters():
+        memo[id(weight)] = nn.Parameter(weight.detach().to(device=device, dtype=dtype), requires_grad=False)
+    for buffer in module.buffers():
+        memo[id(buffer)] = buffer.to(device=device, dtype=dtype if buffer.is_floating_point() else None)
+    config = getattr(module, "_internal_dict", None)  # diffusers' frozen config cannot be copied and never changes
+    if config is not None:
+        memo[id(config)] = config
+    return copy.deepcopy(module, memo)
+
+
+def shared_pipeline(
+    pipe: StableDiffusionPipeline, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> StableDiffusionPipeline:
+    """A pipeline over the same weights whose UNet, text encoder and tokenizer can be changed on their own.
+
+    It draws what the original draws while the original trains, loads subjects or draws in another thread.
+    """
+    parts: dict[str, Any] = dict(pipe.components)
+    for name in ("unet", "text_encoder", "vae"):
+        parts[name] = shared_copy(parts[name], device, dtype)
+    parts["tokenizer"] = copy.deepcopy(pipe.tokenizer)
+    parts["scheduler"] = copy.deepcopy(pipe.scheduler)
+    shared = type(pipe)(**parts, requires_safety_checker=False)
+    shared.register_to_config(_name_or_path=pipe.name_or_path)
+    return shared

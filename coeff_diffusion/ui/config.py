@@ -1,0 +1,114 @@
+"""How the page is opened: its flags, who may reach it, and the launch itself."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..library import Library
+from ..pictures import check_folder
+from ..pipeline import load_base
+from ..studio import Studio
+from .service import StudioService
+
+LOCALHOST = "127.0.0.1"
+MAX_UPLOAD = "1mb"  # a subject has about 10 KB; pictures to train on will need their own, larger limit
+
+
+class PageError(ValueError):
+    """The page cannot be opened as asked."""
+
+
+@dataclass
+class PageConfig:
+    """Open the page: pick subjects, write a prompt, draw."""
+
+    base: str = "embedded"
+    """The base: "embedded", a diffusers folder, a .safetensors checkpoint or a Hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a base from the Hub."""
+    base_config: str | None = None
+    """For a single checkpoint: the diffusers folder or Hub id its component configs are read from."""
+    subjects_dir: str = "outputs"
+    """The folder whose subjects the page offers; what is uploaded is copied into it."""
+    output_dir: str = "outputs/pictures"
+    """Where every drawn picture is saved, under the next free number."""
+    port: int = 7860
+    """Port of the page; 0 is any free one."""
+    listen: bool = False
+    """Let other machines of the network reach the page (needs --auth)."""
+    share: bool = False
+    """Open a public link through Gradio's servers (needs --auth)."""
+    auth: str | None = None
+    """user:password that the page asks for, or a file with one such line per user (a file keeps it out of the
+    process list)."""
+    open_browser: bool = False
+    """Open the page in the browser."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto is the GPU where there is one."""
+    dtype: str = "float32"
+    """Of the base's weights: float32, float16, bfloat16."""
+
+
+def read_auth(auth: str | None) -> list[tuple[str, str]]:
+    """Users and passwords from `user:password` or from a file of such lines.
+
+    Raises:
+        PageError: a line without a user or without a password.
+    """
+    if auth is None:
+        return []
+    path = Path(auth).expanduser()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else [auth]
+    users = []
+    for line in lines:
+        if line.strip():
+            user, _, password = line.strip().partition(":")
+            if not user or not password:  # the line itself may be a password: never repeat it
+                raise PageError("--auth wants user:password, or a file with one user:password per line")
+            users.append((user, password))
+    if not users:
+        raise PageError(f"--auth: the file {auth!r} names no user")
+    return users
+
+
+def check(config: PageConfig) -> list[tuple[str, str]]:
+    """The users of the page, once it is certain that nobody else can reach it.
+
+    Raises:
+        PageError: reachable from outside without a password, or an impossible port.
+    """
+    users = read_auth(config.auth)
+    open_to = [flag for flag, on in (("--share", config.share), ("--listen", config.listen)) if on]
+    if open_to and not users:
+        raise PageError(
+            f"{' and '.join(open_to)} lets others draw on this machine; add --auth user:password (or a file of them)"
+        )
+    if not 0 <= config.port <= 65535:
+        raise PageError(f"--port is {config.port}, expected 0 to 65535")
+    return users
+
+
+def open_page(config: PageConfig, block: bool = True) -> str:
+    """Load the base, open the page, and stay until Ctrl-C.
+
+    Args:
+        block: False returns at once with the page running in a thread (for tests and notebooks).
+
+    Returns:
+        The page's address.
+
+    Raises:
+        PageError: see `check`; gradio missing; the port taken. BaseModelError: see `load_base`.
+    """
+    users = check(config)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: nothing leaves the machine
+    try:
+        from .page import build, launch
+    except ModuleNotFoundError as error:
+        raise PageError(f'the page needs {error.name}; pip install "coeff-diffusion[ui]"') from error
+    output_dir = check_folder(config.output_dir)
+    pipe = load_base(
+        config.base, revision=config.revision, dtype=config.dtype, device=config.device, config=config.base_config
+    )
+    service = StudioService(Studio(pipe), Library(config.subjects_dir), output_dir)
+    return launch(build(service), config, users, block)

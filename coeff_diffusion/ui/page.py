@@ -1,0 +1,65 @@
+"""The page as a whole: its tabs, its looks and how it is served."""
+
+import socket
+from typing import Any
+
+import gradio as gr
+
+from . import draw
+from .config import LOCALHOST, MAX_UPLOAD, PageConfig, PageError
+from .service import StudioService
+
+# Fonts of the reader's system: a web font would be a request to someone else's server.
+THEME = gr.themes.Soft(
+    font=["system-ui", "sans-serif"],
+    font_mono=["ui-monospace", "monospace"],
+)
+QUEUE_LENGTH = 32  # drawings that may wait; one more gets "queue is full" at once
+CACHE_SECONDS = 24 * 3600
+
+
+def build(service: StudioService) -> gr.Blocks:
+    """The page around a service: one tab per file of this folder."""
+    with gr.Blocks(title="coeff-diffusion", analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as page:
+        gr.Markdown(f"# coeff-diffusion\nDrawing on the base *{service.studio.base}*.")
+        with gr.Tab("Draw"):
+            draw.build(service, page)
+    page.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1)
+    return page
+
+
+def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], block: bool) -> str:
+    """Serve the page and return its address (see `config.open_page`)."""
+    options: dict[str, Any] = {
+        "server_name": "0.0.0.0" if config.listen else LOCALHOST,
+        "server_port": config.port or None,
+        "share": config.share,
+        "auth": users or None,
+        "inbrowser": config.open_browser,
+        "max_file_size": MAX_UPLOAD,
+        "allowed_paths": [],  # the page serves its own cache and nothing else
+        "theme": THEME,
+        "footer_links": [],
+        "ssr_mode": False,
+        "pwa": False,
+        "enable_monitoring": False,
+        "quiet": True,
+        "show_error": True,
+    }
+    _check_port(str(options["server_name"]), config.port)
+    _, local, public = page.launch(prevent_thread_lock=True, **options)
+    address = public or local
+    print(f"The page is at {address} (Ctrl-C closes it)", flush=True)
+    if block:
+        page.block_thread()
+    return address
+
+
+def _check_port(host: str, port: int) -> None:
+    """Say in one line that a port is taken; gradio would look at others first and leave sockets open."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PageError(f"port {port} cannot be used ({error.strerror}); give another --port, or 0") from error

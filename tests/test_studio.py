@@ -1,0 +1,234 @@
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from subject_maker import make_subject
+
+from coeff_diffusion import Coefficients, unload_coefficients
+from coeff_diffusion.drawing import DrawCancelled, DrawProgress, DrawRequest, StudioError
+from coeff_diffusion.pictures import parse_parameters
+from coeff_diffusion.schedulers import SchedulerError
+from coeff_diffusion.studio import Studio
+
+REQUEST = DrawRequest("a photo of sks dog on grass", seed=3, steps=3)
+PLAIN = DrawRequest("a photo of the cat", seed=3, steps=3)
+
+
+@pytest.fixture
+def studio(tiny_pipe: StableDiffusionPipeline) -> Studio:
+    return Studio(tiny_pipe)
+
+
+@pytest.fixture
+def dog(tiny_pipe: StableDiffusionPipeline) -> Coefficients:
+    return make_subject(tiny_pipe.unet, tiny_pipe.text_encoder, "dog", "sks dog", "dog")
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=np.int16)
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return bool((pixels(a) == pixels(b)).all())
+
+
+def stock(pipe: StableDiffusionPipeline, request: DrawRequest) -> list[Image.Image]:
+    """What anyone gets from the pipeline itself."""
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        [request.prompt] * request.batch_size,
+        negative_prompt=[request.negative_prompt] * request.batch_size,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance_scale,
+        generator=[torch.Generator().manual_seed(request.seed + i) for i in range(request.batch_size)],
+    ).images
+
+
+def test_without_subjects_it_is_the_stock_pipeline(studio: Studio) -> None:
+    expected = stock(studio.pipe, replace(PLAIN, batch_size=2))
+    found = studio.draw(replace(PLAIN, batch_size=2))
+    assert all(same(picture.image, image) for picture, image in zip(found, expected, strict=True))
+
+
+def test_any_picture_of_a_batch_can_be_drawn_alone(studio: Studio, dog: Coefficients) -> None:
+    studio.load(dog)
+    batch = studio.draw(replace(REQUEST, batch_size=3, subjects={"dog": 1.0}, scheduler="Euler a"))
+    assert [picture.seed for picture in batch] == [3, 4, 5]
+    alone = studio.draw(batch[2].request)
+    assert len(alone) == 1
+    # Not bitwise: matrix products of another batch size round in another order.
+    assert np.abs(pixels(alone[0].image) - pixels(batch[2].image)).max() <= 1
+    assert not same(batch[0].image, batch[1].image)
+
+
+def test_a_picture_knows_how_it_was_drawn(studio: Studio, dog: Coefficients) -> None:
+    studio.load(dog)
+    picture = studio.draw(replace(REQUEST, negative_prompt="red", subjects={"dog": 0.5}))[0]
+    found = parse_parameters(picture.parameters)
+    assert (found.prompt, found.negative_prompt) == (REQUEST.prompt, "red")
+    assert (found.steps, found.seed, found.guidance_scale) == (3, 3, 7.5)
+    assert (found.width, found.height) == picture.image.size == (16, 16)
+    assert (found.sampler, found.model, found.subjects) == ("DDIM", "tiny", {"dog": 0.5})
+
+
+def test_a_subject_acts_when_asked_for_and_only_then(studio: Studio, dog: Coefficients) -> None:
+    base = studio.draw(PLAIN)[0].image
+    studio.load(dog)
+    acting = replace(REQUEST, subjects={"dog": 1.0})
+    assert not same(studio.draw(acting)[0].image, studio.draw(replace(acting, subjects={"dog": 0.3}))[0].image)
+    assert same(studio.draw(PLAIN)[0].image, base)
+    assert same(studio.draw(replace(PLAIN, subjects={"dog": 1.0}))[0].image, base)  # its trigger is not in the prompt
+    assert same(stock(studio.pipe, PLAIN)[0], base)  # between drawings nothing acts
+    studio.unload("dog")
+    assert studio.subjects == {}
+
+
+def test_gate_of_a_request_wins(studio: Studio, dog: Coefficients) -> None:
+    studio.load(dog)
+    base = studio.draw(PLAIN)[0].image
+    assert not same(studio.draw(replace(PLAIN, subjects={"dog": 1.0}, gate="always"))[0].image, base)
+    assert same(studio.draw(replace(PLAIN, subjects={"dog": 1.0}))[0].image, base)
+
+
+def test_compare_draws_the_base_from_the_same_noise(studio: Studio, dog: Coefficients) -> None:
+    expected = stock(studio.pipe, replace(REQUEST, prompt="a photo of dog on grass", batch_size=2))
+    studio.load(dog)
+    base, drawn = studio.compare(replace(REQUEST, prompt="a photo of  Sks  dog on grass", batch_size=2,
+                                         subjects={"dog": 1.0}))  # fmt: skip
+    assert all(same(picture.image, image) for picture, image in zip(base, expected, strict=True))
+    assert base[0].request.prompt.split() == ["a", "photo", "of", "dog", "on", "grass"]
+    assert [p.seed for p in base] == [p.seed for p in drawn] == [3, 4]
+    assert not same(base[0].image, drawn[0].image)
+    steps: list[DrawProgress] = []
+    studio.compare(REQUEST, on_step=steps.append)
+    assert [(progress.step, progress.total) for progress in steps] == [(i, 6) for i in range(1, 7)]
+    assert steps[0].seconds_left > 0
+    assert steps[-1].seconds_left == 0
+
+
+def test_compare_without_a_class_word_wants_a_prompt(studio: Studio, dog: Coefficients) -> None:
+    studio.load(dog.replace(info=replace(dog.info, class_word="")))
+    request = replace(REQUEST, subjects={"dog": 1.0})
+    with pytest.raises(StudioError, match="'dog' does not record its class word"):
+        studio.compare(request)
+    base, _ = studio.compare(request, base_prompt="a dog")
+    assert base[0].request.prompt == "a dog"
+
+
+def test_notes_say_when_a_subject_cannot_act(studio: Studio, dog: Coefficients) -> None:
+    studio.load(dog)
+    assert studio.notes(replace(REQUEST, subjects={"dog": 1.0})) == []
+    assert studio.notes(PLAIN) == []
+    (note,) = studio.notes(replace(PLAIN, subjects={"dog": 1.0}))
+    assert note == "the prompt does not contain 'sks dog', so 'dog' does not act"
+    assert studio.notes(replace(PLAIN, subjects={"dog": 1.0}, gate="always")) == []
+
+
+def test_a_drawing_leaves_the_pipeline_as_it_was(studio: Studio) -> None:
+    pipe = studio.pipe
+    scheduler = pipe.scheduler
+    pipe.unet.train()
+    pipe.unet.mid_block.eval()
+    modes = {name: module.training for name, module in pipe.unet.named_modules()}
+    state = torch.get_rng_state()
+    studio.draw(replace(PLAIN, scheduler="Euler a"))
+    assert pipe.scheduler is scheduler
+    assert modes == {name: module.training for name, module in pipe.unet.named_modules()}
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_progress_and_cancelling(studio: Studio, dog: Coefficients) -> None:
+    studio.load(dog)
+    steps: list[DrawProgress] = []
+    studio.draw(REQUEST, steps.append)
+    assert [(progress.step, progress.total) for progress in steps] == [(1, 3), (2, 3), (3, 3)]
+    assert steps[0].latents.shape == (1, 4, 8, 8)
+    assert steps[-1].seconds_left == 0
+    seen: list[DrawProgress] = []
+    with pytest.raises(DrawCancelled):
+        studio.draw(replace(REQUEST, subjects={"dog": 1.0}), seen.append, should_stop=lambda: len(seen) == 2)
+    assert len(seen) == 2
+    assert same(studio.draw(PLAIN)[0].image, stock(studio.pipe, PLAIN)[0])
+
+
+def test_random_seeds_are_recorded(studio: Studio) -> None:
+    first, second = (studio.draw(replace(PLAIN, seed=None))[0] for _ in range(2))
+    assert first.seed != second.seed
+    assert same(studio.draw(first.request)[0].image, first.image)
+
+
+def test_everything_wrong_is_said_at_once(studio: Studio) -> None:
+    with pytest.raises(StudioError) as error:
+        studio.draw(
+            DrawRequest("x", steps=0, width=12, guidance_scale=-1, batch_size=0, scheduler="Oiler", subjects={"cat": 1})
+        )
+    for part in (
+        "steps is 0, expected 1 to 1000",
+        "width is 12, expected a multiple of 8",
+        "guidance_scale is -1, expected 0 to 100",
+        "batch_size is 0, expected at least 1",
+        "no subject 'cat' is loaded; loaded are none",
+        "no scheduler 'Oiler'",
+    ):
+        assert part in str(error.value)
+    for wrong in (replace(PLAIN, seed=-1), replace(PLAIN, seed=2**32), replace(PLAIN, guidance_scale=float("nan"))):
+        with pytest.raises(StudioError, match="expected 0 to"):
+            studio.draw(wrong)
+    with pytest.raises(StudioError, match="no subject 'cat' is loaded"):
+        studio.unload("cat")
+
+
+def test_strength_that_breaks_the_picture_is_an_error(studio: Studio, dog: Coefficients) -> None:
+    studio.load(dog)
+    with pytest.raises(StudioError, match="expected a finite number"):
+        studio.draw(replace(REQUEST, subjects={"dog": float("inf")}))
+    with pytest.raises(StudioError, match="broke up into infinities; lower the strength"):
+        studio.draw(replace(REQUEST, subjects={"dog": 1e38}))
+    assert same(studio.draw(PLAIN)[0].image, stock(studio.pipe, PLAIN)[0])
+
+
+def test_size(studio: Studio) -> None:
+    assert studio.size == (16, 16)
+    assert studio.draw(replace(PLAIN, width=24))[0].image.size == (24, 16)
+
+
+def test_zero_terminal_snr_rescales_guidance(studio: Studio) -> None:
+    config = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    studio.pipe.scheduler = DDIMScheduler.from_config(studio.pipe.scheduler.config, **config)
+    assert studio.schedulers == ["DDIM", "DDPM", "Euler", "Euler a", "DPM++ 2M", "DPM++ 2M SDE", "UniPC"]
+    picture = studio.draw(PLAIN)[0]
+    assert picture.request.guidance_rescale == 0.7
+    assert parse_parameters(picture.parameters).guidance_rescale == 0.7
+    assert studio.draw(replace(PLAIN, guidance_scale=1))[0].request.guidance_rescale == 0.0
+    with pytest.raises((StudioError, SchedulerError), match="knows no zero terminal SNR"):
+        studio.draw(replace(PLAIN, scheduler="Heun"))
+
+
+def test_threads_wait_for_each_other(studio: Studio, dog: Coefficients) -> None:
+    """Each caller gets its own picture, whatever the others ask for meanwhile."""
+    studio.load(dog)
+    requests = [replace(REQUEST, seed=i, steps=2, subjects={"dog": 1.0} if i % 2 else {}) for i in range(6)]
+    expected = [studio.draw(request)[0].image for request in requests]
+    found: dict[int, Image.Image] = {}
+
+    def draw(i: int) -> None:
+        found[i] = studio.draw(requests[i])[0].image
+
+    threads = [threading.Thread(target=draw, args=(i,)) for i in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(found[i], image) for i, image in enumerate(expected))
+
+
+def test_a_subject_loaded_outside_is_seen(studio: Studio, dog: Coefficients) -> None:
+    name = studio.load(dog, name="rex")
+    assert name == "rex"
+    assert studio.subjects["rex"].info.trigger == "sks dog"
+    unload_coefficients(studio.pipe)
+    assert studio.subjects == {}

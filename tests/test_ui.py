@@ -1,0 +1,201 @@
+import json
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from subject_maker import make_subject
+
+gradio = pytest.importorskip("gradio")
+
+from coeff_diffusion.coefficients import CoefficientsError  # noqa: E402
+from coeff_diffusion.drawing import DrawCancelled, DrawRequest, StudioError  # noqa: E402
+from coeff_diffusion.library import Library  # noqa: E402
+from coeff_diffusion.pictures import read_parameters  # noqa: E402
+from coeff_diffusion.studio import Studio  # noqa: E402
+from coeff_diffusion.ui import PageConfig, PageError, StudioService  # noqa: E402
+from coeff_diffusion.ui.config import check, read_auth  # noqa: E402
+from coeff_diffusion.ui.page import build, launch  # noqa: E402
+
+REQUEST = DrawRequest("a sks dog on grass", seed=1, steps=1)
+
+
+@pytest.fixture
+def service(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> StudioService:
+    library = Library(tmp_path / "subjects")
+    library.folder.mkdir()
+    for name, seed in (("dog", 1), ("other-dog", 2)):
+        subject = make_subject(tiny_pipe.unet, tiny_pipe.text_encoder, name, "sks dog", "dog", seed)
+        subject.save(library.folder / f"{name}.safetensors")
+    return StudioService(Studio(tiny_pipe), library, tmp_path / "pictures")
+
+
+@pytest.fixture
+def page(service: StudioService) -> Iterator[str]:
+    """The address of a running page."""
+    blocks = build(service)
+    yield launch(blocks, PageConfig(port=0), [], block=False)
+    blocks.close()
+
+
+def get(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def call(page: str, name: str, data: list[Any]) -> list[Any]:
+    """Call a named endpoint the way any script would and return its outputs."""
+    body = json.dumps({"data": data}).encode()
+    request = urllib.request.Request(f"{page}gradio_api/call/{name}", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        event = json.load(answer)["event_id"]
+    _, stream = get(f"{page}gradio_api/call/{name}/{event}")
+    kind, _, payload = stream.decode().strip().rpartition("event: ")[2].partition("\ndata: ")
+    assert kind == "complete", stream.decode()
+    return json.loads(payload)
+
+
+def test_service_draws_both_sides_and_saves_them(service: StudioService) -> None:
+    steps = []
+    drawing = service.draw(DrawRequest("a sks dog", subjects={"dog": 1.0}, seed=1, steps=2), True, steps.append)
+    assert [len(drawing.base), len(drawing.pictures), len(steps)] == [1, 1, 4]
+    assert [path.name for path in drawing.files] == ["00001-1-base.png", "00002-1.png"]
+    assert read_parameters(drawing.files[1]).subjects == {"dog": 1.0}
+    assert not service.draw(REQUEST).base  # nothing to compare without a subject
+
+
+def test_two_files_of_one_trigger_take_turns(service: StudioService) -> None:
+    for name in ("dog", "other-dog", "dog"):
+        service.draw(DrawRequest("a sks dog", subjects={name: 1.0}, seed=1, steps=1))
+        assert list(service.studio.subjects) == [name]
+
+
+def test_a_file_written_again_is_read_again(service: StudioService) -> None:
+    request = DrawRequest("a sks dog", subjects={"dog": 1.0}, seed=1, steps=2)
+    before = service.draw(request, compare=False).pictures[0].image
+    (service.library.folder / "other-dog.safetensors").replace(service.library.folder / "dog.safetensors")
+    after = service.draw(request, compare=False).pictures[0].image
+    assert before.tobytes() != after.tobytes()
+
+
+def test_service_refuses_in_words(service: StudioService) -> None:
+    with pytest.raises(CoefficientsError, match="no subject 'cat' in .*; there is 'dog', 'other-dog'"):
+        service.draw(DrawRequest("a cat", subjects={"cat": 1.0}))
+    with pytest.raises(StudioError, match="steps is 0"):
+        service.draw(DrawRequest("a cat", steps=0))
+    with pytest.raises(DrawCancelled):
+        service.draw(REQUEST, should_stop=lambda: True)
+    assert service.describe("dog") == "dog: write “sks dog”"
+
+
+def test_page_draws(page: str, service: StudioService) -> None:
+    info = json.loads(get(f"{page}gradio_api/info")[1])["named_endpoints"]
+    assert list(info) == ["/draw"]  # only what is meant to be called from outside has a name
+    values = {
+        "Prompt": "a sks dog, <b>red</b>",
+        "Subjects": ["dog"],
+        "Steps": 1,
+        "Seed": 7,
+        "Random seed": False,
+        "Pictures": 2,
+    }
+    parameters = info["/draw"]["parameters"]
+    assert set(values) <= {parameter["label"] for parameter in parameters}
+    data = [values.get(parameter["label"], parameter["parameter_default"]) for parameter in parameters]
+    base, drawn, saved, seed = call(page, "draw", data)
+    assert seed == 7
+    assert len(saved.splitlines()) == 4
+    assert drawn["label"] == "dog"
+    assert base["visible"]
+    assert len(base["value"]) == 2
+    url = drawn["value"][1]["image"]["url"]
+    path = service.output_dir.parent / "served.png"
+    path.write_bytes(get(url)[1])
+    found = read_parameters(path)  # the picture that the page hands out remembers too
+    assert (found.prompt, found.seed, found.subjects) == ("a sks dog, <b>red</b>", 8, {"dog": 1.0})
+    Image.open(path).verify()
+
+
+def test_page_serves_nothing_else(page: str, service: StudioService) -> None:
+    secret = service.library.folder / "dog.safetensors"
+    for path in (secret, Path("/etc/passwd"), Path(__file__), f"{service.output_dir}/../subjects/dog.safetensors"):
+        assert get(f"{page}gradio_api/file={path}")[0] in (403, 404)
+
+
+def test_page_answers_others_while_it_draws(page: str, service: StudioService) -> None:
+    drawing, done = threading.Event(), threading.Event()
+
+    def slow(step: object) -> None:
+        drawing.set()
+        assert done.wait(10)
+
+    thread = threading.Thread(target=service.draw, args=(REQUEST, False, slow))
+    thread.start()
+    try:
+        assert drawing.wait(10)
+        assert get(page)[0] == 200
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_page_with_users_lets_nobody_else_in(service: StudioService) -> None:
+    blocks = build(service)
+    try:
+        address = launch(blocks, PageConfig(port=0), [("ann", "secret")], block=False)
+        assert get(f"{address}gradio_api/info")[0] == 401
+        assert get(f"{address}config")[0] == 401
+    finally:
+        blocks.close()
+
+
+def test_opening_stays_on_this_machine(service: StudioService, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[str] = set()
+    look_up = socket.getaddrinfo
+
+    def watched(host: str, *arguments: Any, **options: Any) -> Any:
+        asked.add(host)
+        return look_up(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", watched)
+    blocks = build(service)
+    try:
+        assert launch(blocks, PageConfig(port=0), [], block=False).startswith("http://127.0.0.1:")
+    finally:
+        blocks.close()
+    assert asked <= {"127.0.0.1", "localhost"}
+
+
+def test_a_taken_port_is_said(page: str, service: StudioService) -> None:
+    port = int(page.rstrip("/").rpartition(":")[2])
+    with pytest.raises(PageError, match=f"port {port} cannot be used"):
+        launch(build(service), PageConfig(port=port), [], block=False)
+
+
+def test_who_may_reach_the_page(tmp_path: Path) -> None:
+    assert check(PageConfig()) == []
+    assert check(PageConfig(listen=True, auth="ann:a:b")) == [("ann", "a:b")]
+    users = tmp_path / "users"
+    users.write_text("ann:secret\n\nbob:word\n")
+    assert check(PageConfig(share=True, auth=str(users))) == [("ann", "secret"), ("bob", "word")]
+    users.write_text("\n")
+    with pytest.raises(PageError, match="names no user"):
+        read_auth(str(users))
+    for wrong in ("secret", ":secret", "ann:"):
+        with pytest.raises(PageError, match="--auth wants user:password") as error:
+            read_auth(wrong)
+        assert "secret" not in str(error.value)
+    with pytest.raises(PageError, match="--share and --listen lets others draw"):
+        check(PageConfig(share=True, listen=True))
+    with pytest.raises(PageError, match="--port is 70000"):
+        check(PageConfig(port=70000))
