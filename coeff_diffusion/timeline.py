@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from .coefficients import Coefficients, CoefficientsError, CoefficientsInfo
-from .files import atomic_write
+from .files import atomic_write, serialize
 
 FORMAT = "coeff-diffusion-timeline"
 VERSION = "1"
@@ -41,9 +40,8 @@ def save_timeline(path: str | Path, timeline: Mapping[int, Coefficients], losses
         "infos": json.dumps(infos),
         "losses": json.dumps([float(f"{loss:.6g}") for loss in losses]),
     }
-    data = _sorted_header(save(tensors, metadata=metadata))
-    with atomic_write(Path(path)) as file:
-        file.write(data)
+    with atomic_write(path) as file:
+        file.write(serialize(tensors, metadata))
 
 
 def load_timeline(path: str | Path) -> dict[int, Coefficients]:
@@ -65,7 +63,10 @@ def load_timeline(path: str | Path) -> dict[int, Coefficients]:
         raise CoefficientsError(f"{path} does not say where its steps came from ({error})") from error
     if infos.keys() != steps.keys():
         raise CoefficientsError(f"{path} describes the steps {sorted(infos)} and holds the steps {sorted(steps)}")
-    return {step: _coefficients(named, infos[step], Path(path)) for step, named in sorted(steps.items())}
+    try:
+        return {step: Coefficients.from_named_tensors(named, infos[step]) for step, named in sorted(steps.items())}
+    except CoefficientsError as error:
+        raise CoefficientsError(f"{path}: {error}") from error
 
 
 def load_losses(path: str | Path) -> list[float]:
@@ -95,23 +96,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise CoefficientsError(f"{path} is not a readable timeline ({error})") from error
-
-
-def _sorted_header(data: bytes) -> bytes:
-    """safetensors writes the metadata in random order; sorted, equal timelines are equal files."""
-    length = int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[8 + length :]
-
-
-def _coefficients(named: Mapping[str, Tensor], info: CoefficientsInfo, path: Path) -> Coefficients:
-    coeffs, tokens = {}, {}
-    for name, tensor in named.items():
-        if name.startswith("unet.") and name.endswith(".coeff"):
-            coeffs[name.removeprefix("unet.").removesuffix(".coeff")] = tensor
-        elif name.endswith(".token"):
-            tokens[name.removesuffix(".token")] = tensor
-        else:
-            raise CoefficientsError(f"{path} holds {name!r}, expected unet.<path>.coeff or <text encoder>.token")
-    return Coefficients(coeffs, tokens, info)

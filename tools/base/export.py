@@ -6,6 +6,7 @@ float16 weights, stock classes, no code of ours in the folder.
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def assemble(diffusion: Path, vae: Path) -> StableDiffusionPipeline:
     )
 
 
+def load_as_float32(text_encoder: Path) -> None:
+    """Let `from_pretrained` widen the text encoder as it does the other parts.
+
+    transformers loads the dtype that the config names, diffusers float32: the pipeline would be of two minds.
+    """
+    path = text_encoder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--diffusion", type=Path, default=Path(".work/base/diffusion"))
@@ -39,6 +50,7 @@ def main() -> None:
     partial = args.output.with_name(args.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     assemble(args.diffusion, args.vae).to(torch.float16).save_pretrained(partial)
+    load_as_float32(partial / "text_encoder")
     for path in partial.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
