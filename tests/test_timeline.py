@@ -80,7 +80,7 @@ TENSORS = {"step_000001/unet.mid_block.attn1.coeff": torch.zeros(2, 2)}
         ({"infos": "[]"}, {}, "does not say where its steps came from"),
         ({"infos": '{"2": "{}"}'}, {}, r"describes the steps \[2\] and holds the steps \[1\]"),
         ({}, {"unet.x.coeff": torch.zeros(2, 2)}, "holds 'unet.x.coeff', expected step_<number>"),
-        ({}, {"step_000001/x": torch.zeros(2, 2)}, "holds 'x', expected unet"),
+        ({}, {"step_000001/x": torch.zeros(2, 2)}, "unexpected tensors 'x'; expected only unet"),
         ({}, {"step_000001/unet.a.coeff": torch.full((2, 2), torch.nan)}, "expected finite values"),
     ],
 )

@@ -1,0 +1,201 @@
+"""Train a subject in each of the compared ways and keep what is learned as the file that a user would get.
+
+The library's methods are trained by its own `Trainer`. LoRA and full tuning run through the very same code, pictures,
+noise and optimizer; only the parameters are others.
+"""
+
+import gc
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from fidelity_plan import Run
+from fidelity_settings import METHODS, OURS, Method, Settings
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from coeff_diffusion.attachment import detach, select_layers
+from coeff_diffusion.config import TrainConfig
+from coeff_diffusion.dataset import mixed_seed
+from coeff_diffusion.files import atomic_write
+from coeff_diffusion.optimization import Optimization
+from coeff_diffusion.progress import own_random_state
+from coeff_diffusion.studio import Studio
+from coeff_diffusion.trainer import Trainer
+
+PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left: the file, and what it cost."""
+
+    file: Path
+    figures: dict[str, Any]
+
+
+class BaselineTrainer(Trainer):
+    """A training run of the library in which LoRA layers or the attention weights learn instead of coefficients."""
+
+    def __init__(self, config: TrainConfig, pipe: StableDiffusionPipeline, method: Method) -> None:
+        super().__init__(config, pipe, say=_silent)
+        self.method = method
+
+    def setup(self) -> None:
+        super().setup()
+        unet = self.learner.unet
+        detach(unet)
+        torch.manual_seed(mixed_seed(self.config.seed, -4))
+        self.learner.coefficients = lora(unet, self.method.rank) if self.method.rank else attention_weights(unet)
+        self.optimization = Optimization(list(self.learner.coefficients.values()), [], self.config, self.device)
+
+
+def lora(unet: Any, rank: int) -> dict[str, nn.Parameter]:
+    """Add LoRA layers to every attention projection, with PEFT's own start (diffusers' "gaussian" hardly moves A)."""
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=PROJECTIONS))
+    return {name: weight for name, weight in unet.named_parameters() if weight.requires_grad}
+
+
+def attention_weights(unet: Any) -> dict[str, nn.Parameter]:
+    """Copies of all weights of the attention layers, in place of the frozen ones that are shared with the base."""
+    found = {}
+    for path, attn in select_layers(unet).items():
+        for owner, module in attn.named_modules():
+            for name, weight in list(module.named_parameters(recurse=False)):
+                own = nn.Parameter(weight.detach().clone())
+                setattr(module, name, own)
+                found[".".join(part for part in (path, owner, name) if part)] = own
+    return found
+
+
+def train_config(run: Run, settings: Settings, output_dir: str) -> TrainConfig:
+    """The settings of a training: the library's defaults, without what is only for watching."""
+    folder = Path(settings.subjects_dir) / run.subject
+    about = yaml.safe_load((folder / "subject.yaml").read_text(encoding="utf-8"))
+    rates: dict[str, Any] = dict(zip(_rate_names(run.method), run.rates, strict=True))
+    return TrainConfig(
+        instance_data_dir=str(folder),
+        class_word=about["class_word"],
+        trigger=about["trigger"],
+        train=run.method if run.method in OURS else "coefficients",  # type: ignore[arg-type]
+        max_train_steps=run.steps,
+        train_batch_size=run.batch,
+        seed=run.seed,
+        validation_steps=0,
+        timeline_steps=0,
+        output_dir=output_dir,
+        **rates,
+    ).resolve()
+
+
+def _rate_names(method: str) -> list[str]:
+    if method == "token":
+        return ["token_learning_rate"]
+    return ["learning_rate", "token_learning_rate"] if method == "coefficients+token" else ["learning_rate"]
+
+
+def train(run: Run, settings: Settings, pipe: StableDiffusionPipeline) -> Trained:
+    """Train, or take what an earlier run of the search has trained.
+
+    Raises:
+        TrainingError: the loss broke up. CoefficientsError: what was learned did.
+    """
+    file = Path(settings.output_dir) / "files" / f"{run.stem}.safetensors"
+    noted = file.with_suffix(".json")  # written last
+    if not noted.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            figures = _train(run, train_config(run, settings, scratch), pipe, file)
+        with atomic_write(noted) as target:
+            target.write(json.dumps(figures).encode())
+    return Trained(file, {**json.loads(noted.read_text()), "file_bytes": file.stat().st_size})
+
+
+def _train(run: Run, config: TrainConfig, pipe: StableDiffusionPipeline, file: Path) -> dict[str, Any]:
+    method, meter = METHODS[run.method], Meter()
+    trainer = Trainer(config, pipe, say=_silent) if run.method in OURS else BaselineTrainer(config, pipe, method)
+    with own_random_state():
+        trainer.setup()
+        with meter:
+            trainer.fit()
+    learner = trainer.learner
+    if run.method in OURS:
+        learner.snapshot(trainer.step, trainer.losses).save(file)
+    elif method.rank:
+        layers = get_peft_model_state_dict(learner.unet)
+        StableDiffusionPipeline.save_lora_weights(file.parent, unet_lora_layers=layers, weight_name=file.name)
+    else:
+        save_file({name: weight.detach().cpu() for name, weight in learner.coefficients.items()}, file)
+    return {"values": sum(weight.numel() for weight in learner.parameters.values()), **meter.figures}
+
+
+@contextmanager
+def loaded(pipe: StableDiffusionPipeline, run: Run, trained: Trained | None) -> Iterator[str | None]:
+    """The base with what was learned, from its file. Yields the subject's name where it is one of the library's.
+
+    The pipeline is used up by LoRA and full tuning: a run has one to itself.
+    """
+    if trained is None:
+        yield None
+    elif run.method in OURS:
+        studio = Studio(pipe)
+        name = studio.load(trained.file)
+        yield name
+        studio.unload(name)
+    elif METHODS[run.method].rank:
+        pipe.load_lora_weights(trained.file.parent, weight_name=trained.file.name)
+        yield None
+    else:
+        outcome = pipe.unet.load_state_dict(load_file(trained.file), strict=False)
+        assert not outcome.unexpected_keys
+        yield None
+
+
+class Meter:
+    """Seconds and peak memory of what happens inside.
+
+    Memory is the process's peak of resident memory, weights and libraries included. Where the system allows it
+    (Linux), the mark is reset first, so that a higher peak while the base was loaded does not hide it.
+    """
+
+    def __enter__(self) -> Self:
+        gc.collect()
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self.started = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        gpu = torch.cuda.is_available()
+        if gpu:
+            torch.cuda.synchronize()
+        self.figures = {"seconds": time.perf_counter() - self.started, "memory_mb": peak_memory() / 1e6}
+        if gpu:
+            self.figures["gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 1e6
+
+
+def peak_memory() -> float:
+    """Peak resident memory of this process in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * float(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else 1024 * peak)
+
+
+def _silent(line: str) -> None:
+    """The benchmark speaks for all its runs."""
