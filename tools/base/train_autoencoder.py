@@ -60,8 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sprites", type=Path, default=Path(".work/base/sprites.zip"))
     parser.add_argument("--output", type=Path, default=Path(".work/base/autoencoder"))
-    parser.add_argument("--max_train_steps", type=int, default=4_000)
-    parser.add_argument("--train_batch_size", type=int, default=32)
+    parser.add_argument("--max_train_steps", type=int, default=6_000)
+    parser.add_argument("--train_batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument(
         "--fit_batches", type=int, default=32, help="batches of 64 composites that the encoder is fitted to"
