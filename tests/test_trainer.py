@@ -260,9 +260,9 @@ def test_a_killed_run_resumes_exactly(
     whole = train(replace(config, output_dir=str(tmp_path / "whole")), tiny_pipe)
 
     (tmp_path / "config.yaml").write_text(config.resolve().to_yaml())
-    child = subprocess.run(
-        [sys.executable, "-W", "error", "-c", CHILD, str(tmp_path / "config.yaml")], capture_output=True, check=False
-    )
+    command = [sys.executable, "-W", "error", "-c", CHILD, str(tmp_path / "config.yaml")]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums over other numbers of threads round otherwise
+    child = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **threads})
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
     out = tmp_path / "out"
     assert tree(out / "checkpoints") == ["step_000004.safetensors", "step_000006.safetensors"]
