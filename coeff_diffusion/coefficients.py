@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import math
 import re
+import sys
 import types
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -116,7 +116,14 @@ class CoefficientsInfo:
         known: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in names
         }
-        return cls(**known, extra={key: value for key, value in data.items() if key not in names})
+        info = cls(**known, extra={key: value for key, value in data.items() if key not in names})
+        try:
+            info.to_json()
+        except (ValueError, RecursionError) as error:  # an infinite number, or lists nested without end
+            raise CoefficientsError(
+                "the info of these coefficients holds a field that cannot be written again"
+            ) from error
+        return info
 
 
 class Coefficients(Mapping[str, Tensor]):
@@ -370,5 +377,5 @@ def _fits(value: object, kind: Any) -> bool:
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
     if kind is float:
-        return type(value) in (float, int) and math.isfinite(value)  # type: ignore[arg-type]
+        return type(value) in (float, int) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
     return type(value) is kind

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,8 +127,8 @@ def from_bytes(data: bytes) -> Coefficients:
     _check_format(metadata, header)
     try:
         tensors = safetensors.torch.load(data)
-    except (SafetensorError, ValueError) as error:
-        raise CoefficientsError(f"damaged: {error}") from error
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:  # torch's own, for shapes beyond any memory
+        raise CoefficientsError(f"damaged: {str(error).partition(chr(10))[0]}") from error
     coefficients = Coefficients.from_named_tensors(tensors, CoefficientsInfo.from_json(metadata["info"]))
     recorded = metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
     if recorded and recorded != coefficients.sha256:
@@ -165,8 +166,8 @@ def _header(data: bytes) -> dict[str, Any]:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise CoefficientsError(f"the header names {shown(next(n for n in names if names.count(n) > 1))} twice")
+        names = Counter(name for name, _ in pairs)
+        raise CoefficientsError(f"the header names {shown(names.most_common(1)[0][0])} twice")
     return found
 
 

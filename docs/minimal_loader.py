@@ -1,0 +1,56 @@
+"""Load a subject of coeff-diffusion (file format version 1) where that package is not installed; paste it anywhere.
+
+One subject per pipeline, acting on every prompt: the gate, which leaves prompts without the trigger to the base, is
+left out, and so are the fast ways and most checks. `load_subject(pipe, "my-dog.safetensors")`, then draw as always.
+"""
+
+import json
+import re
+import unicodedata
+
+import torch
+from safetensors import safe_open
+
+
+class RecombinedAttention:
+    """Attention processor: mixed[h] = sum_j (I + coeff)[h, j] maps[j], in float32 because signed weights cancel."""
+
+    def __init__(self, coeff):
+        self.weight = torch.eye(len(coeff)) + coeff.float()  # [H, H]: row = head that receives, column = map used
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        mask = attn.prepare_attention_mask(attention_mask, context.shape[1], len(context))
+        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        query, key, value = (attn.head_to_batch_dim(x) for x in (query, key, value))  # [B*H, N or M, D]
+        maps = attn.get_attention_scores(query, key, mask).unflatten(0, (-1, attn.heads)).float()  # [B, H, N, M]
+        mixed = torch.einsum("hj,bjnm->bhnm", self.weight.to(maps.device), maps).flatten(0, 1)  # [B*H, N, M]
+        output = attn.batch_to_head_dim((mixed @ value.float()).to(value.dtype))  # [B, N, H*D]
+        return attn.to_out[1](attn.to_out[0](output))
+
+
+def load_subject(pipe, path):
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if (metadata.get("format"), metadata.get("format_version")) != ("coeff-diffusion", "1"):
+        raise ValueError(f"{path} is no coeff-diffusion file of version 1")
+    token = tensors.pop("text_encoder.token", None)  # [vectors, D]
+    coeffs = {name.removeprefix("unet.").removesuffix(".coeff"): coeff for name, coeff in tensors.items()}
+    layers = {path: attn for path, attn in pipe.unet.named_modules() if path in coeffs}
+    wrong = [path for path, c in coeffs.items() if path not in layers or c.shape != (layers[path].heads,) * 2]
+    if wrong:
+        raise ValueError(f"{path} does not fit this base: {wrong[:3]}")
+    for name, attn in layers.items():
+        attn.set_processor(RecombinedAttention(coeffs[name]))
+    if token is None:
+        return
+    places, first = [f"<coeff_{i}>" for i in range(len(token))], len(pipe.tokenizer)
+    pipe.tokenizer.add_tokens(places)
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer), mean_resizing=False)
+    pipe.text_encoder.get_input_embeddings().weight.data[first : first + len(token)] = token
+    words = r"\s+".join(map(re.escape, unicodedata.normalize("NFC", json.loads(metadata["info"])["trigger"]).split()))
+    trigger, encode = re.compile(rf"(?<!\w){words}(?!\w)", re.IGNORECASE), pipe.encode_prompt
+    swap = lambda x: trigger.sub("".join(places), x) if isinstance(x, str) else x  # noqa: E731
+    read = lambda x: [swap(y) for y in x] if isinstance(x, list) else swap(x)  # noqa: E731
+    pipe.encode_prompt = lambda *args, **kw: encode(*map(read, args), **{k: read(v) for k, v in kw.items()})
