@@ -189,13 +189,16 @@ def save_grid(pipe: StableDiffusionPipeline, folder: Path) -> None:
 def main() -> None:
     checks = ["colours", "concepts", "autoencoder", "speed", "grid"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checks", nargs="*", choices=[*checks, []], default=checks)
+    parser.add_argument("checks", nargs="*", metavar="check", help=f"{', '.join(checks)}; default: all")
     parser.add_argument("--base", type=Path, default=Path("coeff_diffusion/base/model"))
     parser.add_argument("--sprites", type=Path, default=Path(".work/base/sprites.zip"))
     parser.add_argument("--output", type=Path, default=Path(".work/base/evaluation"))
     parser.add_argument("--colour_prompts", type=int, default=100)
     parser.add_argument("--concept_prompts", type=int, default=200)
     args = parser.parse_args()
+    if unknown := set(args.checks) - set(checks):
+        parser.error(f"no check {', '.join(sorted(unknown))}; there is {', '.join(checks)}")
+    args.checks = args.checks or checks
     args.output.mkdir(parents=True, exist_ok=True)
 
     pipe = StableDiffusionPipeline.from_pretrained(args.base, safety_checker=None)
