@@ -17,7 +17,7 @@ from coeff_diffusion.generate import GenerateConfig, generate
 from coeff_diffusion.trainer import train
 
 SUBJECTS = Path(__file__).parent / "subjects"
-SCENES = ("on a blue background", "on the grass", "on a beach", "in the snow")
+SCENES = ("on a blue background", "on grass", "on a beach", "in the snow")
 
 
 @dataclass
