@@ -23,7 +23,7 @@ $(VENV)/.ready-demo: EXTRAS := ui
 $(VENV)/.ready-dev: EXTRAS := ui,peft,eval,tracking,dev
 
 demo: $(VENV)/.ready-demo
-	$(BIN)/python examples/demo.py
+	TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/demo.py
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest
