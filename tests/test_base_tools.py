@@ -179,18 +179,118 @@ def test_loss_weights_cap_the_signal_and_keep_pure_noise() -> None:
     assert errors == pytest.approx([1.0, 1.0, 6 / 501])
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_exactly(sprites: Path, tmp_path: Path) -> None:
-    def losses(folder: Path, *stops: int) -> list[float]:
-        for stop in stops:
-            command = [sys.executable, TOOLS / "train_autoencoder.py", "--sprites", sprites, "--output", folder]
-            options = {"--max_train_steps": 4, "--stop_after": stop, "--train_batch_size": 2, "--workers": 0}
-            options |= {"--fit_batches": 1, "--scene_variants": 1}
-            command += [str(part) for pair in options.items() for part in pair]
-            subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=280)
-        lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
-        return [line["pixels"] for line in lines]
+def test_easy_pictures_show_one_upright_object_in_the_middle_of_a_plain_ground(sprites: Path) -> None:
+    from recipes import PLAIN, RecipeBook
+    from render import Renderer
 
-    whole, resumed = losses(tmp_path / "whole", 4), losses(tmp_path / "resumed", 2, 4)
+    book = RecipeBook(Renderer(sprites, scene_variants=1).catalogue, class_words=0, caption_dropout=0)
+    easy, captions = book.draw(np.random.default_rng(0), 100, easy_share=1.0)
+    assert bool((easy.background == PLAIN).all())
+    assert bool((easy.sprite[:, 1] < 0).all())
+    assert bool((easy.rotation == 0).all())
+    assert bool((easy.mirror == 1).all())
+    assert bool((easy.tint < 0).all())
+    assert bool(((easy.place[:, 0] - 0.5).abs() <= 0.05).all())
+    assert {int(s) for s in easy.sprite[:, 0]} <= {poses[0] for poses in book.catalogue.sprites}
+    assert all(caption.endswith(" background") and "gradient" not in caption for caption in captions)
+    mixed, _ = book.draw(np.random.default_rng(0), 400, easy_share=0.5)
+    assert 0.6 < float((mixed.background == PLAIN).float().mean()) < 0.9  # a half of all, and a half of the rest
+
+
+def test_the_curriculum_fades_and_then_stays() -> None:
+    from train_diffusion import Fade, draw_timesteps
+
+    fade = Fade(0.8, 0.2, 100)
+    assert [fade(step) for step in (0, 50, 100, 1000)] == pytest.approx([0.8, 0.5, 0.2, 0.2])
+    generator = torch.Generator().manual_seed(0)
+    even, high = (draw_timesteps(4000, 1000, share, generator) for share in (0.0, 0.5))
+    assert (int(even.min()), int(even.max())) == (0, 999)
+    assert float((even >= 600).float().mean()) == pytest.approx(0.4, abs=0.03)
+    assert float((high >= 600).float().mean()) == pytest.approx(0.7, abs=0.03)
+
+
+def small_network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential()
+    network.add_module("conv_in", torch.nn.Conv2d(3, 8, 3, padding=1))
+    network.add_module("hidden", torch.nn.Conv2d(8, 8, 3, padding=1))
+    network.add_module("pointwise", torch.nn.Conv2d(8, 4, 1))
+    return network.to(memory_format=torch.channels_last)
+
+
+def test_muon_trains_the_hidden_matrices_in_place_and_resumes_exactly() -> None:
+    from optimizers import MuonAdamW
+
+    def train(network: torch.nn.Module, optimizer: MuonAdamW, steps: range) -> None:
+        for step in steps:
+            batch = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+            network(batch).square().mean().backward()
+            optimizer.step(0.5)
+            assert all(p.grad is None for p in network.parameters())
+
+    whole = small_network()
+    before = {name: p.detach().clone() for name, p in whole.named_parameters()}
+    optimizer = MuonAdamW(whole, 1e-3, 1e-2, 0.0)
+    assert len(optimizer.hidden) == 2, "the first layer is AdamW's"
+    train(whole, optimizer, range(4))
+    assert all(not torch.equal(p, before[name]) for name, p in whole.named_parameters())
+
+    first = small_network()
+    halfway = MuonAdamW(first, 1e-3, 1e-2, 0.0)
+    train(first, halfway, range(2))
+    second = small_network()
+    second.load_state_dict(first.state_dict())
+    resumed = MuonAdamW(second, 1e-3, 1e-2, 0.0)
+    resumed.load_state_dict(halfway.state_dict())
+    train(second, resumed, range(2, 4))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+
+
+def test_muon_orthogonalizes_a_convolution_as_torch_does_its_matrix() -> None:
+    from optimizers import MuonAdamW, as_matrix
+
+    network = small_network()
+    batch = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    network(batch).square().mean().backward()
+    hidden = network.hidden
+    matrix = torch.nn.Parameter(as_matrix(hidden.weight.detach()).clone())
+    matrix.grad = as_matrix(hidden.weight.grad).clone()
+    torch.optim.Muon([matrix], lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
+    MuonAdamW(network, 1e-3, 1e-2, 0.0).step(1.0)
+    torch.testing.assert_close(as_matrix(hidden.weight.detach()), matrix.detach())
+
+
+def test_muon_refuses_a_model_whose_convolutions_it_would_copy() -> None:
+    from optimizers import MuonAdamW
+
+    with pytest.raises(ValueError, match="channels_last"):
+        MuonAdamW(small_network().to(memory_format=torch.contiguous_format), 1e-3, 1e-2, 0.0)
+
+
+def losses(script: str, folder: Path, sprites: Path, options: dict[str, object], *stops: int) -> list[float]:
+    """Run a stage with a stop after each of some steps, going on from there; the loss of every step."""
+    for stop in stops:
+        command = [sys.executable, TOOLS / script, "--sprites", sprites, "--output", folder]
+        common = {"--max_train_steps": 4, "--stop_after": stop, "--train_batch_size": 4, "--workers": 0}
+        command += [part for pair in (common | options).items() for part in pair]
+        subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=280)
+    lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    return [line[next(key for key in ("loss", "pixels") if key in line)] for line in lines]
+
+
+BASE = Path(__file__).parents[1] / "coeff_diffusion" / "base" / "model"
+STAGES = {
+    "train_autoencoder.py": {"--fit_batches": 1, "--scene_variants": 1},
+    "train_diffusion.py": {"--vae": BASE / "vae", "--decay_steps": 2, "--curriculum_steps": 3, "--scene_variants": 1},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", STAGES)
+def test_the_same_command_gives_the_same_losses_and_a_killed_run_goes_on_exactly(
+    script: str, sprites: Path, tmp_path: Path
+) -> None:
+    whole = losses(script, tmp_path / "whole", sprites, STAGES[script], 4)
+    resumed = losses(script, tmp_path / "resumed", sprites, STAGES[script], 2, 4)
     assert len(whole) == 4
     assert whole == resumed

@@ -5,7 +5,7 @@ rendered where the model lives. Batch `i` of a run is drawn from a generator see
 it, and a resumed run sees exactly the batches it would have seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -93,31 +93,39 @@ class RecipeBook:
         self.colour_names = tuple(COLOURS)
         self.palette = np.array(list(COLOURS.values()), dtype=np.float32) / 255
 
-    def draw(self, rng: np.random.Generator, batch: int) -> tuple[Recipes, list[str]]:
-        """`batch` recipes and one caption for each."""
+    def draw(self, rng: np.random.Generator, batch: int, easy_share: float = 0.0) -> tuple[Recipes, list[str]]:
+        """`batch` recipes and one caption for each.
+
+        Args:
+            easy_share: the share of easy pictures: one object as it is, upright and in the middle, on a plain ground.
+        """
         catalogue, labels = self.catalogue, len(self.catalogue.names)
-        two = rng.random(batch) < 0.18
+        easy = rng.random(batch) < easy_share if easy_share else np.zeros(batch, dtype=bool)
+        two = (rng.random(batch) < 0.18) & ~easy
         label = np.stack([rng.integers(labels, size=batch), np.where(two, rng.integers(labels, size=batch), -1)], 1)
         sprite = np.full((batch, 2), -1)
         for row, column in zip(*np.nonzero(label >= 0), strict=True):
             poses = catalogue.sprites[label[row, column]]
             # the still render is the best known pose: half of an animated concept's pictures show it
-            sprite[row, column] = poses[0] if rng.random() < 0.5 else poses[rng.integers(len(poses))]
+            sprite[row, column] = poses[0] if easy[row] or rng.random() < 0.5 else poses[rng.integers(len(poses))]
 
-        background = rng.choice(3, size=batch, p=(0.5, 0.12, 0.38))
+        background = np.where(easy, PLAIN, rng.choice(3, size=batch, p=(0.5, 0.12, 0.38)))
         ground = np.stack([rng.integers(12, size=batch), rng.integers(12, size=batch)], 1)
         ground[:, 1] = np.where(ground[:, 1] == ground[:, 0], (ground[:, 1] + 5) % 12, ground[:, 1])
         scene_kind = rng.integers(len(SCENES), size=batch)
         tint_of = np.where(rng.random((batch, 2)) < 0.18, rng.integers(12, size=(batch, 2)), -1)
         hidden = (background[:, None] != SCENE) & ((tint_of == ground[:, :1]) | (tint_of == ground[:, 1:]))
-        tint_of = np.where(hidden, -1, tint_of)
+        tint_of = np.where(hidden | easy[:, None], -1, tint_of)
 
-        size_word = np.where(two, 0, rng.choice(3, size=batch, p=(0.7, 0.15, 0.15)))  # none, small, large
-        position = np.where(two | (size_word == 2) | (rng.random(batch) > 0.25), -1, rng.integers(4, size=batch))
+        size_word = np.where(two | easy, 0, rng.choice(3, size=batch, p=(0.7, 0.15, 0.15)))  # none, small, large
+        centred = two | easy | (size_word == 2) | (rng.random(batch) > 0.25)
+        position = np.where(centred, -1, rng.integers(4, size=batch))
         scale = np.choose(
             size_word, (rng.uniform(0.58, 0.84, batch), rng.uniform(0.3, 0.42, batch), rng.uniform(0.9, 1.05, batch))
         )
         scale = np.where((position >= 0) & (size_word == 0), rng.uniform(0.42, 0.52, batch), scale)
+        rotation = np.where(easy[:, None], 0, rng.normal(0, 0.1, (batch, 2)).clip(-0.25, 0.25))
+        mirror = np.where((rng.random((batch, 2)) < 0.5) | easy[:, None], 1.0, -1.0)
         places = np.array([(0.5, 0.5), *POSITIONS.values()], dtype=np.float32)[position + 1]
         place = np.stack([places, places], 1) + rng.uniform(-0.05, 0.05, (batch, 2, 2))
         place[two, 0, 0], place[two, 1, 0] = (
@@ -139,8 +147,8 @@ class RecipeBook:
             sprite=torch.from_numpy(sprite),
             place=torch.from_numpy(place.astype(np.float32)),
             scale=torch.from_numpy(scales.astype(np.float32)),
-            rotation=torch.from_numpy(rng.normal(0, 0.1, (batch, 2)).clip(-0.25, 0.25).astype(np.float32)),
-            mirror=torch.from_numpy(np.where(rng.random((batch, 2)) < 0.5, 1.0, -1.0).astype(np.float32)),
+            rotation=torch.from_numpy(rotation.astype(np.float32)),
+            mirror=torch.from_numpy(mirror.astype(np.float32)),
             tint=torch.from_numpy(tint.astype(np.float32)),
             light=torch.from_numpy(rng.uniform(0.92, 1.06, (batch, 2)).astype(np.float32)),
             label=torch.from_numpy(label),
@@ -178,18 +186,37 @@ class RecipeBook:
         return f"on {with_article(first)} {f'and {second} gradient ' if background == GRADIENT else ''}background"
 
 
-class RecipeBatches(IterableDataset):
-    """Batches `start`, `start + 1`, ... of (recipes, token ids [B, 40]); worker w of n makes every n-th."""
+def no_easy_pictures(index: int) -> float:
+    return 0.0
 
-    def __init__(self, book: RecipeBook, tokenizer, batch: int, seed: int, start: int = 0) -> None:
+
+class RecipeBatches(IterableDataset):
+    """Batches `start`, `start + 1`, ... of (recipes, token ids [B, 40]); worker w of n makes every n-th.
+
+    Args:
+        easy_share: the share of easy pictures (see `RecipeBook.draw`) in a batch, by its number.
+    """
+
+    def __init__(
+        self,
+        book: RecipeBook,
+        tokenizer,
+        batch: int,
+        seed: int,
+        start: int = 0,
+        easy_share: Callable[[int], float] = no_easy_pictures,
+    ) -> None:
         self.book, self.tokenizer, self.batch, self.seed, self.start = book, tokenizer, batch, seed, start
+        self.easy_share = easy_share
 
     def __iter__(self) -> Iterator[tuple[Recipes, torch.Tensor]]:
         worker = get_worker_info()
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
         index = self.start + number
         while True:
-            recipes, captions = self.book.draw(np.random.default_rng([self.seed, index]), self.batch)
+            recipes, captions = self.book.draw(
+                np.random.default_rng([self.seed, index]), self.batch, self.easy_share(index)
+            )
             tokens = None
             if self.tokenizer is not None:
                 tokens = self.tokenizer(

@@ -1,6 +1,7 @@
 """What the training stages share: where runs live, seeded steps, checkpoints that resume exactly, and progress."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,15 @@ class Progress:
 
 def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def join_processes() -> tuple[int, int, torch.device]:
+    """Rank, number of processes and device of this one: alone, or one of several started by `torchrun`."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = pick_device()
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if world > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return rank, world, device
