@@ -19,8 +19,8 @@ $(VENV)/.ready-demo $(VENV)/.ready-dev: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $(VENV)/.ready-demo $@
 
-$(VENV)/.ready-demo: EXTRAS := ui
-$(VENV)/.ready-dev: EXTRAS := ui,peft,eval,tracking,dev
+$(VENV)/.ready-demo: EXTRAS := ui,qr
+$(VENV)/.ready-dev: EXTRAS := ui,peft,eval,tracking,qr,dev
 
 demo: $(VENV)/.ready-demo
 	TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/demo.py

@@ -12,8 +12,8 @@ from fidelity_settings import METHODS, NOTHING, Settings
 from PIL import Image
 
 from coeff_diffusion.files import atomic_write
+from coeff_diffusion.grid import labelled_grid
 from coeff_diffusion.images import find_images, read_image
-from coeff_diffusion.pictures import labelled_grid
 
 PAIR, RIVAL = "coefficients+token", "lora4"  # what the bars compare
 Figures = Mapping[str, Any]

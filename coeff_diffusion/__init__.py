@@ -18,7 +18,8 @@ if TYPE_CHECKING:
         trainable_parameters,
     )
     from .attention import CoeffAttnProcessor
-    from .coefficients import Coefficients, CoefficientsError, CoefficientsInfo, blend
+    from .blending import blend
+    from .coefficients import Coefficients, CoefficientsError, CoefficientsInfo
     from .fingerprint import check_fits, describe_base
     from .kernels import recombined_attention
     from .pipeline import load_base
@@ -62,7 +63,8 @@ _HOME = {
     for module, names in {
         "attachment": "AttachmentError CoeffConfig activate attach collect detach layer_heads trainable_parameters",
         "attention": "CoeffAttnProcessor",
-        "coefficients": "Coefficients CoefficientsError CoefficientsInfo blend",
+        "blending": "blend",
+        "coefficients": "Coefficients CoefficientsError CoefficientsInfo",
         "fingerprint": "check_fits describe_base",
         "kernels": "recombined_attention",
         "pipeline": "load_base",

@@ -8,11 +8,12 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from . import __version__
+from .terminal import printable
 
 USAGE = """\
 usage: coeff-diffusion COMMAND [options]
@@ -24,6 +25,13 @@ commands:
   generate   draw with subjects
   studio     open the page
   info       show what a subject's file or a picture carries
+  verify     check that a subject fits a base, without loading the base's weights
+  convert    write a subject again with wider or narrower numbers
+  blend      mix several subjects into one
+  card       put a subject into a picture
+  qr         write a subject as a QR code
+  push       upload a subject to the Hub
+  pull       fetch a subject from the Hub
 
 coeff-diffusion COMMAND --help lists the options of a command; --debug shows the traceback of an error.
 """
@@ -47,17 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(run: Callable[[], int], debug: bool = False) -> int:
     """Run something for a user: an error becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
-    _quiet(debug)
-    try:
-        return run()
-    except KeyboardInterrupt:
-        print("coeff-diffusion: stopped", file=sys.stderr)
-        return 130
-    except Exception as error:  # noqa: BLE001 - the last line of defence: the user gets a sentence, not a stack
-        if debug:
-            traceback.print_exc()
-        print(f"coeff-diffusion: error: {_sentence(error)}", file=sys.stderr)
-        return 2
+    with warnings.catch_warnings():
+        _quiet(debug)
+        try:
+            return run()
+        except KeyboardInterrupt:
+            print("coeff-diffusion: stopped", file=sys.stderr)
+            return 130
+        except Exception as error:  # noqa: BLE001 - the last line of defence: the user gets a sentence, not a stack
+            if debug:
+                traceback.print_exc()
+            print(f"coeff-diffusion: error: {printable(_sentence(error))}", file=sys.stderr)
+            return 2
 
 
 def _run(arguments: list[str]) -> int:
@@ -74,13 +83,17 @@ def _run(arguments: list[str]) -> int:
 
 
 def parse(command: str, config: type[Config], arguments: Sequence[str]) -> Config:
-    """Read a command's flags, which are the fields of its config dataclass; their docstrings are the help.
+    """Read a command's arguments, which are the fields of its config dataclass; their docstrings are the help.
+
+    A field is the flag of its name, and must be given where it has no default. `field(metadata=...)` changes that:
+    `{"positional": True}` is an argument without a flag (of a list: one or more), `{"short": "-o"}` adds a short flag,
+    `{"flag": "--from"}` is the flag of a field whose name Python keeps for itself.
 
     Raises:
         UsageError: unknown flag, wrong type, ...: one line that names the flag.
     """
     from docstring_parser import parse_from_object
-    from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError, ArgumentParser
 
     assert is_dataclass(config)
     documented = parse_from_object(config)
@@ -88,25 +101,47 @@ def parse(command: str, config: type[Config], arguments: Sequence[str]) -> Confi
     hints = get_type_hints(config)
     parser = ArgumentParser(
         prog=f"coeff-diffusion {command}",
-        description=documented.short_description,
+        description=documented.description,
         exit_on_error=False,
         allow_abbrev=False,
     )
+    # `--json FILE`: where something may follow a flag, it is not the flag's value.
+    bare_flags = any(item.metadata.get("positional") for item in fields(config))
     for item in fields(config):
-        default = item.default_factory() if item.default_factory is not MISSING else item.default
-        options: dict[str, Any] = {"help": helps[item.name], "default": default}
-        if hints[item.name] is bool:
-            yes_or_no = ActionYesNo(yes_prefix="", no_prefix="no_")  # `--grid` alone means true
-            parser.add_argument(f"--{item.name}", action=yes_or_no, nargs="?", **options)
-        elif get_origin(hints[item.name]) is list:
-            parser.add_argument(f"--{item.name}", action="append", type=str, **options)
-        else:
-            parser.add_argument(f"--{item.name}", type=hints[item.name], **options)
+        names, options = _argument(item, hints[item.name], bare_flags)
+        parser.add_argument(*names, help=helps[item.name], **options)
     try:
         found = parser.parse_args(_renamed(arguments, LONG, SHORT))
     except ArgumentError as error:
-        raise UsageError(_flag_error(str(error), command)) from error
+        shown = {item.name: _shown(item) for item in fields(config)}
+        raise UsageError(_flag_error(str(error), command, shown)) from error
     return config(**{item.name: found[item.name] for item in fields(config)})
+
+
+def _argument(item: "Field[Any]", hint: Any, bare_flags: bool) -> tuple[list[str], dict[str, Any]]:
+    """The names and options of a field's argument, as argparse takes them."""
+    from jsonargparse import ActionYesNo
+
+    is_list = get_origin(hint) is list
+    if item.metadata.get("positional"):
+        return [item.name], {"metavar": _shown(item), **({"nargs": "+", "type": str} if is_list else {"type": hint})}
+    names = [*filter(None, [item.metadata.get("short")]), _shown(item)]
+    options: dict[str, Any] = {"dest": item.name}
+    if item.default_factory is not MISSING:
+        options["default"] = item.default_factory()
+    elif item.default is not MISSING:
+        options["default"] = item.default
+    else:
+        options["required"] = True
+    if hint is bool:
+        yes_or_no = ActionYesNo(yes_prefix="", no_prefix="no_")  # `--grid` alone means true
+        return names, {**options, "action": yes_or_no, "nargs": 0 if bare_flags else "?"}
+    return names, {**options, "action": "append", "type": str} if is_list else {**options, "type": hint}
+
+
+def _shown(item: "Field[Any]") -> str:
+    """How a user writes, or reads of, the argument of a field."""
+    return item.name.upper() if item.metadata.get("positional") else item.metadata.get("flag", f"--{item.name}")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -137,14 +172,58 @@ def _studio(arguments: list[str]) -> int:
 
 
 def _info(arguments: list[str]) -> int:
-    if arguments in (["-h"], ["--help"]):
-        print("usage: coeff-diffusion info FILE\n\nShow what a subject's file or a drawn picture (PNG) carries.")
-        return 0
-    if len(arguments) != 1 or arguments[0].startswith("--"):
-        raise UsageError("info wants one file: coeff-diffusion info FILE")
-    from .info import describe
+    from .info import InfoConfig, show_info
 
-    print(describe(arguments[0]))
+    show_info(parse("info", InfoConfig, arguments))
+    return 0
+
+
+def _verify(arguments: list[str]) -> int:
+    from .verify import VerifyConfig, verify
+
+    verify(parse("verify", VerifyConfig, arguments))
+    return 0
+
+
+def _convert(arguments: list[str]) -> int:
+    from .convert import ConvertConfig, convert
+
+    convert(parse("convert", ConvertConfig, arguments))
+    return 0
+
+
+def _blend(arguments: list[str]) -> int:
+    from .convert import BlendConfig, blend_files
+
+    blend_files(parse("blend", BlendConfig, arguments))
+    return 0
+
+
+def _card(arguments: list[str]) -> int:
+    from .cards import CardConfig, make_card_file
+
+    make_card_file(parse("card", CardConfig, arguments))
+    return 0
+
+
+def _qr(arguments: list[str]) -> int:
+    from .qr import QrConfig, make_qr_file
+
+    make_qr_file(parse("qr", QrConfig, arguments))
+    return 0
+
+
+def _push(arguments: list[str]) -> int:
+    from .hub import PushConfig, push
+
+    push(parse("push", PushConfig, arguments))
+    return 0
+
+
+def _pull(arguments: list[str]) -> int:
+    from .hub import PullConfig, pull
+
+    pull(parse("pull", PullConfig, arguments))
     return 0
 
 
@@ -153,6 +232,13 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "generate": _generate,
     "studio": _studio,
     "info": _info,
+    "verify": _verify,
+    "convert": _convert,
+    "blend": _blend,
+    "card": _card,
+    "qr": _qr,
+    "push": _push,
+    "pull": _pull,
 }
 
 
@@ -164,14 +250,20 @@ def _renamed(arguments: Sequence[str], old: str, new: str) -> list[str]:
     return [new + argument[len(old) :] if argument.partition("=")[0] == old else argument for argument in arguments]
 
 
-def _flag_error(message: str, command: str) -> str:
-    """jsonargparse's report of a wrong value in one line that names the flag."""
-    key, given = re.search(r'Parser key "([^"]+)"', message), re.search(r"Given value: (.*)", message)
-    if key and given:
+def _flag_error(message: str, command: str, shown: Mapping[str, str]) -> str:
+    """argparse's and jsonargparse's reports in one line that names the argument as `shown` to the user."""
+    help_hint = f"(coeff-diffusion {command} --help lists the options)"
+    if missing := re.search(r"arguments are required: (.*)", message):
+        names = [shown.get(name, name) for name in missing[1].split(", ")]
+        return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing {help_hint}"
+    key = re.search(r'Parser key "([^"]+)"', message)
+    if key and (choice := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", message)):
+        return f"{shown[key[1]]} is {choice[2].strip()!r}, expected one of {choice[1]}"
+    if key and (given := re.search(r"Given value: (.*)", message)):
         wanted = list(dict.fromkeys(re.findall(r"Expected an? <class '(\w+)'>", message)))
         kinds = " or ".join(kind for kind in wanted if kind != "NoneType") or "another value"
-        return f"--{key[1]} is {given[1].strip()!r}, expected {kinds}"
-    return f"{' '.join(message.split())} (coeff-diffusion {command} --help lists the options)"
+        return f"{shown[key[1]]} is {given[1].strip()!r}, expected {kinds}"
+    return f"{' '.join(message.split())} {help_hint}"
 
 
 def _sentence(error: Exception) -> str:
@@ -194,6 +286,12 @@ def _quiet(debug: bool) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", module=r"(huggingface_hub|transformers|diffusers|gradio|torch)\b.*")
+    warnings.showwarning = _warn
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning in one line, without the line of code that it comes from."""
+    print(f"coeff-diffusion: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ import re
 import sys
 import types
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 MAX_TEXT = 2_000  # characters of any one text in CoefficientsInfo
+MAX_LIST = 256  # entries of any one list in it; the largest UNet of Stable Diffusion has 140 attention layers
+MAX_INFO = 256 * 1024  # characters of all of it as JSON: fields that nobody knows yet are kept, but not without end
 MAX_HEADS = 128
 MAX_TOKEN = (64, 8_192)  # vectors, channels
 MAX_MAGNITUDE = 100.0  # the identity is 1, token embeddings are about 0.03: more is damage or an attack
@@ -34,7 +37,7 @@ class CoefficientsInfo:
     """Where coefficients came from. Every field may be left out; empty means unknown.
 
     Raises:
-        CoefficientsError: a text is too long or holds control characters, or a number is not finite.
+        CoefficientsError: a text or list is too long, a text holds control characters, or a number is not finite.
     """
 
     name: str = ""
@@ -85,6 +88,9 @@ class CoefficientsInfo:
                 continue
             if not _fits(value, item.type):
                 problems.append(f"{item.name} is {shown(value)}, expected {_type_name(item.type)}")
+            if isinstance(value, tuple) and len(value) > MAX_LIST:
+                problems.append(f"{item.name} has {len(value)} entries, expected at most {MAX_LIST}")
+                continue
             for text in value if isinstance(value, tuple) else (value,):
                 if isinstance(text, str) and len(text) > MAX_TEXT:
                     problems.append(f"{item.name} has {len(text)} characters, expected at most {MAX_TEXT}")
@@ -95,8 +101,8 @@ class CoefficientsInfo:
 
     def to_json(self) -> str:
         """The fields that are not at their defaults, as compact JSON with sorted keys."""
-        default = asdict(CoefficientsInfo())
-        known = {key: value for key, value in asdict(self).items() if key != "extra" and value != default[key]}
+        default = vars(CoefficientsInfo())
+        known = {key: value for key, value in vars(self).items() if key != "extra" and value != default[key]}
         return json.dumps({**self.extra, **known}, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -104,8 +110,12 @@ class CoefficientsInfo:
         """The inverse of `to_json`. Fields this version does not know go to `extra`.
 
         Raises:
-            CoefficientsError: not a JSON object, or a field has another type than expected.
+            CoefficientsError: too long, not a JSON object, or a field has another type than expected.
         """
+        if len(text) > MAX_INFO:
+            raise CoefficientsError(
+                f"the info of these coefficients has {len(text)} characters, expected at most {MAX_INFO}"
+            )
         try:
             data = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
@@ -152,7 +162,7 @@ class Coefficients(Mapping[str, Tensor]):
         problems = [
             *(f"{shown(path)} is no attention path" for path in self._coeffs if not LAYER_NAME.fullmatch(path)),
             *(
-                f"{path}.coeff is {list(coeff.shape)}, expected square, 1 to {MAX_HEADS} heads"
+                f"{cut(path)}.coeff is {list(coeff.shape)}, expected square, 1 to {MAX_HEADS} heads"
                 for path, coeff in self._coeffs.items()
                 if coeff.ndim != 2 or len(set(coeff.shape)) != 1 or not 1 <= coeff.shape[0] <= MAX_HEADS
             ),
@@ -162,7 +172,7 @@ class Coefficients(Mapping[str, Tensor]):
                 if owner not in TOKEN_OWNERS
             ),
             *(
-                f"{owner}.token is {list(token.shape)}, expected [1 to {MAX_TOKEN[0]}, 1 to {MAX_TOKEN[1]}]"
+                f"{cut(owner)}.token is {list(token.shape)}, expected [1 to {MAX_TOKEN[0]}, 1 to {MAX_TOKEN[1]}]"
                 for owner, token in self._tokens.items()
                 if token.ndim != 2 or any(not 1 <= n <= most for n, most in zip(token.shape, MAX_TOKEN, strict=True))
             ),
@@ -172,8 +182,8 @@ class Coefficients(Mapping[str, Tensor]):
         if self._tokens and not self.info.trigger:
             problems.append("there is a token, but info.trigger does not say for which words")
         problems += [
-            f"{name} holds {_worst(tensor)}, expected finite values of magnitude up to {MAX_MAGNITUDE:g}"
-            for name, tensor in self.named_tensors().items()
+            f"{cut(name)} holds {_worst(tensor)}, expected finite values of magnitude up to {MAX_MAGNITUDE:g}"
+            for name, tensor in self._named()
             if not bool((tensor.abs() <= MAX_MAGNITUDE).all())
         ]
         if problems:
@@ -195,9 +205,12 @@ class Coefficients(Mapping[str, Tensor]):
 
     def named_tensors(self) -> dict[str, Tensor]:
         """All tensors under their names in a file, sorted: `unet.<path>.coeff` and `<text encoder>.token`."""
-        named = {f"unet.{path}.coeff": coeff.clone() for path, coeff in self._coeffs.items()}
-        named |= {f"{owner}.token": token.clone() for owner, token in self._tokens.items()}
-        return dict(sorted(named.items()))
+        return {name: tensor.clone() for name, tensor in self._named()}
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        """The same without copies, which add up when a stranger's file is as large as it may be."""
+        named = [(f"unet.{path}.coeff", coeff) for path, coeff in self._coeffs.items()]
+        return sorted(named + [(f"{owner}.token", token) for owner, token in self._tokens.items()], key=itemgetter(0))
 
     @classmethod
     def from_named_tensors(cls, named: Mapping[str, Tensor], info: CoefficientsInfo | None = None) -> "Coefficients":
@@ -212,9 +225,10 @@ class Coefficients(Mapping[str, Tensor]):
                 f"unexpected tensors {listed([shown(name) for name in unexpected])}; expected only "
                 "unet.<attention path>.coeff and text_encoder.token"
             )
+        ordered = sorted(named.items())  # safetensors gives them in random order
         return cls(
-            {k.removeprefix("unet.").removesuffix(".coeff"): t for k, t in named.items() if k.endswith(".coeff")},
-            {k.removesuffix(".token"): t for k, t in named.items() if k.endswith(".token")},
+            {k.removeprefix("unet.").removesuffix(".coeff"): tensor for k, tensor in ordered if k.endswith(".coeff")},
+            {k.removesuffix(".token"): tensor for k, tensor in ordered if k.endswith(".token")},
             info,
         )
 
@@ -222,14 +236,14 @@ class Coefficients(Mapping[str, Tensor]):
     def sha256(self) -> str:
         """Hex digest of all tensor bytes in the order of the file (ModelSpec's `hash_sha256`)."""
         digest = hashlib.sha256()
-        for tensor in self.named_tensors().values():
+        for _, tensor in self._named():
             digest.update(tensor.numpy().astype("<f4").tobytes())
         return digest.hexdigest()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Coefficients):
             return NotImplemented
-        mine, theirs = self.named_tensors(), other.named_tensors()
+        mine, theirs = dict(self._named()), dict(other._named())
         same = self.info == other.info and mine.keys() == theirs.keys()
         return same and all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
 
@@ -237,19 +251,24 @@ class Coefficients(Mapping[str, Tensor]):
         return hash((self.sha256, self.info))
 
     def __repr__(self) -> str:
-        values = sum(tensor.numel() for tensor in self.named_tensors().values())
+        values = sum(tensor.numel() for _, tensor in self._named())
         return f"<Coefficients {self.info.name!r}: trigger {self.info.trigger!r}, {len(self)} layers, {values} values>"
 
     @classmethod
-    def load(cls, source: str | Path) -> "Coefficients":
-        """Read a file, a folder that holds `coefficients.safetensors`, or a Hub id ("user/repo").
+    def load(cls, source: str | Path, name: str | None = None) -> "Coefficients":
+        """Read a file, a card (a picture that carries a subject), a folder that holds `coefficients.safetensors`, or a
+        Hub id ("user/repo").
+
+        Args:
+            name: which subject of a card that carries several: its name, or the first 12 digits of its hash.
 
         Raises:
-            CoefficientsError: it is missing, damaged, not of this format, or holds values that make no sense.
+            CoefficientsError: it is missing, damaged, not of this format, holds values that make no sense, or several
+                subjects and `name` does not say which.
         """
         from .files import locate, read
 
-        return read(locate(source))
+        return read(locate(source), name)
 
     def save(self, path: str | Path) -> None:
         """Write one `.safetensors` file of format version 1, whole or not at all."""
@@ -264,74 +283,6 @@ class Coefficients(Mapping[str, Tensor]):
     def scaled(self, strength: float) -> "Coefficients":
         """A copy with every coefficient times `strength`. The token is a word; it does not scale."""
         return self.replace(coeffs={path: coeff * strength for path, coeff in self._coeffs.items()})
-
-
-def blend(parts: Mapping[Coefficients, float] | Iterable[tuple[Coefficients, float]]) -> Coefficients:
-    """The weighted sum of several subjects' coefficients; a layer that a subject lacks counts as zero.
-
-    Tokens: where one subject has a learned token, the blend has it, under its trigger. Where several have, they must be
-    for the same trigger and of the same shape, and are averaged with the weights.
-
-    Args:
-        parts: coefficients and their weights. Weights need not sum to one.
-
-    Raises:
-        CoefficientsError: nothing to blend, other head counts or bases, or tokens that cannot be averaged.
-    """
-    pairs = list(parts.items() if isinstance(parts, Mapping) else parts)
-    if not pairs:
-        raise CoefficientsError("there is nothing to blend; give at least one subject and its weight")
-    for what in ("base_architecture", "base_fingerprint"):
-        values = {getattr(part.info, what) for part, _ in pairs} - {""}
-        if len(values) > 1:
-            raise CoefficientsError(f"only subjects of one base can be blended; {what}: {' and '.join(sorted(values))}")
-    coeffs: dict[str, Tensor] = {}
-    for part, weight in pairs:
-        for path, coeff in part.items():
-            if path in coeffs and coeffs[path].shape != coeff.shape:
-                raise CoefficientsError(
-                    f"only subjects of one base can be blended; {path} has {len(coeffs[path])} and {len(coeff)} heads"
-                )
-            coeffs[path] = coeffs.get(path, 0) + weight * coeff
-    with_token = [(part, weight) for part, weight in pairs if part.tokens]
-    return Coefficients(coeffs, _mean_tokens(with_token), _blended_info(pairs, with_token, tuple(coeffs)))
-
-
-Weighted = list[tuple[Coefficients, float]]
-
-
-def _mean_tokens(parts: Weighted) -> dict[str, Tensor]:
-    """The weighted mean of several embeddings of one trigger."""
-    kinds = {(part.info.trigger, *((owner, *token.shape) for owner, token in part.tokens.items())) for part, _ in parts}
-    if len(kinds) > 1:
-        raise CoefficientsError(
-            "learned tokens can only be blended for one trigger and one shape, but these are "
-            + " and ".join(f"{part.info.trigger!r} {[[*t.shape] for t in part.tokens.values()]}" for part, _ in parts)
-        )
-    if len(parts) == 1:
-        return parts[0][0].tokens
-    total = sum(weight for _, weight in parts)
-    if parts and total == 0:
-        raise CoefficientsError("the weights of the subjects with learned tokens sum to zero; their mean is undefined")
-    owners = parts[0][0].tokens if parts else {}
-    return {owner: sum(part.tokens[owner] * (weight / total) for part, weight in parts) for owner in owners}  # type: ignore[misc]
-
-
-def _blended_info(parts: Weighted, with_token: Weighted, paths: tuple[str, ...]) -> CoefficientsInfo:
-    """What the subjects agree on, and a name that says what was blended."""
-    infos = [part.info for part, _ in parts]
-    shared = ("base_", "class_word", "trigger", "gate", "resolution", "prediction_type", "license", "layers", "blocks")
-    agreed = {
-        name: value
-        for name, value in vars(infos[0]).items()
-        if name.startswith(shared) and all(getattr(info, name) == value for info in infos)
-    }
-    if not {"layers", "blocks"} <= agreed.keys():
-        agreed |= {"layers": "all", "blocks": paths}
-    if with_token:
-        agreed["trigger"] = with_token[0][0].info.trigger
-    name = " + ".join(f"{weight:g} {part.info.name or 'unnamed'}" for part, weight in parts)
-    return CoefficientsInfo(**{**agreed, "name": name})
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -351,8 +302,12 @@ def listed(problems: list[str], most: int = 3) -> str:
 
 def shown(value: object) -> str:
     """A value of unknown origin, fit for one line of an error."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    return cut(repr(value))
+
+
+def cut(text: str, most: int = 80) -> str:
+    """The text, or its beginning where it is longer than `most`: names from strangers can be endless."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _controls(text: str, allowed: str) -> bool:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from PIL import Image
 
+from .coefficients import Coefficients
+
 MAX_SEED = 2**32 - 1
 
 
@@ -75,12 +77,14 @@ class Picture:
 
     Attributes:
         parameters: the text for the PNG (see `pictures.save_picture`).
+        subjects: what took part in it, by name: what the picture has to carry to be drawn again elsewhere.
     """
 
     image: Image.Image
     request: DrawRequest
     seed: int
     parameters: str
+    subjects: Mapping[str, Coefficients] = field(default_factory=dict)
 
 
 def problems(request: DrawRequest, multiple: int, max_steps: int) -> list[str]:
@@ -104,3 +108,21 @@ def problems(request: DrawRequest, multiple: int, max_steps: int) -> list[str]:
         if not math.isfinite(strength):
             problems.append(f"the strength of subject {name!r} is {strength}, expected a finite number")
     return problems
+
+
+def split_strength(text: str) -> tuple[str, float]:
+    """`"dog.safetensors:0.8"` -> `("dog.safetensors", 0.8)`; without a number after the last colon the strength is 1.
+
+    Raises:
+        StudioError: the strength is not finite.
+    """
+    source, colon, number = text.rpartition(":")
+    try:
+        strength = float(number)
+    except ValueError:
+        return text, 1.0  # no strength: the colon, if any, is part of the path (C:\\subjects\\dog.safetensors)
+    if not colon or not source:
+        return text, 1.0
+    if not math.isfinite(strength):
+        raise StudioError(f"the strength in {text!r} is {number}, expected a finite number")
+    return source, strength

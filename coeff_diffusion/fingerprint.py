@@ -2,16 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers.models import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attachment import CoeffConfig, layer_heads, select_layers
-from .coefficients import Coefficients, CoefficientsError, listed
+from .coefficients import Coefficients, CoefficientsError, cut, listed
 
-SAME_WEIGHTS_TOLERANCE = 0.01
+# Rounding to bfloat16 changes a weight by up to 0.4 % of itself; a fine-tune changes most by more. Below the second
+# number float16 has no steps of that size any more.
+SAME_WEIGHTS_TOLERANCE = (0.005, 1e-7)
 # The text width and the channels of the first level, which no two families share.
 FAMILIES = {
     (768, 320): "stable-diffusion-v1",
@@ -44,16 +47,48 @@ def fingerprint(unet: UNet2DConditionModel) -> str:
 
 
 def weight_sample(unet: UNet2DConditionModel) -> tuple[float, ...]:
-    """16 weights, evenly spread over the first and the last convolution: they tell a base from its fine-tunes."""
-    return tuple(value for conv in (unet.conv_in, unet.conv_out) for value in _spread(conv.weight, 8))
+    """24 weights that tell a base from its fine-tunes, and from itself with a LoRA merged in.
+
+    Evenly spread over the first convolution, the last one, and the value projection of the attention layer in the
+    middle of the list: a LoRA leaves the convolutions alone. Empty where the weights are elsewhere for the time being
+    (diffusers' sequential offload) or there are none (meta device).
+    """
+    layers = list(select_layers(unet).values())
+    weights = [part.weight for part in (unet.conv_in, unet.conv_out, layers[len(layers) // 2].to_v)]
+    if any(weight.is_meta for weight in weights):
+        return ()
+    return tuple(value for weight in weights for value in _spread(weight, 8))
+
+
+def base_hash(unet: UNet2DConditionModel, *others: nn.Module) -> str | None:
+    """12 hex digits that tell one base from another: over its attention layers and some weights of each part.
+
+    The weights are taken as they are: in another dtype the same base has another hash. None where they are elsewhere
+    for the time being (diffusers' sequential offload).
+
+    Args:
+        others: what else draws: the text encoder, the VAE's decoder.
+    """
+    sample = weight_sample(unet)
+    parameters = [list(part.parameters()) for part in others]
+    ends = [weights[i] for weights in parameters for i in (0, -1)]
+    if not sample or any(weight.is_meta for weight in ends):
+        return None
+    numbers = [*sample, *(value for weight in ends for value in _spread(weight, 8))]
+    return hashlib.sha256(json.dumps([fingerprint(unet), numbers]).encode()).hexdigest()[:12]
 
 
 def same_weights(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
-    """Whether two samples are of the same weights, give or take the rounding of half precision."""
-    if len(first) != len(second):
-        return False
-    largest = max(map(abs, (*first, *second)), default=0.0)
-    return all(abs(a - b) <= SAME_WEIGHTS_TOLERANCE * largest for a, b in zip(first, second, strict=True))
+    """Whether two samples are of the same weights, give or take the rounding to float16 or bfloat16.
+
+    The shorter one may be every nth number of the longer one: a QR code has room for a few.
+    """
+    relative, absolute = SAME_WEIGHTS_TOLERANCE
+    first, second = sorted((first, second), key=len)
+    second = second[:: max(1, len(second) // max(1, len(first)))]
+    return len(first) == len(second) and all(
+        abs(a - b) <= relative * max(abs(a), abs(b)) + absolute for a, b in zip(first, second, strict=True)
+    )
 
 
 def check_fits(coefficients: Coefficients, unet: UNet2DConditionModel) -> None:
@@ -64,7 +99,7 @@ def check_fits(coefficients: Coefficients, unet: UNet2DConditionModel) -> None:
             but is missing, or layers of another width. The message names the first offenders and both sides.
     """
     info, heads = coefficients.info, layer_heads(unet)
-    wrong = [f"{path} is no attention layer of this base" for path in coefficients if path not in heads]
+    wrong = [f"{cut(path)} is no attention layer of this base" for path in coefficients if path not in heads]
     wrong += [
         f"{path} has {len(coeff)} heads, in this base {heads[path]}"
         for path, coeff in coefficients.items()
@@ -76,10 +111,30 @@ def check_fits(coefficients: Coefficients, unet: UNet2DConditionModel) -> None:
     if not wrong and info.base_fingerprint not in ("", fingerprint(unet)):
         wrong.append("the attention layers have other widths")
     if wrong:
+        base, family = cut(info.base_model) or "a base", cut(info.base_architecture) or "unknown family"
         raise CoefficientsError(
-            f"the subject is for {info.base_model or 'a base'} ({info.base_architecture or 'unknown family'}, "
-            f"{len(coefficients)} layers), this base is {architecture(unet)} with {len(heads)} layers: {listed(wrong)}"
+            f"the subject is for {base} ({family}, {len(coefficients)} layers), this base is {architecture(unet)} with "
+            f"{len(heads)} layers: {listed(wrong)}"
         )
+
+
+def check_tokens_fit(coefficients: Coefficients, widths: Mapping[str, int]) -> None:
+    """Make sure that the learned tokens of a subject belong to the text encoders of a base.
+
+    Args:
+        widths: channels of the token embeddings of each text encoder of the base, by its name ("text_encoder").
+
+    Raises:
+        CoefficientsError: the base lacks the text encoder, or it has another width. The message names both sides.
+    """
+    for owner, token in coefficients.tokens.items():
+        if owner not in widths:
+            raise CoefficientsError(f"the subject has a token for {owner}, which this base does not have")
+        if token.shape[1] != widths[owner]:
+            raise CoefficientsError(
+                f"the subject's token has {token.shape[1]} channels, but the {owner} of this base has {widths[owner]}: "
+                f"it was trained on {cut(coefficients.info.base_model) or 'another base'}"
+            )
 
 
 def _spread(weight: Tensor, count: int) -> list[float]:

@@ -1,31 +1,40 @@
-"""Pictures on disk: the text that remembers how one was drawn, labelled grids, and saving that never overwrites.
+"""Pictures on disk: the text that remembers how one was drawn, and saving that never overwrites.
 
 The text follows the form that A1111's web UI writes into the PNG chunk `parameters` and that most tools read:
 
     a photo of sks dog on the beach
     Negative prompt: blurry
-    Steps: 20, Sampler: DDIM, CFG scale: 7.5, Seed: 7, Size: 128x128, Model: embedded, Subjects: "{\"dog\": 0.8}"
+    Steps: 20, Sampler: DDIM, CFG scale: 7.5, Seed: 7, Size: 128x128, Model: embedded, Base hash: 41b5f3c6a0d2,
+    Subjects: "{\"dog\": 0.8}", Subject hashes: "{\"dog\": \"9332f95acd2a\"}"
+
+(the fields are one line in the picture).
 """
 
 import io
 import json
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
+from .coefficients import Coefficients, cut
 from .files import atomic_write
+from .png import TEXT_KINDS, PngError, read_chunks, text_of
 
 PARAMETERS = "parameters"
 NEGATIVE = "Negative prompt:"
-MAX_PIXELS = 64 * 1024 * 1024
-# `Key: value` or `Key: "quoted value"`, separated by commas: the expression A1111 itself reads with.
-FIELD = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+MAX_TEXT = 256 * 1024  # bytes of the parameters; those of A1111 with all its extensions have a few thousand
+MAX_TEXTS = (16 * 2**20, 1_000)  # bytes and number of all text chunks of a picture: other tools keep workflows there
+# `Key: value` or `Key: "quoted value"`, separated by commas: the expression A1111 itself reads with, but with keys of
+# bounded length and nothing to go back for, so that the time it takes grows with the text and no faster.
+FIELD = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:[^\\"]|\\.)++"|[^,]*)(?:,|$)')
+HASH = re.compile(r"[0-9a-f]{12}")
 Number = TypeVar("Number", int, float)
+Gate = Literal["trigger", "always"]
 
 
 class PictureError(ValueError):
@@ -37,7 +46,15 @@ class Parameters:
     """How a picture was drawn.
 
     Attributes:
-        subjects: strength of each subject, by name.
+        model: the base's name.
+        base_hash: `fingerprint.base_hash` of the base, with its weights in `precision`.
+        precision: dtype of the base's weights, where it is not float32.
+        batch_size: pictures that were drawn at once, where it was not this one alone: their number decides the order in
+            which a computer adds, and so the last bits.
+        batch_position: the place of this one among them, from 0.
+        gate: what the request asked for; None is what each subject was saved with.
+        subjects: strength of each subject, by name. At 0 only its learned word takes part.
+        hashes: the first 12 hex digits of each subject's `sha256`, by the same names; empty in older pictures.
         extra: further keys in the order they stand, kept as written.
     """
 
@@ -51,7 +68,13 @@ class Parameters:
     width: int | None = None
     height: int | None = None
     model: str | None = None
+    base_hash: str | None = None
+    precision: str | None = None
+    batch_size: int | None = None
+    batch_position: int | None = None
+    gate: Gate | None = None
     subjects: Mapping[str, float] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -66,7 +89,13 @@ def format_parameters(parameters: Parameters) -> str:
         "Seed": p.seed,
         "Size": None if p.width is None or p.height is None else f"{p.width}x{p.height}",
         "Model": p.model,
+        "Base hash": p.base_hash,
+        "Precision": p.precision,
+        "Batch size": p.batch_size,
+        "Batch pos": p.batch_position,
+        "Gate": p.gate,
         "Subjects": json.dumps(dict(p.subjects), ensure_ascii=False) if p.subjects else None,
+        "Subject hashes": json.dumps(dict(p.hashes), ensure_ascii=False) if p.hashes else None,
         **p.extra,
     }
     # The form cannot tell every prompt from its own syntax. Where reading would change one, it is kept aside, exactly.
@@ -82,13 +111,14 @@ def parse_parameters(text: str) -> Parameters:
     Raises:
         PictureError: a value of ours is not what it should be.
     """
-    prompt, negative, found = _split(text)
-    fields = {key: _unquote(value) for key, value in found.items()}
+    prompt, negative, raw = _split(text)
+    fields = {key: _unquote(value) for key, value in raw.items()}
     size = fields.pop("Size", None)
     try:
         width, height = (int(side) for side in size.lower().split("x")) if size else (None, None)
         subjects = json.loads(fields.pop("Subjects", "{}"))
-        return Parameters(
+        hashes = json.loads(fields.pop("Subject hashes", "{}"))
+        found = Parameters(
             prompt=str(json.loads(fields.pop("Exact prompt", json.dumps(prompt)))),
             negative_prompt=str(json.loads(fields.pop("Exact negative prompt", json.dumps(negative)))),
             steps=_optional(int, fields.pop("Steps", None)),
@@ -99,45 +129,75 @@ def parse_parameters(text: str) -> Parameters:
             width=width,
             height=height,
             model=fields.pop("Model", None),
+            base_hash=fields.pop("Base hash", None),
+            precision=fields.pop("Precision", None),
+            batch_size=_optional(int, fields.pop("Batch size", None)),
+            batch_position=_optional(int, fields.pop("Batch pos", None)),
+            gate=_gate(fields.pop("Gate", None)),
             subjects={str(name): float(strength) for name, strength in subjects.items()},
+            hashes={str(name): _hash(digits) for name, digits in hashes.items()},
             extra=fields,
         )
-    except (ValueError, TypeError, AttributeError) as error:
-        raise PictureError(f"the picture's parameters cannot be read: {error}") from error
+        for part in (found.prompt, found.negative_prompt, found.sampler, found.model, *found.subjects):
+            (part or "").encode()  # half of a surrogate pair is no text that a tokenizer could read
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise PictureError(f"the picture's parameters cannot be read: {cut(str(error), 200)}") from error
+    return found
+
+
+def find_parameters(source: str | Path | bytes) -> str | None:
+    """The text `parameters` of a PNG, a file or its content; None where it has none. No pixel is decoded.
+
+    Of several the last one counts, as it does for Pillow and those who read with it.
+
+    Raises:
+        PictureError: not a PNG, damaged, or texts of a size that no honest picture has.
+    """
+    try:
+        chunks = read_chunks(source if isinstance(source, bytes) else Path(source), TEXT_KINDS, *MAX_TEXTS)
+        found = [chunk for chunk in chunks if chunk[1].startswith(f"{PARAMETERS}\0".encode())]
+        return text_of(*found[-1], MAX_TEXT)[1] if found else None
+    except PngError as error:
+        name = "the picture" if isinstance(source, bytes) else source
+        raise PictureError(f"{name} is not a readable picture: {error}") from error
 
 
 def read_parameters(path: str | Path) -> Parameters:
     """The parameters a PNG file carries.
 
     Raises:
-        PictureError: not a picture, none in it, or text chunks of a size that no honest picture has.
+        PictureError: not a PNG, none in it, damaged, or texts of a size that no honest picture has.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()  # the text may stand behind the pixels
-            text = getattr(image, "text", {}).get(PARAMETERS)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise PictureError(f"{path} is not a readable picture: {error}") from error
+    text = find_parameters(path)
     if not text:
         raise PictureError(f"{path} carries no drawing parameters; expected a PNG with a {PARAMETERS!r} text")
-    return parse_parameters(str(text))
+    return parse_parameters(text)
 
 
-def save_picture(image: Image.Image, path: str | Path, parameters: str | None = None) -> Path:
+def save_picture(
+    image: Image.Image, path: str | Path, parameters: str | None = None, subjects: Iterable[Coefficients] = ()
+) -> Path:
     """Write a PNG in one move (a reader sees the old file or the new one, never half of it).
 
     Args:
         parameters: the text of `format_parameters`, stored in the chunk `parameters`.
+        subjects: what the picture is to carry (see `cards.embed`); who gets the picture can draw with them.
+
+    Raises:
+        CoefficientsError: these subjects cannot be carried by a picture.
     """
+    from .cards import embed
+
     info = PngImagePlugin.PngInfo()
     if parameters:
         info.add_text(PARAMETERS, parameters)
     data = io.BytesIO()
     image.save(data, format="PNG", pnginfo=info)
+    content = embed(data.getvalue(), list(subjects))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(data.getvalue())
+        file.write(content)
     return path
 
 
@@ -174,54 +234,6 @@ def free_path(folder: str | Path, stem: str, suffix: str = ".png") -> Path:
             number += 1
             continue
         return path
-
-
-def labelled_grid(
-    rows: Sequence[Sequence[Image.Image]],
-    row_labels: Sequence[str] = (),
-    column_labels: Sequence[str] = (),
-) -> Image.Image:
-    """One picture of many: rows of pictures with a label over each column and left of each row.
-
-    Cells are as large as the largest picture; labels are wrapped to their cell, in Pillow's own font scaled with it.
-
-    Raises:
-        PictureError: no pictures, labels that do not match the rows or columns, or more than 64 million pixels.
-    """
-    columns = max((len(row) for row in rows), default=0)
-    if columns == 0:
-        raise PictureError("a grid needs at least one picture")
-    if (row_labels and len(row_labels) != len(rows)) or (column_labels and len(column_labels) != columns):
-        raise PictureError(
-            f"a grid of {len(rows)} rows and {columns} columns got {len(row_labels)} row and "
-            f"{len(column_labels)} column labels"
-        )
-    width = max(image.width for row in rows for image in row)
-    height = max(image.height for row in rows for image in row)
-    font = ImageFont.load_default(max(10, min(width, height) // 11))
-    gap = max(2, width // 32)
-    tops = [_wrap(label, font, width) for label in column_labels]
-    sides = [_wrap(label, font, width) for label in row_labels]
-    top = max((_text_size(text, font)[1] for text in tops), default=0) + (gap if tops else 0)
-    side = max((_text_size(text, font)[0] for text in sides), default=0) + (gap if sides else 0)
-    heights = [max(height, _text_size(sides[i], font)[1] if sides else 0) for i in range(len(rows))]
-    size = (side + columns * (width + gap) + gap, top + sum(heights) + gap * (len(rows) + 1))
-    if size[0] * size[1] > MAX_PIXELS:
-        raise PictureError(f"a grid of {size[0]} x {size[1]} pixels is too large; draw fewer or smaller pictures")
-
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, text in enumerate(tops):
-        middle = side + gap + column * (width + gap) + width / 2
-        draw.multiline_text((middle, top), text, fill="black", font=font, anchor="md", align="center")
-    y = top + gap
-    for row, images in enumerate(rows):
-        if sides:
-            draw.multiline_text((gap, y + heights[row] / 2), sides[row], fill="black", font=font, anchor="lm")
-        for column, image in enumerate(images):
-            sheet.paste(image.convert("RGB"), (side + gap + column * (width + gap), y))
-        y += heights[row] + gap
-    return sheet
 
 
 # --- the text ---------------------------------------------------------------------------------------------------------
@@ -264,32 +276,18 @@ def _unquote(text: str) -> str:
         return text
 
 
+def _gate(text: str | None) -> Gate | None:
+    known: dict[str | None, Gate | None] = {None: None, "trigger": "trigger", "always": "always"}
+    if text not in known:
+        raise ValueError(f"Gate is {text!r}, expected trigger or always")
+    return known[text]
+
+
+def _hash(digits: object) -> str:
+    if not isinstance(digits, str) or not HASH.fullmatch(digits):  # fewer digits would fit more than one subject
+        raise ValueError(f"a subject's hash is {digits!r}, expected 12 hex digits")
+    return digits
+
+
 def _optional(kind: Callable[[str], Number], text: str | None) -> Number | None:
     return None if text is None else kind(text)
-
-
-# --- the grid ---------------------------------------------------------------------------------------------------------
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(_cut(word, font, width))
-    return "\n".join(lines)
-
-
-def _cut(word: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    while len(word) > 1 and font.getlength(word) > width:
-        word = word.removesuffix("…")[:-1] + "…"
-    return word
-
-
-def _text_size(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> tuple[int, int]:
-    if not text:
-        return (0, 0)
-    box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font=font)
-    return (int(box[2]) + 1, int(box[3]) + 1)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -121,19 +121,37 @@ def load_base(
 def _load(
     name: str, path: Path, dtype: torch.dtype, revision: str | None, config: str | Path | None
 ) -> StableDiffusionPipeline:
+    match kind_of_base(name):
+        case "embedded":
+            try:
+                return _load_folder(embedded_path(), name, dtype)
+            except FileNotFoundError as error:
+                raise BaseModelError(str(error)) from error
+        case "folder":
+            return _load_folder(path, name, dtype)
+        case "checkpoint":
+            return _load_checkpoint(path, config)
+        case "hub":
+            return _load_folder(_download(name, revision), name, dtype)
+
+
+def kind_of_base(name: str) -> Literal["embedded", "folder", "checkpoint", "hub"]:
+    """Which of the four a base's name means; nothing is opened.
+
+    Raises:
+        BaseModelError: it means none.
+    """
+    path = Path(name).expanduser()
     if name == EMBEDDED:
-        try:
-            return _load_folder(embedded_path(), name, dtype)
-        except FileNotFoundError as error:
-            raise BaseModelError(str(error)) from error
+        return "embedded"
     if path.is_dir():
-        return _load_folder(path, name, dtype)
+        return "folder"
     if path.is_file():
-        return _load_checkpoint(path, config)
+        return "checkpoint"
     if _looks_like_path(name):
         raise BaseModelError(f"no such file or folder: {name!r}; a base is {_choices()}")
     if re.fullmatch(HUB_ID, name):
-        return _load_folder(_download(name, revision), name, dtype)
+        return "hub"
     raise BaseModelError(f"{name!r} is not a base; a base is {_choices()}")
 
 
@@ -195,7 +213,7 @@ def _check_model_index(folder: Path, name: str) -> None:
 
 
 def _load_checkpoint(path: Path, config: str | Path | None) -> StableDiffusionPipeline:
-    _check_checkpoint(path)
+    check_checkpoint(path)
     folder = None if config is None else Path(config).expanduser()
     source = None if folder is None else str(folder if folder.exists() else config)
     try:
@@ -215,8 +233,12 @@ def _load_checkpoint(path: Path, config: str | Path | None) -> StableDiffusionPi
         raise BaseModelError(f"{str(path)!r} cannot be loaded as {EXPECTED}: {_one_line(error)}") from error
 
 
-def _check_checkpoint(path: Path) -> None:
-    """Refuse pickles, other files and other families from the header alone, before any weight is read."""
+def check_checkpoint(path: Path) -> None:
+    """Refuse pickles, other files and other families from the header alone, before any weight is read.
+
+    Raises:
+        BaseModelError: it is one of these; the message says which.
+    """
     if path.suffix.lower() in PICKLES:
         raise BaseModelError(
             f"{str(path)!r} is a pickled checkpoint, which is never opened because it can run code; "

@@ -20,8 +20,9 @@ from PIL import Image
 
 from .coefficients import Coefficients
 from .drawing import MAX_SEED, DrawCancelled, DrawProgress, DrawRequest, Picture, StudioError, problems
-from .pictures import Parameters, format_parameters
+from .pictures import format_parameters
 from .pipeline import base_name
+from .recipe import placed, recorded
 from .schedulers import (
     ZERO_SNR_GUIDANCE_RESCALE,
     SchedulerError,
@@ -79,7 +80,7 @@ class Studio:
             yield
 
     def load(self, source: str | Path | Coefficients, name: str | None = None) -> str:
-        """Load a subject (file, folder, Hub id) and return its name. It acts in the drawings that ask for it.
+        """Load a subject (file, folder, card, Hub id) and return its name. It acts in the drawings that ask for it.
 
         Raises:
             CoefficientsError: it is damaged, does not fit the base, or its name or trigger is taken.
@@ -132,11 +133,17 @@ class Studio:
             seeds = [request.seed + i for i in range(request.batch_size)]
             with self._prepared(request):
                 images = self._sample(request, seeds, on_step, should_stop)
-                sampler = scheduler_label(self.pipe.scheduler)
-        singles = [replace(request, seed=seed, batch_size=1) for seed in seeds]
+                recipe = recorded(self.pipe, request, scheduler_label(self.pipe.scheduler))
+            subjects = {name: self.subjects[name] for name in recipe.subjects}
         return [
-            Picture(image, single, seed, self._parameters(single, sampler))
-            for image, single, seed in zip(images, singles, seeds, strict=True)
+            Picture(
+                image,
+                replace(request, seed=seed, batch_size=1),
+                seed,
+                format_parameters(placed(recipe, place, len(seeds))),
+                subjects,
+            )
+            for place, (image, seed) in enumerate(zip(images, seeds, strict=True))
         ]
 
     def compare(
@@ -279,23 +286,6 @@ class Studio:
             self.pipe.maybe_free_model_hooks()
         images: list[Image.Image] = output.images
         return images
-
-    def _parameters(self, request: DrawRequest, sampler: str) -> str:
-        return format_parameters(
-            Parameters(
-                prompt=request.prompt,
-                negative_prompt=request.negative_prompt,
-                steps=request.steps,
-                sampler=sampler,
-                guidance_scale=float(request.guidance_scale),
-                guidance_rescale=float(request.guidance_rescale or 0.0) or None,
-                seed=request.seed,
-                width=request.width,
-                height=request.height,
-                model=self.base,
-                subjects=dict(request.subjects),
-            )
-        )
 
 
 def _part(on_step: Callable[[DrawProgress], None], index: int, parts: int) -> Callable[[DrawProgress], None]:

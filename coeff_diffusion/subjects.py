@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from .attachment import activate, attach, detach, unwrapped
-from .coefficients import Coefficients, CoefficientsError
-from .fingerprint import check_fits, same_weights, weight_sample
+from .coefficients import Coefficients, CoefficientsError, cut
+from .fingerprint import check_fits, check_tokens_fit, same_weights, weight_sample
 from .trigger import TriggerEmbedding, add_trigger, contains_trigger, remove_trigger, triggers_clash
 
 Gate = Literal["trigger", "always"]
@@ -196,21 +196,15 @@ class Subjects:
                     f"the trigger {mine!r} of {name!r} clashes with {theirs!r} of {other!r}: a prompt could not call "
                     'up one without the other; load one of them with another trigger="..."'
                 )
-        for owner, token in coefficients.tokens.items():
-            encoder = getattr(self.pipe, owner, None)
-            if encoder is None:
-                raise CoefficientsError(f"the subject has a token for {owner}, which this pipeline does not have")
-            width = encoder.get_input_embeddings().embedding_dim
-            if token.shape[1] != width:
-                raise CoefficientsError(
-                    f"the subject's token has {token.shape[1]} channels, but the {owner} of this base has {width}: "
-                    f"it was trained on {coefficients.info.base_model or 'another base'}"
-                )
-        sample = coefficients.info.base_sample
-        if sample and not same_weights(sample, weight_sample(self.unet)):
+        encoders = {owner: getattr(self.pipe, owner, None) for owner in coefficients.tokens}
+        widths = {k: e.get_input_embeddings().embedding_dim for k, e in encoders.items() if e is not None}
+        check_tokens_fit(coefficients, widths)
+        recorded, found = coefficients.info.base_sample, weight_sample(self.unet)
+        if recorded and found and not same_weights(recorded, found):
+            base = cut(coefficients.info.base_model) or "a base"
             warnings.warn(
-                f"the subject was trained on {coefficients.info.base_model or 'a base'}, which is of the same kind as "
-                "this base but has other weights; it may look different here",
+                f"the subject was trained on {base}, which is of the same kind as this base but has other weights; it "
+                "may look different here",
                 stacklevel=4,
             )
 

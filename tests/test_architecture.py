@@ -7,6 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "coeff_diffusion"
+# What the page says about imports that run the other way.
+EXCEPTIONS = {("cards", "qr")}
 
 
 def rooms() -> dict[str, int]:
@@ -51,7 +53,7 @@ def test_imports_run_one_way() -> None:
         for name, trees in found.items()
         for tree in trees
         for other in imported(tree, set(found) - {name})
-        if row[other] > row[name]
+        if row[other] > row[name] and (name, other) not in EXCEPTIONS
     ]
     assert upwards == []
 

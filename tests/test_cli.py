@@ -1,14 +1,19 @@
 import importlib
+import json
+import re
 import subprocess
 import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from subject_maker import make_subject
 
-from coeff_diffusion.cli import main
+from coeff_diffusion import Coefficients
+from coeff_diffusion.cli import COMMANDS, UsageError, main, parse
 from coeff_diffusion.library import Library
 from coeff_diffusion.pictures import read_parameters
 
@@ -98,17 +103,63 @@ def test_nothing_is_overwritten(capsys: pytest.CaptureFixture[str], tiny_base_di
 def test_info_about_a_subject(capsys: pytest.CaptureFixture[str], dog: Path) -> None:
     code, out, _ = run(capsys, "info", dog)
     assert code == 0
-    facts = dict(line.split(maxsplit=1) for line in out.splitlines())
+    facts = dict(line.split(maxsplit=1) for line in out.partition("\n\n")[0].splitlines())
     assert facts["subject"] == "my dog"
     assert facts["trigger"] == "sks dog"
-    assert "14 (" in facts["layers"]
+    assert facts["layers"] == "14 (7 self, 7 cross)"
+    for arguments in (["info", "--json", dog], ["info", dog, "--json"]):
+        code, out, _ = run(capsys, *arguments)
+        assert (code, json.loads(out)["info"]["name"]) == (0, "my dog")
+
+
+def test_a_subject_is_checked_converted_and_blended(
+    capsys: pytest.CaptureFixture[str], tiny_base_dir: Path, dog: Path, tmp_path: Path
+) -> None:
+    code, out, _ = run(capsys, "verify", dog, "--base", tiny_base_dir)
+    assert (code, out.count("\n")) == (0, 1)
+    assert f"{dog} (14 layers, a token of 32 channels) fits {tiny_base_dir}" in out
+    assert "this base is custom with 14 layers" in refused(capsys, "verify", dog, "--base", "embedded")
+
+    assert run(capsys, "convert", dog, "-o", "half.safetensors", "--dtype", "float16")[0] == 0
+    assert "half.safetensors exists" in refused(capsys, "convert", dog, "-ohalf.safetensors", "--dtype", "bfloat16")
+    assert run(capsys, "convert", dog, "-o", "half.safetensors", "--dtype", "bfloat16", "--overwrite")[0] == 0
+
+    code, out, _ = run(capsys, "blend", f"{dog}:0.7", "half.safetensors:0.3", "-o", "mix.safetensors")
+    assert code == 0
+    assert "'0.7 my dog + 0.3 my dog'" in out
+    assert run(capsys, "verify", "mix.safetensors", "--base", tiny_base_dir)[0] == 0
+
+
+@pytest.mark.filterwarnings("default")
+def test_another_base_of_the_same_kind_is_said_once(
+    capsys: pytest.CaptureFixture[str], tiny_base_dir: Path, dog: Path, tmp_path: Path
+) -> None:
+    subject = Coefficients.load(dog)
+    info = replace(subject.info, base_model="user/tiny", base_sample=(9.0,) * 24)
+    subject.replace(info=info).save(tmp_path / "tuned.safetensors")
+    flags = ["--base", tiny_base_dir, "--num_inference_steps", 2, "--prompt", "a sks dog", "--prompt", "sks dog"]
+    for _ in range(2):  # once in each run, however many pictures it draws
+        code, _, err = run(capsys, "generate", "--subject", "tuned.safetensors", *flags)
+        assert code == 0
+        (line,) = [line for line in err.splitlines() if "warning" in line]
+        assert line == (
+            "coeff-diffusion: warning: the subject was trained on user/tiny, which is of the same kind as this base "
+            "but has other weights; it may look different here"
+        )
+    code, _, err = run(capsys, "generate", "--subject", dog, *flags)
+    assert (code, "warning" in err) == (0, False)
+
+
+def test_errors_about_strangers_files_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "info", "\x1b[2J\u202ea\x7f.safetensors")
+    assert message == r"there is no file \x1b[2J\u202ea\x7f.safetensors"
 
 
 def test_errors_are_one_clear_line(
     capsys: pytest.CaptureFixture[str], tiny_base_dir: Path, dog: Path, tmp_path: Path
 ) -> None:
     base = ["--base", tiny_base_dir]
-    assert "no command 'draw'; use one of train, generate, studio, info" in refused(capsys, "draw")
+    assert f"no command 'draw'; use one of {', '.join(COMMANDS)}" in refused(capsys, "draw")
     assert "give a --prompt" in refused(capsys, "generate")
     assert "--seed is 'x', expected int" in refused(capsys, "generate", "--prompt", "a", "--seed", "x")
     assert "unrecognized arguments: --nope" in refused(capsys, "generate", "--prompt", "a", "--nope")
@@ -117,7 +168,11 @@ def test_errors_are_one_clear_line(
     assert "steps is 0" in refused(capsys, "generate", "--prompt", "a", *base, "--num_inference_steps", 0)
     assert "none.safetensors" in refused(capsys, "generate", "--prompt", "a", *base, "--subject", "./none.safetensors")
     assert "nan, expected a finite number" in refused(capsys, "generate", "--prompt", "a", "--subject", f"{dog}:nan")
-    assert "info wants one file" in refused(capsys, "info")
+    assert "FILE is missing (coeff-diffusion info --help lists the options)" in refused(capsys, "info")
+    assert "--output and --dtype are missing" in refused(capsys, "convert", dog)
+    assert "--dtype is 'int8', expected one of 'float32', 'float16', 'bfloat16'" in refused(
+        capsys, "convert", dog, "-o", "x.safetensors", "--dtype", "int8"
+    )
     assert "none.png" in refused(capsys, "info", tmp_path / "none.png")
     assert "is a pickled" in refused(capsys, "generate", "--prompt", "a", "--base", _touched(tmp_path / "x.ckpt"))
     blocked = _touched(tmp_path / "file") / "pictures"
@@ -150,10 +205,10 @@ def test_page_flags_that_would_open_it_to_others(capsys: pytest.CaptureFixture[s
 
 
 def test_ctrl_c_is_no_error(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(path: str) -> str:
+    def interrupted(config: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("coeff_diffusion.info.describe", interrupted)
+    monkeypatch.setattr("coeff_diffusion.info.show_info", interrupted)
     code, _, err = run(capsys, "info", "x")
     assert (code, err) == (130, "coeff-diffusion: stopped\n")
 
@@ -161,17 +216,89 @@ def test_ctrl_c_is_no_error(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 def test_help_is_quick_and_complete(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert all(command in out for command in ("train", "generate", "studio", "info"))
+    assert all(f"\n  {command} " in out for command in COMMANDS)
     with pytest.raises(SystemExit) as done:
         main(["generate", "--help"])
     assert done.value.code == 0
     out = capsys.readouterr().out
     assert "--guidance_scale" in out
-    assert "Denoising steps." in out
+    assert "Denoising steps" in out
     # Answering --help must not wait for torch.
     code = "import sys; from coeff_diffusion.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_command_is_documented_with_flags_that_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        examples = re.findall(rf"\$ coeff-diffusion {command} (.*)", text)
+        assert examples, command
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert set(re.findall(r"--\w+", " ".join(examples))) <= set(re.findall(r"--\w+", capsys.readouterr().out))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    assert "usage: " in capsys.readouterr().out
+
+
+@dataclass
+class _Config:
+    """Do something, in more words than
+    fit into one line.
+
+    And more."""
+
+    file: str = field(metadata={"positional": True})
+    """The file."""
+    more: list[str] = field(metadata={"positional": True})
+    """More of them."""
+    output: str = field(metadata={"short": "-o"})
+    """Where it goes."""
+    kind: Literal["a", "b"] = "a"
+    """Which kind."""
+    from_picture: int | None = field(default=None, metadata={"flag": "--from"})
+    """A word of Python's own."""
+    json: bool = False
+    """Alone it means yes."""
+    prompt: list[str] = field(default_factory=list)
+    """Repeat it."""
+
+
+def test_a_dataclass_is_a_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse("do", _Config, ["a", "b", "c", "-o", "d"]) == _Config("a", ["b", "c"], "d")
+    for line in (
+        "--json a b -od --from 3 --prompt x --prompt=y",
+        "a b --output=d --json --from=3 --prompt x --prompt y",
+    ):
+        assert parse("do", _Config, line.split()) == _Config("a", ["b"], "d", "a", 3, True, ["x", "y"])
+    assert parse("do", _Config, ["a", "b", "-o", "d", "--json", "--no_json"]).json is False
+    for line, message in {
+        "a b": "--output is missing (coeff-diffusion do --help lists the options)",
+        "-o d": "FILE and MORE are missing",
+        "a -o d": "MORE is missing",
+        "a b -o d --from x": "--from is 'x', expected int",
+        "a b -o d --kind c": "--kind is 'c', expected one of 'a', 'b'",
+        "a b -o d --from_picture 1": "unrecognized arguments: --from_picture",
+        "a b -o": "-o/--output: expected one argument",
+    }.items():
+        with pytest.raises(UsageError, match=re.escape(message)):
+            parse("do", _Config, line.split())
+    with pytest.raises(SystemExit):
+        parse("do", _Config, ["--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "Do something, in more words than fit into one line. And more.",
+        "FILE MORE [MORE ...]",
+        "-o OUTPUT, --output OUTPUT",
+        "More of them.",
+    ):
+        assert text in out
 
 
 def test_demo(

@@ -5,7 +5,10 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,8 @@ from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
 from coeff_diffusion.files import MAX_FILE, MAX_HEADER, from_bytes, to_bytes
 
 EXAMPLES = int(os.environ.get("COEFF_FUZZ_EXAMPLES", "300"))
-MOST_SECONDS = 2.0  # hundreds of times what these files need, so that a busy machine does not matter
+MOST_SECONDS = 2.0  # of the processor, hundreds of times what these files need
+MOST_MEMORY = 100 * 10**6
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 INFO = CoefficientsInfo(name="dog", trigger="sks dog", base_sample=(0.5, 0.25), blocks=("up_blocks.*",), final_loss=0.1)
 SUBJECT = Coefficients(
@@ -26,6 +30,7 @@ SUBJECT = Coefficients(
     INFO,
 )
 VALID = to_bytes(SUBJECT)
+NARROW = to_bytes(SUBJECT, torch.float16)
 
 BAD_NAMES = (
     "../x", "/etc/passwd", "C:\\x", "\\\\host\\share", "a..b", ".", "", "a/b", "a\x00b", "a\nb", "é", "\ud800",
@@ -61,7 +66,7 @@ VALUES = st.one_of(
 @st.composite
 def files(draw: st.DrawFn) -> bytes:
     """A valid file after a few mutations of its parts, and then perhaps of its bytes."""
-    header, tensors = split(VALID)
+    header, tensors = split(draw(st.sampled_from([VALID, VALID, NARROW])))
     if draw(st.booleans()):  # without the hash the deeper checks have to hold
         del header["__metadata__"]["modelspec.hash_sha256"]
     for _ in range(draw(st.integers(0, 3))):
@@ -139,13 +144,13 @@ def with_value(tensors: bytes, position: int, value: float) -> bytes:
 
 def outcome(data: bytes) -> Coefficients | CoefficientsError:
     """What reading gives; any other exception passes through and fails the test."""
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone: another one may keep the machine busy
     try:
         return from_bytes(data)
     except CoefficientsError as error:
         return error
     finally:
-        assert time.perf_counter() - start < MOST_SECONDS
+        assert time.process_time() - start < MOST_SECONDS
 
 
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -193,12 +198,10 @@ HARD = {
     "name repeated among many": many_names_and_one_twice(),
     "infinity in an unknown field": with_info_text('{"novelty": 1e999}'),
     "nesting in an unknown field": with_info_text('{"novelty": ' + "[" * 900 + "]" * 900 + "}"),
+    "header of nothing but lists": encoded(b'{"a":[' + b"[]," * 690_000 + b"[]]}", b""),
     "many blocks": with_info(blocks=["x"] * 100_000),
     "largest file": VALID + b"\0" * (MAX_FILE - len(VALID)),
 }  # fmt: skip
-
-
-# Strict: whoever mends one has to take it out of here. The last is not even run, for it takes minutes.
 
 
 @pytest.mark.parametrize("kind", HARD)
@@ -206,3 +209,24 @@ def test_hard_cases(kind: str) -> None:
     found = outcome(HARD[kind])
     if isinstance(found, Coefficients):
         to_bytes(found)  # what can be read can be written again
+
+
+def filled(dtype: torch.dtype) -> bytes:
+    """A sound subject, as large as one may be; narrow numbers take twice their room when they are read."""
+    tokens = {owner: torch.ones(64, 8_192) for owner in ("text_encoder", "text_encoder_2")}
+    room = MAX_FILE // dtype.itemsize - sum(token.numel() for token in tokens.values())
+    coeffs = {f"down_blocks.{number}.attn1": torch.ones(128, 128) for number in range(room // 128**2 - 8)}
+    return to_bytes(Coefficients(coeffs, tokens, INFO), dtype)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process' peak of memory")
+def test_the_worst_files_stay_below_100_mb(tmp_path: Path) -> None:
+    worst = {**HARD, "float32": filled(torch.float32), "float16": filled(torch.float16)}
+    for name, data in worst.items():
+        (tmp_path / f"{name}.safetensors").write_bytes(data)
+    script = Path(__file__).with_name("memory_of_reading.py")
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=280, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.keys() == worst.keys()
+    assert {kind: most for kind, most in found.items() if most > MOST_MEMORY} == {}
+    assert found["float16"] > 32 * 10**6  # the measure sees what there is

@@ -299,7 +299,7 @@ def test_what_does_not_fit_changes_nothing(tiny_pipe: StableDiffusionPipeline, n
         (good.replace(coeffs={**good, "nowhere": torch.zeros(4, 4)}), {}, "nowhere is no attention layer"),
         (good.replace(coeffs={k: v for k, v in good.items() if k != path}), {}, "attn1 has no coefficients"),
         (good.replace(tokens={"text_encoder": torch.zeros(1, 768)}), {}, "768 channels, .* of this base has 32"),
-        (good.replace(tokens={"text_encoder_2": torch.zeros(1, 32)}), {}, "text_encoder_2, which this pipeline"),
+        (good.replace(tokens={"text_encoder_2": torch.zeros(1, 32)}), {}, "text_encoder_2, which this base"),
         (other(good, trigger="<|endoftext|>"), {}, "clashes with the tokenizer's token"),
         (new_subject(trigger=""), {"gate": "trigger"}, "no trigger to be gated by"),
         (good, {"strength": float("nan")}, "finite strengths"),
