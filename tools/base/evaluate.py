@@ -29,19 +29,21 @@ from tqdm import tqdm
 
 from coeff_diffusion.features import FeatureExtractor
 
-STEPS, GUIDANCE = 20, 4.0
+STEPS = 20
 BARS = {
     "colours": 0.90, "top5": 0.75, "top1": 0.45, "psnr": 28.0, "seconds_per_picture": 2.0, "seconds_to_load": 3.0,
 }  # fmt: skip
 
 
-def draw(pipe: StableDiffusionPipeline, prompts: list[str], seed: int, batch: int = 20) -> list[Image.Image]:
+def draw(
+    pipe: StableDiffusionPipeline, prompts: list[str], seed: int, guidance: float, batch: int = 20
+) -> list[Image.Image]:
     """One picture per prompt, from noise seeded by (seed, number of the prompt)."""
     pictures = []
     for start in tqdm(range(0, len(prompts), batch), desc="drawing", unit="batch"):
         part = prompts[start : start + batch]
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(part))]
-        pictures += pipe(part, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=generators).images
+        pictures += pipe(part, num_inference_steps=STEPS, guidance_scale=guidance, generator=generators).images
     return pictures
 
 
@@ -53,12 +55,12 @@ def border_colour(picture: Image.Image, width: int = 4) -> np.ndarray:
     return pixels[mask].mean(0)
 
 
-def check_colours(pipe: StableDiffusionPipeline, count: int) -> dict[str, float]:
+def check_colours(pipe: StableDiffusionPipeline, count: int, guidance: float) -> dict[str, float]:
     """The share of "a <concept> on a <colour> background" whose border is nearest to the asked colour."""
     rng = np.random.default_rng(0)
     names, colours = [name for name, _, _ in training_concepts()], list(COLOURS)
     asked = [(names[rng.integers(len(names))], colours[i % len(colours)]) for i in range(count)]
-    pictures = draw(pipe, [f"{with_article(n)} on {with_article(c)} background" for n, c in asked], seed=1000)
+    pictures = draw(pipe, [f"{with_article(n)} on {with_article(c)} background" for n, c in asked], 1000, guidance)
     palette = np.array(list(COLOURS.values()), dtype=np.float32)
     hits = [
         colours[int(np.square(palette - border_colour(picture)).sum(1).argmin())] == colour
@@ -81,7 +83,7 @@ def concept_features(renderer: Renderer, extract: FeatureExtractor, views: int =
     return torch.stack(means)
 
 
-def check_concepts(pipe: StableDiffusionPipeline, sprites: Path, count: int) -> dict[str, object]:
+def check_concepts(pipe: StableDiffusionPipeline, sprites: Path, count: int, guidance: float) -> dict[str, object]:
     """Top-1 and top-5 shares of the asked concept among all, by features; also per class."""
     renderer, extract = Renderer(sprites, scene_variants=1), FeatureExtractor()
     known = concept_features(renderer, extract)
@@ -93,7 +95,7 @@ def check_concepts(pipe: StableDiffusionPipeline, sprites: Path, count: int) -> 
         f"{with_article(names[label])} on {with_article(colours[i * 5 % 12])} background"
         for i, label in enumerate(labels)
     ]
-    ranks = (extract(draw(pipe, prompts, seed=2000)) @ known.T).argsort(dim=1, descending=True)
+    ranks = (extract(draw(pipe, prompts, 2000, guidance)) @ known.T).argsort(dim=1, descending=True)
     places = [int((ranks[i] == label).nonzero()) for i, label in enumerate(labels)]
     per_class: dict[str, list[int]] = defaultdict(list)
     for label, place in zip(labels, places, strict=True):
@@ -125,7 +127,7 @@ def check_autoencoder(vae: AutoencoderTiny, sprites: Path, folder: Path, count: 
     return {"psnr": float(psnr.mean()), "psnr_lowest_tenth": float(psnr.quantile(0.1))}
 
 
-def check_speed(base: Path) -> dict[str, float]:
+def check_speed(base: Path, guidance: float) -> dict[str, float]:
     """Median seconds to load the pipeline (fresh processes) and to draw one picture."""
     code = f"""
 import time, torch
@@ -138,7 +140,7 @@ times = []
 for seed in range(6):
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    pipe("a red car", num_inference_steps={STEPS}, guidance_scale={GUIDANCE}, generator=generator)
+    pipe("a red car", num_inference_steps={STEPS}, guidance_scale={guidance}, generator=generator)
     times.append(time.perf_counter() - start)
 print(loaded, sorted(times[1:])[2])
 """
@@ -163,10 +165,10 @@ def grid_prompts() -> list[str]:
     return prompts
 
 
-def save_grid(pipe: StableDiffusionPipeline, folder: Path) -> None:
+def save_grid(pipe: StableDiffusionPipeline, folder: Path, guidance: float) -> None:
     """`grid.png` (64 pictures), `grid-labelled.png` (with their prompts below) and `grid.txt`."""
     prompts = grid_prompts()
-    pictures = draw(pipe, prompts, seed=3000)
+    pictures = draw(pipe, prompts, 3000, guidance)
     plain, labelled = Image.new("RGB", (8 * 128, 8 * 128)), Image.new("RGB", (8 * 128, 8 * 154), "white")
     pen = ImageDraw.Draw(labelled)
     for i, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
@@ -194,6 +196,7 @@ def main() -> None:
     parser.add_argument("--sprites", type=Path, default=Path(".work/base/sprites.zip"))
     parser.add_argument("--output", type=Path, default=Path(".work/base/evaluation"))
     parser.add_argument("--colour_prompts", type=int, default=100)
+    parser.add_argument("--guidance_scale", type=float, default=4.0)
     parser.add_argument("--concept_prompts", type=int, default=200)
     args = parser.parse_args()
     if unknown := set(args.checks) - set(checks):
@@ -205,15 +208,15 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     figures: dict[str, object] = {}
     if "colours" in args.checks:
-        figures |= check_colours(pipe, args.colour_prompts)
+        figures |= check_colours(pipe, args.colour_prompts, args.guidance_scale)
     if "concepts" in args.checks:
-        figures |= check_concepts(pipe, args.sprites, args.concept_prompts)
+        figures |= check_concepts(pipe, args.sprites, args.concept_prompts, args.guidance_scale)
     if "autoencoder" in args.checks:
         figures |= check_autoencoder(pipe.vae, args.sprites, args.output, 200)
     if "speed" in args.checks:
-        figures |= check_speed(args.base)
+        figures |= check_speed(args.base, args.guidance_scale)
     if "grid" in args.checks:
-        save_grid(pipe, args.output)
+        save_grid(pipe, args.output, args.guidance_scale)
     (args.output / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
     for name, value in figures.items():
         bar = BARS.get(name)
