@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from .coefficients import Coefficients, CoefficientsError, shown
 from .files import atomic_write, from_bytes, to_bytes
-from .pictures import PictureError, find_parameters, parse_parameters
+from .pictures import PictureError, check_output, find_parameters, parse_parameters
 from .png import SIGNATURE, PngError, read_chunks, with_chunks
 
 CHUNK = b"coEf"
@@ -46,11 +46,7 @@ def make_card_file(config: CardConfig, say: Callable[[str], None] = print) -> Pa
         PictureError: the picture cannot be read or kept without loss, was drawn with other subjects only, or the card
             would replace a file.
     """
-    output = Path(config.output).expanduser()
-    if output.suffix.lower() != ".png":
-        raise PictureError(f"a card is a PNG, but it is to be {output}; give a name that ends in .png")
-    if output.exists() and not config.overwrite:
-        raise PictureError(f"{output} is there already; give another name, or --overwrite to replace it")
+    output = check_output(config.output, config.overwrite)
     subject = Coefficients.load(config.subject)
     png = as_png(config.picture)
     _check_drawn_with(config.picture, png, subject)

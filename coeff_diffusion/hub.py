@@ -38,6 +38,9 @@ class PushConfig:
     """File that holds an access token; left out, the login of `hf auth login` or HF_TOKEN."""
     dry_run: bool = False
     """Only list what would be uploaded."""
+    overwrite: bool = False
+    """Where it goes to a folder: take the place of a subject that is there. The Hub needs no leave: it keeps earlier
+    versions."""
 
 
 @dataclass
@@ -72,8 +75,12 @@ def push(config: PushConfig, say: Callable[[str], None] = print) -> str:
     only_hub = [f"--{name}" for name in ("private", "message", "token_file") if getattr(config, name)]
     if folder is not None and only_hub:
         raise HubError(f"{' and '.join(only_hub)} only mean something for the Hub, but {config.repo} is a folder")
-    if folder is not None and folder.resolve() == source.resolve():
-        raise HubError(f"{config.repo} is the subject itself; give another folder")
+    if folder is not None:
+        if folder.resolve() == source.resolve():
+            raise HubError(f"{config.repo} is the subject itself; give another folder")
+        check_target(folder, config.overwrite)
+    elif config.overwrite:
+        raise HubError(f"--overwrite only means something for a folder; {config.repo} keeps its old versions anyway")
     files = prepare(source, config.license, say)
     where = str(folder) if folder is not None else Hub().url(config.repo)
     for line in listing(files):
@@ -82,7 +89,7 @@ def push(config: PushConfig, say: Callable[[str], None] = print) -> str:
         say(f"would go to {where}; nothing was written")
         return where
     if folder is not None:
-        write_folder(files, folder, replace=True)
+        write_folder(files, folder, config.overwrite)
     else:
         _upload(files, config, say)
     say(where)

@@ -12,6 +12,7 @@ The text follows the form that A1111's web UI writes into the PNG chunk `paramet
 
 import io
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -198,6 +199,20 @@ def save_picture(
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(content)
+    return path
+
+
+def check_output(output: str | Path, overwrite: bool) -> Path:
+    """The PNG that is to be written, before anything is read or drawn.
+
+    Raises:
+        PictureError: its name is no PNG's, or it is there and may not be replaced.
+    """
+    path = Path(output).expanduser()
+    if path.suffix.lower() != ".png":
+        raise PictureError(f"{path} is no name of a PNG; give one that ends in .png")
+    if os.path.lexists(path) and not overwrite:  # a link that leads nowhere is something, too
+        raise PictureError(f"{path} exists; give another name, or --overwrite to replace it")
     return path
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .coefficients import Coefficients, CoefficientsError
 from .images import read_image
-from .pictures import PictureError, save_picture
+from .pictures import PictureError, check_output, save_picture
 from .png import SIGNATURE, pixels_alone
 from .quantized import CAPACITY, MAGIC, largest_change, pack, unpack
 
@@ -59,11 +59,7 @@ def make_qr_file(config: QrConfig, say: Callable[[str], None] = print) -> Path:
         CoefficientsError: the subject cannot be read, or does not fit a QR code.
         PictureError: the output exists or is no PNG; DatasetError: the picture cannot be read.
     """
-    path = Path(config.output).expanduser()
-    if path.suffix.lower() != ".png":
-        raise PictureError(f"{path} is no name of a PNG; a QR code is written as .png")
-    if path.exists() and not config.overwrite:
-        raise PictureError(f"{path} exists; give another name, or --overwrite to replace it")
+    path = check_output(config.output, config.overwrite)
     subject = Coefficients.load(config.subject)
     code = make_qr(subject)
     picture = None if config.picture is None else read_image(Path(config.picture).expanduser())

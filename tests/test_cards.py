@@ -353,10 +353,10 @@ def test_pictures_that_cannot_be_cards(dog_file: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten_unless_asked_for(dog_file: Path, dog: Coefficients, card: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
-    with pytest.raises(PictureError, match=r"card.png is there already; .* --overwrite"):
+    with pytest.raises(PictureError, match=r"card.png exists; .* --overwrite"):
         make(dog_file, tmp_path / "a.png", card)
     assert extract(make(dog_file, tmp_path / "a.png", tmp_path / "a.png", overwrite=True)[0]) == [dog]
-    with pytest.raises(PictureError, match=r"a name that ends in \.png"):
+    with pytest.raises(PictureError, match=r"no name of a PNG; give one that ends in \.png"):
         make(dog_file, card, tmp_path / "out.jpg")
 
 

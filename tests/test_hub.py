@@ -422,7 +422,8 @@ def test_a_folder_works_as_a_repository_does(
     pull(PullConfig("there/rex", "back"))
     assert tree(Path("back")) == uploaded(server)
     assert Coefficients.load("there/rex") == Coefficients.load("back")
-    push(PushConfig("back", "./there/rex"))  # a pushed subject can be pushed on, and takes the place of what was there
+    # a pushed subject can be pushed on, and takes the place of what was there
+    push(PushConfig("back", "./there/rex", overwrite=True))
     assert tree(Path("there/rex")) == uploaded(server)
     assert len(server.log) == asked
     assert sorted(path.name for path in Path("there").iterdir()) == ["rex"]
@@ -435,7 +436,9 @@ def test_folders_that_are_there_are_not_lost(run_folder: Path, tmp_path: Path, m
     assert "exists; take another name, or" in refused(pull, PullConfig(str(there), str(run_folder)))
     lost = "holds more than a subject, which would be lost"
     assert lost in refused(pull, PullConfig(str(there), str(run_folder), overwrite=True))
-    assert lost in refused(push, PushConfig(str(there), str(run_folder)))
+    assert lost in refused(push, PushConfig(str(there), str(run_folder), overwrite=True))
+    assert "exists; take another name, or" in refused(push, PushConfig(str(run_folder), str(there)))
+    assert "--overwrite only means" in refused(push, PushConfig(str(there), REPO, overwrite=True))
     assert tree(run_folder) == before
     assert "is the subject itself" in refused(push, PushConfig(str(run_folder), str(run_folder)))
     (tmp_path / "file").touch()

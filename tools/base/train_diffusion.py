@@ -13,6 +13,7 @@ Both fade over `--curriculum_steps` to the shares that stay.
 """
 
 import argparse
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -154,7 +155,10 @@ def parse_arguments() -> argparse.Namespace:
     add("--scene_variants", type=int, default=32, help="painted pictures of each scene")
     add("--workers", type=int, default=0)
     add("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.train_batch_size % (args.noise_levels * int(os.environ.get("WORLD_SIZE", "1"))):
+        parser.error("--train_batch_size has to be a multiple of --noise_levels times the number of processes")
+    return args
 
 
 def main() -> None:
@@ -215,6 +219,8 @@ def main() -> None:
     if progress is not None:
         progress.close()
         save(last)
+    if processes > 1:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
