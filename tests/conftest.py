@@ -1,11 +1,12 @@
 """Tiny real components: what every test runs on. No network, no mocks of a model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from browsing import FLAGS, find_chromium
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from tokenizers.pre_tokenizers import ByteLevel
@@ -119,6 +120,17 @@ def subject_images(tmp_path: Path) -> Path:
         ImageDraw.Draw(image).ellipse((4, 4, 12 + 2 * i, 12 + i), fill=(255, 30 * i, 20))
         image.save(folder / f"{i}.{suffix}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    executable = find_chromium()
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 def _tokenizer() -> CLIPTokenizer:

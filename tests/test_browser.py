@@ -1,11 +1,11 @@
 """The page in a real browser: what a person does with it, on a tiny base."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browsing import find_chromium
 from diffusers import StableDiffusionPipeline
 from subject_maker import make_subject
 
@@ -16,37 +16,6 @@ playwright = pytest.importorskip("playwright.sync_api")
 gradio = pytest.importorskip("gradio")
 
 pytestmark = pytest.mark.browser
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-def find_chromium() -> str:
-    """The browser of the system, or of `CHROMIUM`. Without one the test fails in CI and is skipped elsewhere."""
-    names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
-    found = next((path for name in names if name and (path := shutil.which(name))), None)
-    if found is None:
-        message = "no Chromium found: apt-get install chromium, or set CHROMIUM to its path"
-        if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    executable = find_chromium()
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=executable, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ from coeff_diffusion.coefficients import CoefficientsError  # noqa: E402
 from coeff_diffusion.drawing import DrawCancelled, DrawRequest, StudioError  # noqa: E402
 from coeff_diffusion.library import Library  # noqa: E402
 from coeff_diffusion.pictures import read_parameters  # noqa: E402
+from coeff_diffusion.service import StudioService  # noqa: E402
 from coeff_diffusion.studio import Studio  # noqa: E402
-from coeff_diffusion.ui import PageConfig, PageError, StudioService  # noqa: E402
+from coeff_diffusion.ui import PageConfig, PageError  # noqa: E402
 from coeff_diffusion.ui.config import check, read_auth  # noqa: E402
 from coeff_diffusion.ui.page import build, launch  # noqa: E402
 
@@ -67,35 +68,37 @@ def call(page: str, name: str, data: list[Any]) -> list[Any]:
 
 def test_service_draws_both_sides_and_saves_them(service: StudioService) -> None:
     steps = []
-    drawing = service.draw(DrawRequest("a sks dog", subjects={"dog": 1.0}, seed=1, steps=2), True, steps.append)
+    drawing = service.drawings.draw(
+        DrawRequest("a sks dog", subjects={"dog": 1.0}, seed=1, steps=2), True, steps.append
+    )
     assert [len(drawing.base), len(drawing.pictures), len(steps)] == [1, 1, 4]
     assert [path.name for path in drawing.files] == ["00001-1-base.png", "00002-1.png"]
     assert read_parameters(drawing.files[1]).subjects == {"dog": 1.0}
-    assert not service.draw(REQUEST).base  # nothing to compare without a subject
+    assert not service.drawings.draw(REQUEST).base  # nothing to compare without a subject
 
 
 def test_two_files_of_one_trigger_take_turns(service: StudioService) -> None:
     for name in ("dog", "other-dog", "dog"):
-        service.draw(DrawRequest("a sks dog", subjects={name: 1.0}, seed=1, steps=1))
+        service.drawings.draw(DrawRequest("a sks dog", subjects={name: 1.0}, seed=1, steps=1))
         assert list(service.studio.subjects) == [name]
 
 
 def test_a_file_written_again_is_read_again(service: StudioService) -> None:
     request = DrawRequest("a sks dog", subjects={"dog": 1.0}, seed=1, steps=2)
-    before = service.draw(request, compare=False).pictures[0].image
+    before = service.drawings.draw(request, compare=False).pictures[0].image
     (service.library.folder / "other-dog.safetensors").replace(service.library.folder / "dog.safetensors")
-    after = service.draw(request, compare=False).pictures[0].image
+    after = service.drawings.draw(request, compare=False).pictures[0].image
     assert before.tobytes() != after.tobytes()
 
 
 def test_service_refuses_in_words(service: StudioService) -> None:
     with pytest.raises(CoefficientsError, match="no subject 'cat' in .*; there is 'dog', 'other-dog'"):
-        service.draw(DrawRequest("a cat", subjects={"cat": 1.0}))
+        service.drawings.draw(DrawRequest("a cat", subjects={"cat": 1.0}))
     with pytest.raises(StudioError, match="steps is 0"):
-        service.draw(DrawRequest("a cat", steps=0))
+        service.drawings.draw(DrawRequest("a cat", steps=0))
     with pytest.raises(DrawCancelled):
-        service.draw(REQUEST, should_stop=lambda: True)
-    assert service.describe("dog") == "dog: write “sks dog”"
+        service.drawings.draw(REQUEST, should_stop=lambda: True)
+    assert service.drawings.describe("dog") == "dog: write “sks dog”"
 
 
 def test_page_draws(page: str, service: StudioService) -> None:
@@ -139,7 +142,7 @@ def test_page_answers_others_while_it_draws(page: str, service: StudioService) -
         drawing.set()
         assert done.wait(10)
 
-    thread = threading.Thread(target=service.draw, args=(REQUEST, False, slow))
+    thread = threading.Thread(target=service.drawings.draw, args=(REQUEST, False, slow))
     thread.start()
     try:
         assert drawing.wait(10)

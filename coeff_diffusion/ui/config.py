@@ -7,8 +7,8 @@ from pathlib import Path
 from ..library import Library
 from ..pictures import check_folder
 from ..pipeline import load_base
+from ..service import StudioService
 from ..studio import Studio
-from .service import StudioService
 
 LOCALHOST = "127.0.0.1"
 MAX_UPLOAD = "1mb"  # a subject has about 10 KB; pictures to train on will need their own, larger limit

@@ -4,19 +4,17 @@ from typing import Any
 
 import gradio as gr
 
-from ..coefficients import CoefficientsError
-from ..drawing import MAX_SEED, DrawProgress, DrawRequest, Picture, StudioError
-from ..schedulers import SchedulerError
-from .service import StudioService
+from ..drawing import MAX_SEED, DrawProgress, DrawRequest
+from ..service import StudioService
+from .common import QUIET, shown, told
 
 MAX_SUBJECTS = 4
 MAX_PICTURES = 4
-REFUSALS = (StudioError, SchedulerError, CoefficientsError, OSError)  # their messages are made for users
 Values = dict[Any, Any]
 
 
-def build(service: StudioService, page: gr.Blocks) -> None:
-    """Put the tab's controls on `page` and wire them to the service."""
+def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
+    """Put the tab's controls on the page and wire them to the service."""
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             prompt = gr.Textbox("", label="Prompt", lines=2, placeholder="a sks dog on a beach", autofocus=True)
@@ -48,13 +46,13 @@ def build(service: StudioService, page: gr.Blocks) -> None:
         """A strength for each chosen subject, which stays its own when others come and go, and their triggers."""
         names = values[subjects]
         known = _strengths(values[chosen], values, strengths)
-        words = "\n".join(_told(service.describe, name) for name in names)
+        words = "\n".join(told(service.drawings.describe, name) for name in names)
         rows = [gr.Slider(label=f"Strength of {name}", value=known.get(name, 1), visible=True) for name in names]
         rows += [gr.Slider(visible=False)] * (MAX_SUBJECTS - len(names))
         return [*rows, gr.Textbox(words, visible=bool(names), lines=max(1, len(names))), names]
 
     def add(file: str, names: list[str]) -> Any:
-        name = _told(service.library.add, file)
+        name = told(service.library.add, file)
         return gr.Dropdown(choices=list(service.library.find()), value=[*names, name][-MAX_SUBJECTS:])
 
     def press(values: Values, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008 - how gradio asks for it
@@ -66,21 +64,21 @@ def build(service: StudioService, page: gr.Blocks) -> None:
         if values[random_seed]:
             more["seed"] = None
         request = DrawRequest(prompt=values[prompt], subjects=weights, **more)
-        drawing = _told(service.draw, request, values[compare], on_step)
+        drawing = told(service.drawings.draw, request, values[compare], on_step)
         for note in drawing.notes:
             gr.Warning(note)
         return [
-            gr.Gallery(_shown(drawing.base), visible=bool(drawing.base)),
-            gr.Gallery(_shown(drawing.pictures), label=" + ".join(weights) or "Drawn"),
+            gr.Gallery(shown(drawing.base), visible=bool(drawing.base)),
+            gr.Gallery(shown(drawing.pictures), label=" + ".join(weights) or "Drawn"),
             "\n".join(path.name for path in drawing.files),
             drawing.pictures[0].seed,
         ]
 
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    page.load(offer, None, subjects, **quiet)
-    subjects.focus(offer, None, subjects, **quiet)
-    subjects.change(show, {subjects, chosen, *strengths}, [*strengths, triggers, chosen], **quiet)
-    upload.upload(add, [upload, subjects], subjects, **quiet)
+    page.load(offer, None, subjects, **QUIET)
+    tab.select(offer, None, subjects, **QUIET)
+    subjects.focus(offer, None, subjects, **QUIET)
+    subjects.change(show, {subjects, chosen, *strengths}, [*strengths, triggers, chosen], **QUIET)
+    upload.upload(add, [upload, subjects], subjects, **QUIET)
     gr.on(
         [button.click, prompt.submit],
         press,
@@ -133,18 +131,3 @@ def _gallery(label: str, visible: bool = True) -> gr.Gallery:
         interactive=False,
         buttons=["download", "fullscreen"],
     )
-
-
-def _shown(pictures: list[Picture]) -> list[tuple[Any, str]]:
-    """Pictures with their seeds; the parameters travel in `info`, which gradio writes into the PNG it serves."""
-    for picture in pictures:
-        picture.image.info["parameters"] = picture.parameters
-    return [(picture.image, f"seed {picture.seed}") for picture in pictures]
-
-
-def _told(call: Any, *arguments: Any) -> Any:
-    """Call the service; what it refuses, the page says in one sentence where the user looks."""
-    try:
-        return call(*arguments)
-    except REFUSALS as error:
-        raise gr.Error(str(error), print_exception=False) from error

@@ -5,9 +5,9 @@ from typing import Any
 
 import gradio as gr
 
+from ..service import StudioService
 from . import draw
 from .config import LOCALHOST, MAX_UPLOAD, PageConfig, PageError
-from .service import StudioService
 
 # Fonts of the reader's system: a web font would be a request to someone else's server.
 THEME = gr.themes.Soft(
@@ -16,14 +16,16 @@ THEME = gr.themes.Soft(
 )
 QUEUE_LENGTH = 32  # drawings that may wait; one more gets "queue is full" at once
 CACHE_SECONDS = 24 * 3600
+TABS = {"Draw": draw}
 
 
 def build(service: StudioService) -> gr.Blocks:
     """The page around a service: one tab per file of this folder."""
     with gr.Blocks(title="coeff-diffusion", analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as page:
         gr.Markdown(f"# coeff-diffusion\nDrawing on the base *{service.studio.base}*.")
-        with gr.Tab("Draw"):
-            draw.build(service, page)
+        for title, module in TABS.items():
+            with gr.Tab(title) as tab:
+                module.build(service, page, tab)
     page.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1)
     return page
 

@@ -1,14 +1,13 @@
-"""What the page calls: the studio, the library of subjects and the folder of pictures behind one lock."""
+"""Drawing: one picture or a few, with the subjects of the library, beside the base."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..coefficients import Coefficients
 from ..drawing import DrawProgress, DrawRequest, Picture
-from ..library import Library
 from ..pictures import free_path, save_picture
-from ..studio import Studio
+from .loading import SubjectLoader
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,11 @@ class Drawing:
     files: list[Path]
 
 
-class StudioService:
+class Drawings:
     """Draws what the page asks for, with subjects of the library by the names they are listed under."""
 
-    def __init__(self, studio: Studio, library: Library, output_dir: Path) -> None:
-        self.studio = studio
-        self.library = library
-        self.output_dir = output_dir
-        self._loaded: dict[str, tuple[Path, int]] = {}
+    def __init__(self, loader: SubjectLoader, output_dir: Path) -> None:
+        self.loader, self.output_dir = loader, output_dir
 
     def draw(
         self,
@@ -48,14 +44,13 @@ class StudioService:
         Raises:
             StudioError, SchedulerError, CoefficientsError, OSError: with a message for the user.
         """
-        with self.studio.exclusive():
-            self._use(request.subjects)
-            notes = self.studio.notes(request)
+        with self.loader.using(request.subjects) as studio:
+            notes = studio.notes(request)
             base: list[Picture] = []
             if compare and request.subjects:
-                base, pictures = self.studio.compare(request, on_step=on_step, should_stop=should_stop)
+                base, pictures = studio.compare(request, on_step=on_step, should_stop=should_stop)
             else:
-                pictures = self.studio.draw(request, on_step, should_stop)
+                pictures = studio.draw(request, on_step, should_stop)
         files = [
             save_picture(picture.image, free_path(self.output_dir, f"{picture.seed}{tag}"), picture.parameters)
             for tag, group in (("-base", base), ("", pictures))
@@ -65,21 +60,5 @@ class StudioService:
 
     def describe(self, name: str) -> str:
         """One line about a subject of the library: the words that call it up."""
-        info = Coefficients.load(self.library.path(name)).info
+        info = Coefficients.load(self.loader.library.path(name)).info
         return f"{name}: write “{info.trigger}”" if info.trigger else f"{name}: acts on every prompt"
-
-    def _use(self, wanted: Mapping[str, float]) -> None:
-        """Have exactly these subjects loaded: two files of one trigger can then take turns.
-
-        A file that was written again since it was loaded is read again.
-        """
-        paths = {name: self.library.path(name) for name in wanted}
-        stamps = {name: (path, path.stat().st_mtime_ns) for name, path in paths.items()}
-        for name in list(self._loaded):
-            if self._loaded[name] != stamps.get(name):
-                self.studio.unload(name)
-                del self._loaded[name]
-        for name in stamps:
-            if name not in self._loaded:
-                self.studio.load(paths[name], name=name)
-                self._loaded[name] = stamps[name]

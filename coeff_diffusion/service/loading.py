@@ -1,0 +1,46 @@
+"""Which subjects are loaded in the studio: exactly those that the drawing at hand needs."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..coefficients import Coefficients
+from ..library import Library
+from ..studio import Studio
+
+
+class SubjectLoader:
+    """Loads subjects into the studio as drawings ask for them, and takes out those that the last drawing asked for."""
+
+    def __init__(self, studio: Studio, library: Library) -> None:
+        self.studio, self.library = studio, library
+        self._loaded: dict[str, object] = {}  # name -> what tells whether it is still the same subject
+
+    @contextmanager
+    def using(self, names: Iterable[str], others: Mapping[str, Coefficients] | None = None) -> Iterator[Studio]:
+        """The studio with exactly these subjects loaded, for this thread alone as long as the block runs.
+
+        Two files of one trigger can so take turns. A file that was written again since it was loaded is read again.
+
+        Args:
+            names: of subjects of the library.
+            others: subjects that lie in no file of the library, by the names they are to have in the studio.
+
+        Raises:
+            CoefficientsError: a subject is not there, is damaged or does not fit the base.
+        """
+        paths = {name: self.library.path(name) for name in names}
+        wanted: dict[str, tuple[object, Path | Coefficients]] = {
+            name: ((path, path.stat().st_mtime_ns), path) for name, path in paths.items()
+        }
+        wanted |= {name: (subject.sha256, subject) for name, subject in (others or {}).items()}
+        with self.studio.exclusive():
+            for name in list(self._loaded):
+                if name not in wanted or self._loaded[name] != wanted[name][0]:
+                    self.studio.unload(name)
+                    del self._loaded[name]
+            for name, (stamp, source) in wanted.items():
+                if name not in self._loaded:
+                    self.studio.load(source, name=name)
+                    self._loaded[name] = stamp
+            yield self.studio
