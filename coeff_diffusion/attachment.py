@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .attention import CoeffAttnProcessor
 from .coefficients import CoefficientsError, listed
+from .kernels import diagonal_of
 
 # Plain attention, computed in different ways. Any other processor does something besides, which would get lost.
 KNOWN_PROCESSORS = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
@@ -188,7 +189,7 @@ def activate(
     attachment.acting = coeffs
     for path, processor in attachment.processors.items():
         place = device or attachment.layers[path].to_q.weight.device
-        processor.coeff, processor.rows = _acting(coeffs.get(path), place)
+        processor.act(*_acting(coeffs.get(path), place))
 
 
 def is_attached(unet: UNet2DConditionModel) -> bool:
@@ -235,15 +236,16 @@ def _attachment(unet: UNet2DConditionModel) -> Attachment:
     return attachment
 
 
-def _acting(coeff: Tensor | None, device: torch.device | str) -> tuple[Tensor | None, Tensor | None]:
-    """What of `coeff` acts, and on which samples if not on all of them."""
+def _acting(coeff: Tensor | None, device: torch.device | str) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What of `coeff` acts, its diagonal where that is all of it, and on which samples if not on all of them."""
     if coeff is None or coeff.requires_grad:
-        return coeff, None
+        return coeff, None, None
     on = coeff.flatten(-2).any(-1)  # [] or [B]
     if not on.any():
-        return None, None
+        return None, None, None
     rows = None if on.all() else on.nonzero().squeeze(1).to(device)
-    return coeff.to(device, torch.float32), rows
+    diagonal = diagonal_of(coeff)
+    return coeff.to(device, torch.float32), None if diagonal is None else diagonal.to(device), rows
 
 
 def _check_supported(layers: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from .kernels import recombined_attention
+from .kernels import PromptCache, recombined_attention, scaled_attention
 
 
 class CoeffAttnProcessor:
@@ -22,6 +22,7 @@ class CoeffAttnProcessor:
     Attributes:
         coeff: the residual coefficients that act: `[H, H]` on every sample, or `[B, H, H]`, one matrix per sample. None
             leaves the layer to the base, bitwise.
+        diagonal: what of `coeff` acts where it is zero but for its diagonal: `[H]` or `[B, H]`. None: it is a full matrix.
         rows: indices of the samples that a `[B, H, H]` acts on; the others are the base's, bitwise. None: all of them.
     """
 
@@ -29,7 +30,14 @@ class CoeffAttnProcessor:
         self.base_processor = base_processor
         self.dropout = dropout
         self.coeff: Tensor | None = None
+        self.diagonal: Tensor | None = None
         self.rows: Tensor | None = None
+        self.prompts = PromptCache()
+
+    def act(self, coeff: Tensor | None, diagonal: Tensor | None = None, rows: Tensor | None = None) -> None:
+        """Choose what acts from now on; see the attributes."""
+        self.coeff, self.diagonal, self.rows = coeff, diagonal, rows
+        self.prompts.clear()
 
     def __call__(
         self,
@@ -46,18 +54,21 @@ class CoeffAttnProcessor:
         mask = _per_head_mask(attn, attention_mask, context)
         inputs: tuple[Any, ...] = (hidden_states, encoder_hidden_states, mask, temb)
         if self.rows is None:
-            return self._recombined(attn, self.coeff, *inputs)
+            return self._recombined(attn, self.coeff, self.diagonal, *inputs)
         if len(self.coeff) != len(hidden_states):
             raise ValueError(f"coeff is for {len(self.coeff)} samples, but the batch has {len(hidden_states)}")
         # Some samples are the base's. The base's own call on the whole batch keeps them bitwise; the others come again.
         output = self.base_processor(attn, hidden_states, encoder_hidden_states, attention_mask, **extra)
         inputs = tuple(x if x is None else x[self.rows] for x in inputs)
-        return output.index_copy(0, self.rows, self._recombined(attn, self.coeff[self.rows], *inputs))
+        diagonal = None if self.diagonal is None else self.diagonal[self.rows]
+        recombined = self._recombined(attn, self.coeff[self.rows], diagonal, *inputs)
+        return output.index_copy(0, self.rows, recombined)
 
     def _recombined(
         self,
         attn: Attention,
         coeff: Tensor,
+        diagonal: Tensor | None,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None,
         mask: Tensor | None,
@@ -71,31 +82,48 @@ class CoeffAttnProcessor:
             hidden_states = hidden_states.flatten(2).mT  # [B, C, height, width] -> [B, N, C]
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.mT).mT
-        context = hidden_states  # [B, M, C']
-        if encoder_hidden_states is not None:
-            context = encoder_hidden_states
-            if attn.norm_cross:
-                context = attn.norm_encoder_hidden_states(context)
-
-        query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, H, N, D]
-        key = attn.to_k(context).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, H, M, D]
-        value = attn.to_v(context).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, H, M, D]
-        if attn.norm_q is not None:
-            query = attn.norm_q(query)
-        if attn.norm_k is not None:
-            key = attn.norm_k(key)
-
-        # Dropout on the coefficients themselves, as in the paper; the attention module knows whether it is training.
-        coeff = dropout(coeff.to(query.device), self.dropout, attn.training)
-        output = recombined_attention(query, key, value, coeff, mask, attn.scale)  # [B, H, N, D]
-
-        output = output.transpose(1, 2).flatten(2)  # [B, N, H*D]
-        output = attn.to_out[1](attn.to_out[0](output))
+        coeff = coeff.to(hidden_states.device)
+        prompt = None
+        if encoder_hidden_states is not None and self.rows is None and mask is None and diagonal is None:
+            prompt = self.prompts.of(attn, encoder_hidden_states, coeff)
+        if prompt is not None and prompt.folded is not None:
+            output = prompt.folded(hidden_states)
+        else:
+            query = _by_head(attn, attn.to_q(hidden_states))  # [B, H, N, D]
+            if prompt is not None:
+                key, value = prompt.key, prompt.value
+            else:
+                key, value = _keys_and_values(attn, hidden_states, encoder_hidden_states)
+            if attn.norm_q is not None:
+                query = attn.norm_q(query)
+            if diagonal is not None:
+                output = scaled_attention(query, key, value, diagonal, mask, attn.scale)
+            else:
+                # Dropout on the coefficients themselves, as in the paper; the module knows whether it is training.
+                coeff = dropout(coeff, self.dropout, attn.training)
+                output = recombined_attention(query, key, value, coeff, mask, attn.scale)  # [B, H, N, D]
+            output = attn.to_out[0](output.transpose(1, 2).flatten(2))  # [B, N, H*D] -> [B, N, C]
+        output = attn.to_out[1](output)
         if residual.ndim == 4:
             output = output.mT.reshape(residual.shape)
         if attn.residual_connection:
             output = output + residual
-        return output / attn.rescale_output_factor
+        return output if attn.rescale_output_factor == 1 else output / attn.rescale_output_factor
+
+
+def _by_head(attn: Attention, x: Tensor) -> Tensor:
+    """`[B, N, H*D]` -> `[B, H, N, D]`."""
+    return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+
+def _keys_and_values(attn: Attention, hidden_states: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`[B, H, M, D]` each, of the text `[B, M, E]` or, where there is none, of the picture itself."""
+    if context is None:
+        context = hidden_states
+    elif attn.norm_cross:
+        context = attn.norm_encoder_hidden_states(context)
+    key, value = _by_head(attn, attn.to_k(context)), _by_head(attn, attn.to_v(context))
+    return (key if attn.norm_k is None else attn.norm_k(key)), value
 
 
 def _per_head_mask(attn: Attention, mask: Tensor | None, context: Tensor) -> Tensor | None:

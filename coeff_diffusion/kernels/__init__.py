@@ -1,13 +1,26 @@
 """Recombined attention, and the one place that chooses how it is computed.
 
-Every way computes `coeff_diffusion.recombination.recombined_attention` exactly; they differ in time and memory.
+Every way computes `coeff_diffusion.recombination.recombined_attention` exactly; they differ in time and memory:
+
+| way | when |
+| --- | --- |
+| `plain` | coefficients that are zero or a diagonal matrix (recognized by `attachment`, when they are chosen) |
+| `folded` | cross-attention while sampling in float32: the prompt is the same in every step (asked by `attention`) |
+| `triton_kernels` | on CUDA |
+| `blocked` | everywhere else |
+| `recombination` | a mask that learns; and what all others are tested against |
 """
 
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, compiler
 from torch.nn.functional import scaled_dot_product_attention
 
 from .. import recombination
+from .blocked import blocked_attention
+from .folded import PromptCache
+from .plain import diagonal_of, scaled_attention
+
+__all__ = ["PromptCache", "diagonal_of", "recombined_attention", "scaled_attention"]
 
 
 def recombined_attention(
@@ -31,6 +44,7 @@ def recombined_attention(
 
     Returns:
         `[B, H, N, Dv]` in the query's dtype; the maps are mixed in float32 at least, whatever the inputs' dtype.
+        Differentiable, once, in query, key, value and coeff.
 
     Raises:
         ValueError: `coeff` does not fit the heads or the batch of `query`.
@@ -43,4 +57,15 @@ def recombined_attention(
             f"coeff is {list(coeff.shape)}, but a query of {batch} samples and {heads} heads needs "
             f"[{heads}, {heads}] or [{batch}, {heads}, {heads}]"
         )
-    return recombination.recombined_attention(query, key, value, coeff, attn_mask, scale)
+    if attn_mask is not None and attn_mask.requires_grad:
+        return recombination.recombined_attention(query, key, value, coeff, attn_mask, scale)
+    if compiler.is_compiling():
+        from .compiled import compiled_attention
+
+        return compiled_attention(query, key, value, coeff, attn_mask, scale)
+    if query.is_cuda:
+        from . import triton_kernels
+
+        if triton_kernels.supports(query, key, value, attn_mask):
+            return triton_kernels.triton_attention(query, key, value, coeff, attn_mask, scale)
+    return blocked_attention(query, key, value, coeff, attn_mask, scale)
