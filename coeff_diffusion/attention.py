@@ -22,7 +22,7 @@ class CoeffAttnProcessor:
     Attributes:
         coeff: the residual coefficients that act: `[H, H]` on every sample, or `[B, H, H]`, one matrix per sample. None
             leaves the layer to the base, bitwise.
-        diagonal: what of `coeff` acts where it is zero but for its diagonal: `[H]` or `[B, H]`. None: it is a full matrix.
+        diagonal: `[H]` or `[B, H]`, of a `coeff` that is zero elsewhere. None: it is a full matrix.
         rows: indices of the samples that a `[B, H, H]` acts on; the others are the base's, bitwise. None: all of them.
     """
 

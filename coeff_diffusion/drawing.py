@@ -1,16 +1,19 @@
 """What to draw, how far it is, and what came out: the plain data that goes in and out of `Studio`."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
 from PIL import Image
 
 from .coefficients import Coefficients
+from .strengths import LayerStrengths as LayerStrengths  # a part of what this module offers
 
 MAX_SEED = 2**32 - 1
+OWN_FIELDS = ("prompt", "negative_prompt", "subjects", "seed")
+"""In what requests that are drawn in one batch may differ (see `Studio.draw_batch`)."""
 
 
 class StudioError(ValueError):
@@ -50,6 +53,17 @@ class DrawRequest:
     """Pictures drawn at once."""
     gate: Literal["trigger", "always"] | None = None
     """Act on prompts with the trigger only, or on all; None is what each subject was saved with."""
+    layers: LayerStrengths = field(default_factory=LayerStrengths)
+    """Factors on the strength of every subject, by kind of attention layer."""
+    begin: float = 0.0
+    """Subjects act from this part of denoising on, 0 to 1. A learned trigger stays in the prompt all the time: what is
+    limited are the coefficients."""
+    end: float = 1.0
+    """Subjects act before this part of denoising: in step i of n, counted from 0, if begin <= i / n < end."""
+
+    def acts_in(self, step: int) -> bool:
+        """Whether subjects act in this denoising step, counted from 0."""
+        return self.begin <= step / self.steps < self.end
 
 
 @dataclass(frozen=True)
@@ -58,12 +72,15 @@ class DrawProgress:
 
     Attributes:
         latents: `[pictures, channels, height, width]`, the picture as it forms; read it, do not change it.
+        denoised: of the same shape, the sampler's estimate of the latents at the end; None where it makes none (PLMS).
+            See `Studio.preview`.
     """
 
     step: int
     total: int
     seconds_per_step: float
     latents: torch.Tensor
+    denoised: torch.Tensor | None = None
 
     @property
     def seconds_left(self) -> float:
@@ -107,7 +124,26 @@ def problems(request: DrawRequest, multiple: int, max_steps: int) -> list[str]:
     for name, strength in request.subjects.items():
         if not math.isfinite(strength):
             problems.append(f"the strength of subject {name!r} is {strength}, expected a finite number")
+    problems += request.layers.problems()
+    for limit in ("begin", "end"):
+        if not 0 <= getattr(request, limit) <= 1:
+            problems.append(f"{limit} is {getattr(request, limit)}, expected 0 to 1")
+    if request.begin >= request.end:
+        problems.append(f"begin is {request.begin} and end is {request.end}, expected begin before end")
     return problems
+
+
+def disagreements(requests: Sequence[DrawRequest]) -> list[str]:
+    """Why requests cannot be drawn in one batch, a picture each: what differs among them and may not."""
+    found = [
+        f"batch_size is {one.batch_size}, expected 1 in a batch of requests" for one in requests if one.batch_size > 1
+    ]
+    for name in (one.name for one in fields(DrawRequest) if one.name not in (*OWN_FIELDS, "batch_size")):
+        values = [getattr(request, name) for request in requests]
+        other = next((value for value in values if value != values[0]), values[0])
+        if other != values[0]:
+            found.append(f"{name} is {values[0]!r} and {other!r}, expected the same for all pictures of a batch")
+    return list(dict.fromkeys(found))
 
 
 def split_strength(text: str) -> tuple[str, float]:

@@ -1,9 +1,9 @@
 """`coeff-diffusion generate`: subjects and prompts in, picture files out, nothing overwritten."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from .grid import labelled_grid
 from .pictures import check_folder, free_path, save_picture
 from .pipeline import EMBEDDED, load_base
 from .recipe import Base, Part, Recipe
+from .strengths import LayerStrengths
 from .studio import Studio
 from .terminal import printable
 
@@ -61,6 +62,20 @@ class GenerateConfig:
     """Pictures per prompt, drawn at once; left out, 1."""
     gate: Literal["trigger", "always"] | None = None
     """Let subjects act on prompts with their trigger only, or on all; left out, as each subject was saved."""
+    self_attention_strength: float | None = None
+    """Factor on the strength of all subjects in the layers where the picture attends to itself; left out, 1."""
+    cross_attention_strength: float | None = None
+    """The same in the layers where the picture attends to the prompt; left out, 1."""
+    down_strength: float | None = None
+    """The same in the layers on the UNet's way down, from fine to coarse; left out, 1."""
+    mid_strength: float | None = None
+    """The same in the layers in the UNet's middle; left out, 1."""
+    up_strength: float | None = None
+    """The same in the layers on the UNet's way up, from coarse to fine; left out, 1."""
+    act_from: float | None = None
+    """The part of denoising from which on subjects act, 0 to 1; left out, 0. Learned trigger words act all the time."""
+    act_until: float | None = None
+    """The part of denoising until which subjects act, 0 to 1; left out, 1."""
     compare: bool = False
     """Draw each picture also by the base alone, from the same noise, the trigger replaced by the class word."""
     grid: bool = False
@@ -86,7 +101,10 @@ FIELDS = {
     "height": "height",
     "batch_size": "batch_size",
     "gate": "gate",
+    "act_from": "begin",
+    "act_until": "end",
 }
+LAYER_FLAGS = {f"{one.name}_strength": one.name for one in fields(LayerStrengths)}
 
 
 def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list[Path]:
@@ -171,11 +189,17 @@ def _given(text: str) -> Part:
 
 def _overridden(config: GenerateConfig, request: DrawRequest, place: int | None) -> tuple[DrawRequest, int | None]:
     """The request with what the flags say. With another seed or batch a picture has no place in its batch any more."""
-    given = {name: value for flag, name in FIELDS.items() if (value := getattr(config, flag)) is not None}
+    given: dict[str, Any] = _flags(config, FIELDS)
+    given["layers"] = replace(request.layers, **_flags(config, LAYER_FLAGS))
     if place is not None and ("seed" in given or "batch_size" in given):
         assert request.seed is not None
         request, place = replace(request, seed=request.seed + place, batch_size=1), None
     return replace(request, **given), place
+
+
+def _flags(config: GenerateConfig, names: Mapping[str, str]) -> dict[str, Any]:
+    """What the user gave of these flags, by the names they stand for."""
+    return {name: value for flag, name in names.items() if (value := getattr(config, flag)) is not None}
 
 
 def _studio(config: GenerateConfig, recipe: Recipe | None) -> tuple[Studio, list[str]]:

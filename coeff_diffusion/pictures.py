@@ -25,6 +25,7 @@ from PIL import Image, PngImagePlugin
 from .coefficients import Coefficients, cut
 from .files import atomic_write
 from .png import TEXT_KINDS, PngError, read_chunks, text_of
+from .strengths import LayerStrengths
 
 PARAMETERS = "parameters"
 NEGATIVE = "Negative prompt:"
@@ -56,6 +57,8 @@ class Parameters:
         gate: what the request asked for; None is what each subject was saved with.
         subjects: strength of each subject, by name. At 0 only its learned word takes part.
         hashes: the first 12 hex digits of each subject's `sha256`, by the same names; empty in older pictures.
+        layers: factors on the strengths by kind of layer; written down where one is not 1.
+        begin, end: the part of denoising in which the subjects act, 0 to 1; written down where it is not all of it.
         extra: further keys in the order they stand, kept as written.
     """
 
@@ -76,6 +79,9 @@ class Parameters:
     gate: Gate | None = None
     subjects: Mapping[str, float] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
+    layers: LayerStrengths = field(default_factory=LayerStrengths)
+    begin: float = 0.0
+    end: float = 1.0
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -95,6 +101,9 @@ def format_parameters(parameters: Parameters) -> str:
         "Batch size": p.batch_size,
         "Batch pos": p.batch_position,
         "Gate": p.gate,
+        "Layer strengths": json.dumps(p.layers.changed()) if p.layers.changed() else None,
+        "Act from": p.begin if p.begin != 0 else None,
+        "Act until": p.end if p.end != 1 else None,
         "Subjects": json.dumps(dict(p.subjects), ensure_ascii=False) if p.subjects else None,
         "Subject hashes": json.dumps(dict(p.hashes), ensure_ascii=False) if p.hashes else None,
         **p.extra,
@@ -119,6 +128,7 @@ def parse_parameters(text: str) -> Parameters:
         width, height = (int(side) for side in size.lower().split("x")) if size else (None, None)
         subjects = json.loads(fields.pop("Subjects", "{}"))
         hashes = json.loads(fields.pop("Subject hashes", "{}"))
+        layers = json.loads(fields.pop("Layer strengths", "{}"))
         found = Parameters(
             prompt=str(json.loads(fields.pop("Exact prompt", json.dumps(prompt)))),
             negative_prompt=str(json.loads(fields.pop("Exact negative prompt", json.dumps(negative)))),
@@ -137,6 +147,9 @@ def parse_parameters(text: str) -> Parameters:
             gate=_gate(fields.pop("Gate", None)),
             subjects={str(name): float(strength) for name, strength in subjects.items()},
             hashes={str(name): _hash(digits) for name, digits in hashes.items()},
+            layers=_layers(layers),
+            begin=float(fields.pop("Act from", 0)),
+            end=float(fields.pop("Act until", 1)),
             extra=fields,
         )
         for part in (found.prompt, found.negative_prompt, found.sampler, found.model, *found.subjects):
@@ -296,6 +309,12 @@ def _gate(text: str | None) -> Gate | None:
     if text not in known:
         raise ValueError(f"Gate is {text!r}, expected trigger or always")
     return known[text]
+
+
+def _layers(factors: Mapping[str, float]) -> LayerStrengths:
+    if unknown := factors.keys() - vars(LayerStrengths()).keys():
+        raise ValueError(f"there are no layers called {', '.join(sorted(unknown))}")
+    return LayerStrengths(**{name: float(factor) for name, factor in factors.items()})
 
 
 def _hash(digits: object) -> str:

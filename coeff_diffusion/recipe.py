@@ -51,6 +51,9 @@ def recorded(pipe: StableDiffusionPipeline, request: DrawRequest, sampler: str) 
         base_hash=base.base_hash,
         precision=base.precision,
         gate=request.gate,
+        layers=request.layers,
+        begin=float(request.begin),
+        end=float(request.end),
         subjects={name: float(request.subjects.get(name, 0)) for name in subjects},
         hashes={name: subject.sha256[:12] for name, subject in subjects.items()},
     )
@@ -73,11 +76,8 @@ class Base(NamedTuple):
 
 
 def placed(parameters: Parameters, place: int, pictures: int) -> Parameters:
-    """The parameters of one picture of a batch; `parameters` has the seed of the first."""
-    if pictures == 1:
-        return parameters
-    assert parameters.seed is not None
-    return replace(parameters, seed=parameters.seed + place, batch_size=pictures, batch_position=place)
+    """The parameters of one picture with its place in its batch, whose seeds count up; none if it was drawn alone."""
+    return parameters if pictures == 1 else replace(parameters, batch_size=pictures, batch_position=place)
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,9 @@ class Recipe:
             width=p.width,
             height=p.height,
             gate=p.gate,
+            layers=p.layers,
+            begin=p.begin,
+            end=p.end,
         )
         size, place = p.batch_size, p.batch_position
         if size is None or place is None or p.seed is None:

@@ -7,22 +7,30 @@ which calls the stock `StableDiffusionPipeline`.
 import math
 import secrets
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from .coefficients import Coefficients
-from .drawing import MAX_SEED, DrawCancelled, DrawProgress, DrawRequest, Picture, StudioError, problems
+from .drawing import (
+    MAX_SEED,
+    DrawCancelled,
+    DrawProgress,
+    DrawRequest,
+    Picture,
+    StudioError,
+    disagreements,
+    problems,
+)
 from .pictures import format_parameters
 from .pipeline import base_name
+from .preview import Preview
 from .recipe import placed, recorded
+from .sampling import rest, sample
 from .schedulers import (
     ZERO_SNR_GUIDANCE_RESCALE,
     SchedulerError,
@@ -31,7 +39,7 @@ from .schedulers import (
     make_scheduler,
     scheduler_label,
 )
-from .subjects import load_coefficients, loaded_coefficients, set_coefficients, unload_coefficients
+from .subjects import load_coefficients, loaded_coefficients, unload_coefficients
 from .trigger import contains_trigger, replace_trigger
 
 
@@ -46,6 +54,7 @@ class Studio:
     def __init__(self, pipe: StableDiffusionPipeline) -> None:
         self.pipe = pipe
         self._lock = threading.RLock()
+        self._preview = Preview(pipe)
 
     @property
     def base(self) -> str:
@@ -87,7 +96,7 @@ class Studio:
         """
         with self._lock:
             name = load_coefficients(self.pipe, source, name=name)
-            self._rest()
+            rest(self.pipe)
             return name
 
     def unload(self, name: str) -> None:
@@ -107,6 +116,11 @@ class Studio:
                 notes.append(f"the prompt does not contain {info.trigger!r}, so {name!r} does not act")
             if strength is None and called and subject.tokens:
                 notes.append(f"{name!r} does not take part, but the prompt contains its learned word {info.trigger!r}")
+        if any(request.subjects.values()) and not any(map(request.acts_in, range(request.steps))):
+            notes.append(
+                f"none of the {request.steps} steps lies between {request.begin:g} and {request.end:g} of denoising, "
+                "so no subject acts"
+            )
         return notes
 
     def draw(
@@ -126,25 +140,41 @@ class Studio:
             DrawCancelled: `should_stop` said so.
         """
         with self._lock:
-            if should_stop is not None and should_stop():  # cancelled while it waited its turn
-                raise DrawCancelled
+            _stop_if_asked(should_stop)
             request = self._resolve(request)
             assert request.seed is not None
-            seeds = [request.seed + i for i in range(request.batch_size)]
-            with self._prepared(request):
-                images = self._sample(request, seeds, on_step, should_stop)
-                recipe = recorded(self.pipe, request, scheduler_label(self.pipe.scheduler))
-            subjects = {name: self.subjects[name] for name in recipe.subjects}
-        return [
-            Picture(
-                image,
-                replace(request, seed=seed, batch_size=1),
-                seed,
-                format_parameters(placed(recipe, place, len(seeds))),
-                subjects,
-            )
-            for place, (image, seed) in enumerate(zip(images, seeds, strict=True))
-        ]
+            alone = [replace(request, seed=request.seed + i, batch_size=1) for i in range(request.batch_size)]
+            return self._draw(alone, on_step, should_stop, is_one_request=True)
+
+    def draw_batch(
+        self,
+        requests: Sequence[DrawRequest],
+        on_step: Callable[[DrawProgress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Picture]:
+        """Draw one picture per request, all at once, each with the subjects and strengths of its own.
+
+        What a picture says of how it was drawn is for drawing it alone. That rounds in another order, so the last bits
+        may differ. A subject that does not act in a picture leaves it, bitwise, as this batch is without that subject.
+
+        Args:
+            requests: may differ in prompt, negative prompt, subjects and seed; each is for one picture.
+            on_step, should_stop: see `draw`.
+
+        Raises:
+            StudioError: a request cannot be drawn, or they differ in more than that.
+            SchedulerError, DrawCancelled: see `draw`.
+        """
+        with self._lock:
+            _stop_if_asked(should_stop)
+            return self._draw(self._resolve_all(requests), on_step, should_stop, is_one_request=False)
+
+    def preview(self, progress: DrawProgress) -> list[Image.Image]:
+        """What forms, one picture of full size for each of the batch, decoded cheaply; best called from `on_step`.
+
+        Never raises: where a base's autoencoder cannot be asked so, a warning says why, once, and the list is empty.
+        """
+        return self._preview(progress.latents if progress.denoised is None else progress.denoised)
 
     def compare(
         self,
@@ -189,6 +219,46 @@ class Studio:
 
     # --- one drawing --------------------------------------------------------------------------------------------------
 
+    def _draw(
+        self,
+        requests: Sequence[DrawRequest],
+        on_step: Callable[[DrawProgress], None] | None,
+        should_stop: Callable[[], bool] | None,
+        is_one_request: bool,
+    ) -> list[Picture]:
+        """One batch of resolved requests.
+
+        Args:
+            is_one_request: then the pictures record their place in the batch, and it can be drawn again, bit by bit.
+        """
+        scheduler = make_scheduler(requests[0].scheduler, self.pipe.scheduler)
+        images = sample(self.pipe, scheduler, requests, on_step, should_stop)
+        pictures = []
+        for place, (image, request) in enumerate(zip(images, requests, strict=True)):
+            assert request.seed is not None
+            recipe = recorded(self.pipe, request, scheduler_label(scheduler))
+            if is_one_request:
+                recipe = placed(recipe, place, len(requests))
+            subjects = {name: self.subjects[name] for name in recipe.subjects}
+            pictures.append(Picture(image, request, request.seed, format_parameters(recipe), subjects))
+        return pictures
+
+    def _resolve_all(self, requests: Sequence[DrawRequest]) -> list[DrawRequest]:
+        """The requests of one batch with every open choice made, or an error that lists all that is wrong with them."""
+        if not requests:
+            raise StudioError("there is nothing to draw; give at least one request")
+        resolved: list[DrawRequest] = []
+        wrong: dict[str, str] = {}
+        for number, request in enumerate(requests, start=1):
+            try:
+                resolved.append(self._resolve(request))
+            except StudioError as error:
+                wrong.setdefault(str(error), f"picture {number}: {error}")  # what all have wrong is said once
+        errors = list(wrong.values()) or disagreements(resolved)
+        if errors:
+            raise StudioError("; ".join(errors))
+        return resolved
+
     def _resolve(self, request: DrawRequest) -> DrawRequest:
         """The request with every open choice made, or an error that lists all that is wrong with it."""
         width, height = self.size
@@ -219,73 +289,11 @@ class Studio:
     def _multiple(self) -> int:
         return math.lcm(8, self.pipe.vae_scale_factor)  # 8 is what the pipeline insists on
 
-    @contextmanager
-    def _prepared(self, request: DrawRequest) -> Iterator[None]:
-        """The pipeline set up for one drawing: sampler, subjects, evaluation mode, quiet. All put back afterwards."""
-        pipe = self.pipe
-        scheduler, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
-        training = [m for part in (pipe.unet, pipe.text_encoder, pipe.vae) for m in part.modules() if m.training]
-        try:
-            for module in training:  # a preview in the middle of training must not draw with dropout
-                module.training = False
-            pipe.scheduler = make_scheduler(request.scheduler, scheduler)
-            pipe.set_progress_bar_config(**{**bar, "disable": True})
-            if self.subjects:
-                strengths = {name: float(strength) for name, strength in request.subjects.items()}
-                set_coefficients(pipe, strengths, gate=request.gate)
-            yield
-        finally:
-            for module in training:
-                module.training = True
-            pipe.scheduler = scheduler
-            pipe.set_progress_bar_config(**bar)
-            self._rest()
 
-    def _rest(self) -> None:
-        """Between drawings no subject acts. Untouched where none is loaded: a trainer's own attachment stays."""
-        if self.subjects:
-            set_coefficients(self.pipe, {})
-
-    def _sample(
-        self,
-        request: DrawRequest,
-        seeds: list[int],
-        on_step: Callable[[DrawProgress], None] | None,
-        should_stop: Callable[[], bool] | None,
-    ) -> list[Image.Image]:
-        started = time.monotonic()
-
-        def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            step, total, latents = index + 1, pipe.num_timesteps, tensors["latents"]
-            if step == total and not bool(torch.isfinite(latents).all()):
-                raise StudioError(
-                    "the picture broke up into infinities; lower the strength of the subjects or the guidance"
-                    + ("" if latents.dtype == torch.float32 else f", or use float32 instead of {latents.dtype}")
-                )
-            if on_step is not None:
-                on_step(DrawProgress(step, total, (time.monotonic() - started) / step, latents))
-            if should_stop is not None and should_stop():
-                raise DrawCancelled
-            return {}
-
-        try:
-            output = self.pipe(
-                prompt=[request.prompt] * len(seeds),
-                negative_prompt=[request.negative_prompt] * len(seeds),
-                height=request.height,
-                width=request.width,
-                num_inference_steps=request.steps,
-                guidance_scale=request.guidance_scale,
-                guidance_rescale=request.guidance_rescale or 0.0,
-                # One generator per picture, on the CPU: any device draws the same noise, and any picture of a batch
-                # can be drawn again alone.
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                callback_on_step_end=after_step,
-            )
-        finally:
-            self.pipe.maybe_free_model_hooks()
-        images: list[Image.Image] = output.images
-        return images
+def _stop_if_asked(should_stop: Callable[[], bool] | None) -> None:
+    """A drawing may have been cancelled while it waited its turn."""
+    if should_stop is not None and should_stop():
+        raise DrawCancelled
 
 
 def _part(on_step: Callable[[DrawProgress], None], index: int, parts: int) -> Callable[[DrawProgress], None]:

@@ -4,28 +4,28 @@ The pipeline stays the stock one. Loading attaches recombination to its UNet, te
 watches two doors: `encode_prompt`, which tells what each picture shows, and the UNet's forward, which tells how many
 rows the guidance makes of the pictures. Unloading the last subject takes all of that away again.
 
-Legend: P pictures, B rows of the UNet's batch (P, or 2P with guidance: unconditional rows first), S subjects, H heads.
+Legend: B rows of the UNet's batch (pictures, or twice as many with guidance), S subjects, H heads.
 """
 
 import functools
 import inspect
-import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .attachment import activate, attach, detach, unwrapped
+from .acting import Choice, GuidanceRows, Subject
+from .acting import Gate as Gate  # a part of what this module offers
+from .attachment import activate, attach, detach, select_layers, unwrapped
 from .coefficients import Coefficients, CoefficientsError, cut
 from .fingerprint import check_fits, check_tokens_fit, same_weights, weight_sample
-from .trigger import TriggerEmbedding, add_trigger, contains_trigger, remove_trigger, triggers_clash
+from .strengths import LayerStrengths
+from .trigger import TriggerEmbedding, add_trigger, remove_trigger, triggers_clash
 
-Gate = Literal["trigger", "always"]
-GuidanceRows = Literal["both", "cond"]
 ATTRIBUTE = "_coeff_subjects"
 
 
@@ -74,6 +74,7 @@ def set_coefficients(
     per_sample: Sequence[Mapping[str, float]] | None = None,
     gate: Gate | None = None,
     guidance_rows: GuidanceRows | None = None,
+    layers: LayerStrengths | None = None,
 ) -> None:
     """Choose how strongly each loaded subject acts, as diffusers' `set_adapters` does for LoRAs.
 
@@ -84,9 +85,11 @@ def set_coefficients(
         gate: override every subject's gate; None leaves each at what it was loaded with.
         guidance_rows: with guidance, act on both branches of a picture ("both", the default), or leave its
             unconditional branch to the base ("cond"). None leaves the setting as it is.
+        layers: factors on all of these strengths by kind of layer; None is 1 everywhere. Where a layer's factor is 0,
+            it is the base's, bitwise.
 
     Raises:
-        CoefficientsError: an unknown name, a strength that is not finite, or both or none of `strengths` and
+        CoefficientsError: an unknown name, a strength or factor that is not finite, or both or none of `strengths` and
             `per_sample`. Nothing has changed then.
     """
     subjects = _subjects(pipe)
@@ -94,8 +97,15 @@ def set_coefficients(
         raise CoefficientsError("no coefficients are loaded in this pipeline; load_coefficients(pipe, ...) first")
     if (strengths is None) == (per_sample is None):
         raise CoefficientsError("give either strengths for all pictures or per_sample, one mapping per picture")
-    choice = [strengths or {}] if per_sample is None else per_sample
-    subjects.choose(choice, per_sample is not None, gate, guidance_rows)
+    subjects.choose(
+        Choice(
+            strengths=[strengths or {}] if per_sample is None else per_sample,
+            per_sample=per_sample is not None,
+            gate=gate,
+            guidance_rows=subjects.choice.guidance_rows if guidance_rows is None else guidance_rows,
+            layers=layers or LayerStrengths(),
+        )
+    )
 
 
 def unload_coefficients(pipe: Any, name: str | None = None) -> None:
@@ -120,14 +130,6 @@ def loaded_coefficients(pipe: Any) -> dict[str, Coefficients]:
     return {name: subject.coefficients for name, subject in subjects.loaded.items()} if subjects else {}
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A loaded subject and when it acts."""
-
-    coefficients: Coefficients
-    gate: Gate
-
-
 class Subjects:
     """All that is loaded in one pipeline; lives on it as an attribute while anything is."""
 
@@ -135,18 +137,20 @@ class Subjects:
         self.pipe = pipe
         self.unet = unwrapped(pipe.unet)
         self.loaded: dict[str, Subject] = {}
-        self.strengths: list[dict[str, float]] = [{}]  # one for all pictures, or with `per_sample` one for each
-        self.per_sample = False
-        self.gate: Gate | None = None
-        self.guidance_rows: GuidanceRows = "both"
+        self.choice = Choice()
+        self.is_cross = {path: attn.is_cross_attention for path, attn in select_layers(self.unet).items()}
         self.prompts: list[str | None] | None = None  # of each picture; None: not known
         self._rows: int | None = None  # the batch that the active coefficients were made for
 
     def add(self, name: str, subject: Subject, strength: float, guidance_rows: GuidanceRows | None) -> None:
         if name in self.loaded:
             raise CoefficientsError(f"a subject {name!r} is already loaded; give another name, or unload it first")
-        strengths = [{**one, name: strength} for one in self.strengths]
-        _check_choice({**self.loaded, name: subject}, strengths, self.gate, guidance_rows)
+        choice = replace(
+            self.choice,
+            strengths=[{**one, name: strength} for one in self.choice.strengths],
+            guidance_rows=self.choice.guidance_rows if guidance_rows is None else guidance_rows,
+        )
+        choice.check({**self.loaded, name: subject})
         self._check_fits(name, subject.coefficients)
         if not self.loaded:
             attach(self.unet, trainable=False)
@@ -159,30 +163,21 @@ class Subjects:
         if not self.loaded:
             self._open_doors()
         self.loaded[name] = subject
-        self.choose(strengths, self.per_sample, self.gate, guidance_rows)
+        self.choose(choice)
 
     def remove(self, name: str) -> None:
         for owner in self.loaded[name].coefficients.tokens:
             self._set_tokenizer(owner, remove_trigger(getattr(self.pipe, owner), name))
         del self.loaded[name]
-        for one in self.strengths:
-            one.pop(name, None)
-        self._rows = None
+        strengths = [{other: value for other, value in one.items() if other != name} for one in self.choice.strengths]
+        self.choose(replace(self.choice, strengths=strengths))
         if not self.loaded:
             self._close_doors()
             detach(self.unet)
 
-    def choose(
-        self,
-        strengths: Sequence[Mapping[str, float]],
-        per_sample: bool,
-        gate: Gate | None,
-        guidance_rows: GuidanceRows | None,
-    ) -> None:
-        _check_choice(self.loaded, strengths, gate, guidance_rows)
-        self.strengths = [dict(one) for one in strengths]
-        self.per_sample, self.gate = per_sample, gate
-        self.guidance_rows = guidance_rows or self.guidance_rows
+    def choose(self, choice: Choice) -> None:
+        choice.check(self.loaded)
+        self.choice = replace(choice, strengths=[dict(one) for one in choice.strengths])  # the caller may change theirs
         self._rows = None
 
     # --- loading ------------------------------------------------------------------------------------------------------
@@ -279,7 +274,7 @@ class Subjects:
         if rows == self._rows:
             return
         names = list(self.loaded)
-        strengths = self._row_strengths(rows)
+        strengths = self.choice.of_rows(rows, self.prompts, self.loaded)
         weights = torch.tensor([[float(one.get(name, 0)) for name in names] for one in strengths])  # [B, S] or [1, S]
         if (weights == weights[0]).all():
             weights = weights[0]  # [S]
@@ -289,41 +284,11 @@ class Subjects:
                 stacks.setdefault(path, []).append((number, coeff))
         blended = {
             path: torch.tensordot(weights[..., [number for number, _ in stack]], torch.stack([c for _, c in stack]), 1)
+            * self.choice.layers.factor(path, self.is_cross[path])
             for path, stack in stacks.items()
         }  # [H, H] or [B, H, H]
         activate(unet, blended, sample.device)
         self._rows = rows
-
-    def _row_strengths(self, rows: int) -> list[dict[str, float]]:
-        """The strength of each subject in each row of a batch; a single entry where all rows are alike for certain."""
-        acting = {name for one in self.strengths for name, strength in one.items() if strength}
-        gated = [name for name in acting if (self.gate or self.loaded[name].gate) == "trigger"]
-        if not acting or not (gated or self.per_sample or self.guidance_rows == "cond"):
-            return self.strengths[:1]
-        if self.prompts is None or (gated and None in self.prompts):
-            raise CoefficientsError(
-                f"{', '.join(map(repr, gated or sorted(acting)))} acts by what the prompt says, but the prompt is not "
-                "known (prompt_embeds were given, or the UNet was called without this pipeline); give prompts, or set "
-                'gate="always"'
-            )
-        pictures = len(self.prompts)
-        if self.per_sample and len(self.strengths) != pictures:
-            raise CoefficientsError(f"per_sample has {len(self.strengths)} entries, but the prompts make {pictures}")
-        if rows not in (pictures, 2 * pictures):
-            raise CoefficientsError(
-                f"the UNet got {rows} rows for {pictures} pictures, expected {pictures} or, guided, {2 * pictures}"
-            )
-        strengths = self.strengths if self.per_sample else self.strengths * pictures
-        shown = [
-            {name: strength for name, strength in one.items() if name not in gated or self._calls_up(prompt, name)}
-            for one, prompt in zip(strengths, self.prompts, strict=True)
-        ]
-        if rows == pictures:
-            return shown
-        return (shown if self.guidance_rows == "both" else [{}] * pictures) + shown
-
-    def _calls_up(self, prompt: str | None, name: str) -> bool:
-        return prompt is not None and contains_trigger(prompt, self.loaded[name].coefficients.info.trigger)
 
 
 def _subjects(pipe: Any) -> Subjects | None:
@@ -332,22 +297,3 @@ def _subjects(pipe: Any) -> Subjects | None:
 
 def _tokenizer_of(text_encoder: str) -> str:
     return text_encoder.replace("text_encoder", "tokenizer")
-
-
-def _check_choice(
-    subjects: Mapping[str, Subject], strengths: Sequence[Mapping[str, float]], gate: object, guidance_rows: object
-) -> None:
-    """Whether subjects can act as asked."""
-    unknown = sorted({name for one in strengths for name in one} - subjects.keys())
-    if unknown:
-        raise CoefficientsError(f"no subject {', '.join(map(repr, unknown))} is loaded; loaded are {sorted(subjects)}")
-    wrong = {name: value for one in strengths for name, value in one.items() if not math.isfinite(value)}
-    if wrong:
-        raise CoefficientsError(f"expected finite strengths, got {wrong}")
-    if gate not in (None, "trigger", "always"):
-        raise CoefficientsError(f'gate is {gate!r}, expected "trigger", "always" or None')
-    if guidance_rows not in (None, "both", "cond"):
-        raise CoefficientsError(f'guidance_rows is {guidance_rows!r}, expected "both", "cond" or None')
-    for name in {name for one in strengths for name, value in one.items() if value}:
-        if (gate or subjects[name].gate) == "trigger" and not subjects[name].coefficients.info.trigger.strip():
-            raise CoefficientsError(f'{name!r} has no trigger to be gated by; give trigger="..." or gate="always"')

@@ -83,6 +83,23 @@ def load_losses(path: str | Path) -> list[float]:
         raise CoefficientsError(f"{path} does not hold the losses ({error})") from error
 
 
+def keep_step(timeline: str | Path, step: int, file: str | Path) -> Coefficients:
+    """Write the subject of a step as a subject's file, in one move, and return it.
+
+    The timeline keeps every step, so no choice is final.
+
+    Raises:
+        CoefficientsError: no such step; or the file holds a subject that is on no step and would be lost.
+    """
+    steps, file = load_timeline(timeline), Path(file)
+    if step not in steps:
+        raise CoefficientsError(f"{timeline} has no step {step}; it has {', '.join(map(str, steps))}")
+    if file.exists() and Coefficients.load(file).sha256 not in {kept.sha256 for kept in steps.values()}:
+        raise CoefficientsError(f"{file} is on no step of {timeline} and would be lost; move or rename it first")
+    steps[step].save(file)
+    return steps[step]
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         if (size := path.stat().st_size) > MAX_BYTES:

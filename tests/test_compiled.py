@@ -14,7 +14,6 @@ from coeff_diffusion import attach, attention, trainable_parameters
 from coeff_diffusion.attachment import activate
 from coeff_diffusion.kernels import compiled, recombined_attention
 
-
 # The compiler cannot look through the shape checks that the tests put around the function.
 plain_attention = inspect.unwrap(recombined_attention)
 

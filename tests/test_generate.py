@@ -14,6 +14,7 @@ from coeff_diffusion.cli import main
 from coeff_diffusion.drawing import StudioError, split_strength
 from coeff_diffusion.generate import GenerateConfig, generate
 from coeff_diffusion.pictures import Parameters, PictureError, format_parameters, read_parameters, save_picture
+from coeff_diffusion.strengths import LayerStrengths
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "sampler": {"scheduler": "Euler a"},
     "size": {"width": 24, "height": 32},
     "gate": {"gate": "always", "prompt": ["a photo of the pot"]},
+    "kinds of layer": {"self_attention_strength": 0.3, "cross_attention_strength": 2.0, "mid_strength": 0.0},
+    "parts of the UNet": {"down_strength": 0.2, "up_strength": -1.0},
+    "end of denoising": {"act_from": 0.5},
+    "start of denoising": {"act_until": 0.5},
     "precision": {"dtype": "bfloat16"},
 }
 
@@ -182,6 +187,20 @@ def test_flags_win_over_the_card(tiny_base_dir: Path, sources: Path, plain: Path
     assert found.subjects == {"pet": 0.5, "pet-2": 2.0}
     assert len(extract(file)) == 2
     assert lines[0].startswith(f"again from {plain}: 'the sks dog'")
+
+
+def test_a_flag_changes_one_kind_of_layer(tiny_base_dir: Path, sources: Path, tmp_path: Path) -> None:
+    card, _ = both(tiny_base_dir, sources, tmp_path, cross_attention_strength=0.2, up_strength=0.5, act_from=0.5)
+    again, _ = drawn(tiny_base_dir, tmp_path, from_picture=str(card), up_strength=1.0, act_from=0.0, act_until=0.5)
+    found = read_parameters(again)
+    assert (found.layers, found.begin, found.end) == (LayerStrengths(cross_attention=0.2), 0.0, 0.5)
+    for changes, message in [
+        ({"act_until": 1.5}, "end is 1.5, expected 0 to 1"),
+        ({"act_from": 0.5, "act_until": 0.5}, "begin is 0.5 and end is 0.5, expected begin before end"),
+        ({"mid_strength": float("inf")}, "mid layers is inf, expected a finite number"),
+    ]:
+        with pytest.raises(StudioError, match=message):
+            both(tiny_base_dir, sources, tmp_path, **changes)
 
 
 def test_a_picture_without_its_subjects_wants_their_files(tiny_base_dir: Path, sources: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from coeff_diffusion.pictures import (
     read_parameters,
     save_picture,
 )
+from coeff_diffusion.strengths import LayerStrengths
 
 PARAMETERS = Parameters(
     prompt="a photo of sks dog, on the beach",
@@ -74,6 +75,9 @@ def test_reads_what_a1111_wrote() -> None:
             "batch_position": st.integers(0, 63),
             "gate": st.sampled_from(["trigger", "always"]),
             "model": st.text(min_size=1, max_size=20),
+            "layers": st.builds(LayerStrengths, *[st.floats(-4, 4)] * 5),
+            "begin": st.floats(0, 1),
+            "end": st.floats(0, 1),
         },
     ),
 )
@@ -101,9 +105,13 @@ def test_text_holds_all_that_decides_about_the_pixels() -> None:
         batch_position=1,
         gate="always",
         hashes={"my dog": "9332f95acd2a", "cat": "000000000000"},
+        layers=LayerStrengths(cross_attention=0.5, up=0),
+        begin=0.25,
+        end=0.75,
     )
     assert format_parameters(written).endswith(
         "Model: embedded, Base hash: 41b5f3c6a0d2, Precision: bfloat16, Batch size: 3, Batch pos: 1, Gate: always, "
+        r'Layer strengths: "{\"cross_attention\": 0.5, \"up\": 0}", Act from: 0.25, Act until: 0.75, '
         r'Subjects: "{\"my dog\": 0.8, \"cat\": 1.0}", '
         r'Subject hashes: "{\"my dog\": \"9332f95acd2a\", \"cat\": \"000000000000\"}"'
     )
@@ -142,6 +150,11 @@ def test_prompts_that_look_like_syntax(prompt: str, tmp_path: Path) -> None:
         f'Exact prompt: "{"[" * 100_000}"',
         'Exact prompt: "\\"\\\\ud800\\""',
         "Gate: open",
+        "Act from: now",
+        "Act until: 1/2",
+        'Layer strengths: "[1]"',
+        'Layer strengths: "{\\"sideways\\": 1}"',
+        'Layer strengths: "{\\"mid\\": null}"',
         'Subject hashes: "{\\"dog\\": \\"\\"}"',
         'Subject hashes: "{\\"dog\\": \\"9332F95ACD2A\\"}"',
         'Subject hashes: "{\\"dog\\": 933295123456}"',

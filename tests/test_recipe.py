@@ -11,6 +11,7 @@ from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
 from coeff_diffusion.drawing import DrawRequest, StudioError
 from coeff_diffusion.pictures import Parameters, PictureError, format_parameters, parse_parameters, save_picture
 from coeff_diffusion.recipe import MAX_BATCH, Base, Part, Recipe
+from coeff_diffusion.strengths import LayerStrengths
 from coeff_diffusion.studio import Studio
 
 
@@ -131,6 +132,9 @@ def test_a_request_comes_back_from_its_text(tiny_pipe: StableDiffusionPipeline) 
         height=16,
         batch_size=2,
         gate="always",
+        layers=LayerStrengths(cross_attention=1 / 3, down=-2.0, mid=0.0),
+        begin=1 / 7,
+        end=2 / 3,
     )
     for place, picture in enumerate(studio.draw(asked)):
         text = parse_parameters(picture.parameters)

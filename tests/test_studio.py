@@ -1,5 +1,6 @@
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from subject_maker import make_subject
 from coeff_diffusion import Coefficients, unload_coefficients
 from coeff_diffusion.drawing import DrawCancelled, DrawProgress, DrawRequest, StudioError
 from coeff_diffusion.pictures import parse_parameters
-from coeff_diffusion.schedulers import SchedulerError
+from coeff_diffusion.schedulers import SchedulerError, make_scheduler
+from coeff_diffusion.strengths import LayerStrengths
 from coeff_diffusion.studio import Studio
 
 REQUEST = DrawRequest("a photo of sks dog on grass", seed=3, steps=3)
@@ -161,11 +163,162 @@ def test_random_seeds_are_recorded(studio: Studio) -> None:
     assert same(studio.draw(first.request)[0].image, first.image)
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+def test_subjects_act_in_a_part_of_denoising(studio: Studio, dog: Coefficients, guidance_scale: float) -> None:
+    studio.load(dog)
+
+    def steps(**changes: Any) -> list[torch.Tensor]:
+        seen: list[DrawProgress] = []
+        request = replace(REQUEST, steps=4, guidance_scale=guidance_scale, **changes)
+        studio.draw(request, lambda progress: seen.append(progress))
+        return [progress.latents.clone() for progress in seen]
+
+    def alike(first: list[torch.Tensor], second: list[torch.Tensor]) -> list[bool]:
+        return [torch.equal(one, other) for one, other in zip(first, second, strict=True)]
+
+    on = {"subjects": {"dog": 1.0}}
+    base, whole = steps(), steps(**on)
+    assert alike(base, whole) == [False] * 4
+    late, early, middle = steps(**on, begin=0.5), steps(**on, end=0.5), steps(**on, begin=0.25, end=0.75)
+    assert alike(late, base) == [True, True, False, False]
+    assert alike(early, whole) == [True, True, False, False]
+    assert alike(early, base) == [False] * 4
+    assert alike(middle, base) == [True, False, False, False]
+    # One step, then the base again: from the same latents on it goes the base's way.
+    assert alike(steps(**on, begin=0.75), base) == [True, True, True, False]
+    assert alike(steps(**on, begin=0.1, end=0.2), base) == [True] * 4
+    (note,) = studio.notes(replace(REQUEST, steps=4, begin=0.1, end=0.2, **on))
+    assert note == "none of the 4 steps lies between 0.1 and 0.2 of denoising, so no subject acts"
+    assert studio.notes(replace(REQUEST, steps=4, begin=0.1, end=0.26, **on)) == []
+    assert alike(steps(), base) == [True] * 4
+
+
+@pytest.mark.parametrize(("scheduler", "base_calls"), [("Heun", 2), ("PLMS", 2), ("DPM++ 2M", 1)])
+def test_samplers_that_take_more_calls_than_steps(
+    studio: Studio, dog: Coefficients, scheduler: str, base_calls: int
+) -> None:
+    """Of three steps the first is the base's, whole."""
+    studio.load(dog)
+    request = replace(REQUEST, subjects={"dog": 1.0}, scheduler=scheduler)
+    seen: dict[float, list[torch.Tensor]] = {0.0: [], 1 / 3: []}
+    studio.draw(replace(request, subjects={}), lambda progress: seen[0.0].append(progress.latents.clone()))
+    studio.draw(replace(request, begin=1 / 3), lambda progress: seen[1 / 3].append(progress.latents.clone()))
+    alike = [torch.equal(one, other) for one, other in zip(*seen.values(), strict=True)]
+    assert alike == [i < base_calls for i in range(len(alike))]
+
+
+def test_layers_of_a_request(studio: Studio, dog: Coefficients) -> None:
+    base = studio.draw(replace(PLAIN, prompt="a photo of dog"))[0].image
+    studio.load(dog.replace(tokens={}), name="dog")
+    request = replace(PLAIN, prompt="a photo of dog", gate="always", subjects={"dog": 1.0})
+    drawn = studio.draw(request)[0].image
+    weaker = studio.draw(replace(request, layers=LayerStrengths(cross_attention=0.5)))[0].image
+    assert not same(weaker, drawn)
+    assert not same(weaker, base)
+    nothing = LayerStrengths(self_attention=0, cross_attention=0)
+    assert same(studio.draw(replace(request, layers=nothing))[0].image, base)
+    assert same(studio.draw(request)[0].image, drawn)
+
+
+def test_samplers_tell_where_they_are_going(studio: Studio) -> None:
+    for name in studio.schedulers:
+        pipe, own = studio.pipe, studio.pipe.scheduler
+        pipe.scheduler = make_scheduler(name, own)
+        (expected,) = stock(pipe, PLAIN)
+        pipe.scheduler = own
+        steps: list[DrawProgress] = []
+        (picture,) = studio.draw(replace(PLAIN, scheduler=name), steps.append)
+        assert same(picture.image, expected)  # listening to a sampler changes nothing
+        told = [progress.denoised for progress in steps]
+        if name == "PLMS":
+            assert told == [None] * len(steps)
+            continue
+        last = steps[-1]
+        assert all(one is not None and one.shape == last.latents.shape for one in told)
+        assert last.denoised is not None
+        torch.testing.assert_close(last.denoised, last.latents, rtol=0, atol=0.1 if name != "DDPM" else 0.3)
+
+
+# --- a batch of requests ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed(studio: Studio, dog: Coefficients, tiny_pipe: StableDiffusionPipeline) -> list[DrawRequest]:
+    """Four pictures of one base: a dog, half a cat, the base, and a dog that is off."""
+    studio.load(dog)
+    studio.load(make_subject(tiny_pipe.unet, tiny_pipe.text_encoder, "cat", "zwx cat", "cat", seed=2))
+    return [
+        replace(REQUEST, subjects={"dog": 1.0}),
+        replace(REQUEST, prompt="a zwx cat", negative_prompt="red", seed=8, subjects={"cat": 0.5}),
+        replace(REQUEST, prompt="a beach", seed=9, subjects={"dog": 1.0}),
+        replace(REQUEST, subjects={"dog": 0.0}),
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"guidance_scale": 1.0}, {"scheduler": "Euler a"}, {"begin": 0.3, "layers": LayerStrengths(up=0.5)}],
+)
+def test_a_batch_of_requests_is_its_pictures_drawn_alone(
+    studio: Studio, mixed: list[DrawRequest], changes: dict[str, Any]
+) -> None:
+    requests = [replace(request, **changes) for request in mixed]
+    steps: list[DrawProgress] = []
+    pictures = studio.draw_batch(requests, steps.append)
+    assert [(progress.step, progress.latents.shape) for progress in steps] == [(i, (4, 4, 8, 8)) for i in (1, 2, 3)]
+    for picture, request in zip(pictures, requests, strict=True):
+        (alone,) = studio.draw(request)
+        assert np.abs(pixels(alone.image) - pixels(picture.image)).max() <= 1
+        # What it says is how to draw it alone.
+        assert picture.parameters == alone.parameters
+        assert (picture.request, picture.seed) == (alone.request, alone.seed)
+        assert (list(picture.subjects), parse_parameters(picture.parameters).batch_size) == (list(alone.subjects), None)
+    # Which subjects act in the first two pictures does not change a bit of the other two.
+    others = studio.draw_batch([replace(request, subjects={}) for request in requests])
+    assert [same(one.image, other.image) for one, other in zip(pictures, others, strict=True)] == [
+        False, False, True, True,
+    ]  # fmt: skip
+
+
+def test_requests_of_a_batch_have_seeds_of_their_own(studio: Studio) -> None:
+    pictures = studio.draw_batch([replace(PLAIN, seed=None)] * 3)
+    assert len({picture.seed for picture in pictures}) == 3
+    assert studio.draw_batch([PLAIN, replace(PLAIN, width=16)])[1].seed == 3  # the size that is the base's anyway
+    with pytest.raises(DrawCancelled):
+        studio.draw_batch([PLAIN], should_stop=lambda: True)
+
+
+def test_requests_that_make_no_batch_are_refused(studio: Studio) -> None:
+    with pytest.raises(StudioError, match="nothing to draw; give at least one request"):
+        studio.draw_batch([])
+    for changes, message in [
+        ({"guidance_scale": 3.0}, "guidance_scale is 7.5 and 3.0, expected the same for all pictures of a batch"),
+        ({"steps": 4}, "steps is 3 and 4"),
+        ({"scheduler": "Euler"}, "scheduler is None and 'Euler'"),
+        ({"width": 24}, "width is 16 and 24"),
+        ({"gate": "always"}, "gate is None and 'always'"),
+        ({"end": 0.5}, "end is 1.0 and 0.5"),
+        ({"layers": LayerStrengths(mid=0)}, "layers is LayerStrengths"),
+        ({"batch_size": 2}, "batch_size is 2, expected 1 in a batch of requests"),
+    ]:
+        with pytest.raises(StudioError, match=message):
+            studio.draw_batch([PLAIN, PLAIN, replace(PLAIN, **changes)])
+    with pytest.raises(StudioError) as error:
+        studio.draw_batch([replace(PLAIN, steps=0), replace(PLAIN, steps=0), replace(PLAIN, subjects={"cat": 1})])
+    assert str(error.value) == (
+        "picture 1: steps is 0, expected 1 to 1000; picture 3: no subject 'cat' is loaded; loaded are none"
+    )
+
+
+# --- what cannot be drawn ---------------------------------------------------------------------------------------------
+
+
 def test_everything_wrong_is_said_at_once(studio: Studio) -> None:
     with pytest.raises(StudioError) as error:
         studio.draw(
-            DrawRequest("x", steps=0, width=12, guidance_scale=-1, batch_size=0, scheduler="Oiler", subjects={"cat": 1})
-        )
+            DrawRequest("x", steps=0, width=12, guidance_scale=-1, batch_size=0, scheduler="Oiler", subjects={"cat": 1},
+                        layers=LayerStrengths(down=float("nan")), begin=0.5, end=0.4)
+        )  # fmt: skip
     for part in (
         "steps is 0, expected 1 to 1000",
         "width is 12, expected a multiple of 8",
@@ -173,10 +326,15 @@ def test_everything_wrong_is_said_at_once(studio: Studio) -> None:
         "batch_size is 0, expected at least 1",
         "no subject 'cat' is loaded; loaded are none",
         "no scheduler 'Oiler'",
+        "the factor on the strength in down layers is nan, expected a finite number",
+        "begin is 0.5 and end is 0.4, expected begin before end",
     ):
         assert part in str(error.value)
     for wrong in (replace(PLAIN, seed=-1), replace(PLAIN, seed=2**32), replace(PLAIN, guidance_scale=float("nan"))):
         with pytest.raises(StudioError, match="expected 0 to"):
+            studio.draw(wrong)
+    for wrong in (replace(PLAIN, begin=-0.1), replace(PLAIN, end=1.1), replace(PLAIN, begin=float("nan"))):
+        with pytest.raises(StudioError, match=r"(begin|end) is (-0.1|1.1|nan), expected 0 to 1"):
             studio.draw(wrong)
     with pytest.raises(StudioError, match="no subject 'cat' is loaded"):
         studio.unload("cat")

@@ -25,6 +25,7 @@ from coeff_diffusion import (
     unload_coefficients,
 )
 from coeff_diffusion.attachment import is_attached
+from coeff_diffusion.strengths import LayerStrengths
 
 Subject = Callable[..., Coefficients]
 DOG, CAT, BEACH = "a photo of sks dog", "a Zwx  Cat, red", "a beach in the snow"
@@ -236,6 +237,73 @@ def test_subjects_of_other_layers_in_one_batch(tiny_pipe: StableDiffusionPipelin
     assert torch.equal(together[2], base[2])
 
 
+KINDS: dict[str, Callable[[str], bool]] = {
+    "self_attention": lambda path: path.endswith("attn1"),
+    "cross_attention": lambda path: path.endswith("attn2"),
+    "down": lambda path: path.startswith("down_blocks."),
+    "mid": lambda path: path.startswith("mid_block."),
+    "up": lambda path: path.startswith("up_blocks."),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_of_layer_can_be_left_to_the_base(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject, kind: str
+) -> None:
+    """Bitwise what a subject draws that has no coefficients there, and in those layers nothing of ours is computed."""
+    whole = new_subject()
+    rest = {path: coeff for path, coeff in whole.items() if not KINDS[kind](path)}
+    assert 0 < len(rest) < len(whole)
+    load_coefficients(tiny_pipe, Coefficients(rest, info=CoefficientsInfo(trigger="sks dog", blocks=tuple(rest))))
+    expected = draw(tiny_pipe, [DOG, BEACH])
+    unload_coefficients(tiny_pipe)
+    load_coefficients(tiny_pipe, whole)
+    everywhere = draw(tiny_pipe, [DOG, BEACH])
+    set_coefficients(tiny_pipe, {"dog": 1}, layers=LayerStrengths(**{kind: 0}))
+    found = draw(tiny_pipe, [DOG, BEACH])
+    assert torch.equal(found, expected)
+    assert not same(found[0], everywhere[0])
+    processors = tiny_pipe.unet.attn_processors.items()
+    assert {name.removesuffix(".processor") for name, one in processors if one.coeff is None} == whole.keys() - rest
+    set_coefficients(tiny_pipe, {"dog": 1})  # factors hold for the choice they were made with
+    assert torch.equal(draw(tiny_pipe, [DOG, BEACH]), everywhere)
+
+
+def test_factors_of_kind_and_part_multiply(tiny_pipe: StableDiffusionPipeline, new_subject: Subject) -> None:
+    layers = LayerStrengths(self_attention=-0.5, cross_attention=2, down=0.25, up=0.5)  # exact in floating point
+    subject = new_subject()
+    scaled = {
+        path: coeff
+        * (-0.5 if KINDS["self_attention"](path) else 2)
+        * (0.25 if KINDS["down"](path) else 0.5 if KINDS["up"](path) else 1)
+        for path, coeff in subject.items()
+    }
+    load_coefficients(tiny_pipe, subject.replace(coeffs=scaled))
+    expected = draw(tiny_pipe, DOG)
+    unload_coefficients(tiny_pipe)
+    load_coefficients(tiny_pipe, subject)
+    set_coefficients(tiny_pipe, {"dog": 1}, layers=layers)
+    assert torch.equal(draw(tiny_pipe, DOG), expected)
+    load_coefficients(tiny_pipe, new_subject("cat", "zwx cat", seed=2))  # leaves what was chosen
+    assert torch.equal(draw(tiny_pipe, DOG), expected)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_factors_in_a_mixed_batch(tiny_pipe: StableDiffusionPipeline, new_subject: Subject, guidance: float) -> None:
+    prompts = [DOG, CAT, BEACH, f"{DOG} and {CAT}"]
+    base = draw(tiny_pipe, prompts, guidance_scale=guidance)
+    load_coefficients(tiny_pipe, new_subject())
+    load_coefficients(tiny_pipe, new_subject("cat", "zwx cat", seed=2))
+    layers = LayerStrengths(cross_attention=0.5, mid=0)
+    choice = [{"dog": 1.0}, {"cat": 0.5}, {"dog": 1.0}, {"dog": 0.5, "cat": -0.5}]
+    set_coefficients(tiny_pipe, per_sample=choice, layers=layers)
+    together = draw(tiny_pipe, prompts, guidance_scale=guidance)
+    assert torch.equal(together[2], base[2])
+    for i, (prompt, strengths) in enumerate(zip(prompts, choice, strict=True)):
+        set_coefficients(tiny_pipe, strengths, layers=layers)
+        assert same(draw(tiny_pipe, prompt, seeds=[i], guidance_scale=guidance)[0], together[i])
+
+
 def test_the_unconditional_branch_can_be_left_to_the_base(
     tiny_pipe: StableDiffusionPipeline, new_subject: Subject
 ) -> None:
@@ -375,6 +443,9 @@ def test_wrong_choices_change_nothing(tiny_pipe: StableDiffusionPipeline, new_su
         ({"strengths": {"dog": float("inf")}}, "finite strengths, got {'dog': inf}"),
         ({}, "either strengths"),
         ({"strengths": {}, "per_sample": []}, "either strengths"),
+        ({"per_sample": []}, "per_sample is empty, expected one mapping per picture"),
+        ({"strengths": {"dog": 1}, "layers": LayerStrengths(mid=float("nan"))}, "in mid layers is nan, expected a fin"),
+        ({"strengths": {}, "layers": LayerStrengths(up=float("-inf"))}, "in up layers is -inf"),
         ({"strengths": {"dog": 1}, "gate": "never"}, "gate is 'never'"),
         ({"strengths": {"dog": 1}, "guidance_rows": "none"}, "guidance_rows is 'none'"),
         ({"strengths": {"nameless": 1}, "gate": "trigger"}, "'nameless' has no trigger to be gated by"),

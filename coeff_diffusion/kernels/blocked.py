@@ -55,7 +55,9 @@ class BlockedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*backward_in_blocks(grad, *ctx.saved_tensors, ctx.scale, ctx.needs_input_grad[:4]), None, None)
+        query, key, value, coeff, attn_mask = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:4]
+        return (*backward_in_blocks(grad, query, key, value, coeff, attn_mask, ctx.scale, needed), None, None)
 
 
 @dataclass(frozen=True)

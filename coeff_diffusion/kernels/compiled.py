@@ -37,8 +37,9 @@ def backward_op(
     from . import recombined_attention
 
     inputs = [x.detach().requires_grad_(need) for x, need in zip((query, key, value, coeff), needed, strict=True)]
+    query, key, value, coeff = inputs
     with torch.enable_grad():
-        output = recombined_attention(*inputs, attn_mask, scale)
+        output = recombined_attention(query, key, value, coeff, attn_mask, scale)
     grads = iter(torch.autograd.grad(output, [x for x in inputs if x.requires_grad], grad))
     return [next(grads).contiguous() if need else grad.new_empty(0) for need in needed]
 

@@ -5,7 +5,14 @@ from pathlib import Path
 from ..library import Library
 from ..studio import Studio
 from .drawings import Drawings
+from .exchange import Exchange
+from .explorer import Explorer
+from .inspector import Inspector
+from .jobs import Jobs
 from .loading import SubjectLoader
+from .shelf import Shelf
+from .timelines import Timelines
+from .trainings import Trainings
 
 
 class StudioService:
@@ -19,5 +26,16 @@ class StudioService:
 
     def __init__(self, studio: Studio, library: Library, output_dir: Path) -> None:
         self.studio, self.library, self.output_dir = studio, library, output_dir
+        self.jobs = Jobs(studio.preview)
         loader = SubjectLoader(studio, library)
         self.drawings = Drawings(loader, output_dir)
+        self.trainings = Trainings(loader)
+        self.shelf = Shelf(studio, library, self.trainings.writing)
+        self.exchange = Exchange(self.shelf)
+        self.timelines = Timelines(loader, self.trainings)
+        self.explorer = Explorer(loader, self.timelines, output_dir)
+        self.inspector = Inspector(loader)
+
+    def close(self) -> None:
+        """End what goes on by itself: trainings stop after their step and save what they have."""
+        self.trainings.close()

@@ -1,13 +1,16 @@
 """Drawing: one picture or a few, with the subjects of the library, beside the base."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cards import chunks
 from ..coefficients import Coefficients
-from ..drawing import DrawProgress, DrawRequest, Picture
+from ..drawing import DrawProgress, DrawRequest, Picture, StudioError
+from ..fingerprint import check_fits
 from ..pictures import free_path, save_picture
 from .loading import SubjectLoader
+from .restoring import Settings, named, restored
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,18 @@ class Drawing:
     notes: list[str]
     files: list[Path]
 
+    def captioned(self) -> list[tuple[Path, str]]:
+        """The files with what they show, each picture of the base right before its counterpart."""
+        split = len(self.base)
+        drawn = [
+            (file, f"{' + '.join(picture.request.subjects) or 'base'}, seed {picture.seed}")
+            for file, picture in zip(self.files[split:], self.pictures, strict=True)
+        ]
+        base = [
+            (file, f"base, seed {picture.seed}") for file, picture in zip(self.files[:split], self.base, strict=True)
+        ]
+        return [one for pair in zip(base, drawn, strict=True) for one in pair] if base else drawn
+
 
 class Drawings:
     """Draws what the page asks for, with subjects of the library by the names they are listed under."""
@@ -38,27 +53,85 @@ class Drawings:
         compare: bool = True,
         on_step: Callable[[DrawProgress], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        embed_subjects: bool = False,
     ) -> Drawing:
         """Draw and save. `request.subjects` names subjects of the library; they are loaded as needed.
+
+        Args:
+            compare: draw also by the base alone; without subjects there is nothing to compare.
+            embed_subjects: put the subjects into each picture that they took part in (see `cards`).
 
         Raises:
             StudioError, SchedulerError, CoefficientsError, OSError: with a message for the user.
         """
         with self.loader.using(request.subjects) as studio:
             notes = studio.notes(request)
+            if not request.prompt.strip():
+                notes.append("the prompt is empty, so the base draws whatever comes to it")
+            if embed_subjects:
+                # Says now, not after the drawing, that they cannot be embedded.
+                chunks(list(dict.fromkeys(studio.subjects[name] for name in request.subjects)))
             base: list[Picture] = []
             if compare and request.subjects:
-                base, pictures = studio.compare(request, on_step=on_step, should_stop=should_stop)
+                base, pictures = studio.compare(request, self._base_prompt(request), on_step, should_stop)
             else:
                 pictures = studio.draw(request, on_step, should_stop)
         files = [
-            save_picture(picture.image, free_path(self.output_dir, f"{picture.seed}{tag}"), picture.parameters)
+            save_picture(
+                picture.image,
+                free_path(self.output_dir, f"{picture.seed}{tag}"),
+                picture.parameters,
+                dict.fromkeys(picture.subjects.values()) if embed_subjects else (),
+            )
             for tag, group in (("-base", base), ("", pictures))
             for picture in group
         ]
         return Drawing(base, pictures, notes, files)
 
+    def settings_of(self, file: str | Path) -> Settings:
+        """How a picture was drawn, as far as it can be set here; the subjects that it carries join the library.
+
+        Raises:
+            PictureError, CoefficientsError: the picture is damaged, or carries neither settings nor a subject.
+        """
+        return restored(self.loader, file)
+
+    def add(self, file: str | Path) -> str:
+        """Let a subject's file or card join the library, and return the name it is listed under.
+
+        Raises:
+            CoefficientsError: it is not a subject's file, or the subject does not fit the base. Nothing is added then.
+        """
+        with named(file):
+            check_fits(Coefficients.load(file), self.loader.studio.pipe.unet)
+            return self.loader.library.add(file)
+
+    def strengths(self, rows: Iterable[tuple[str, float]]) -> dict[str, float]:
+        """The subjects of a request from rows of names and strengths; rows without a name do not count.
+
+        Raises:
+            StudioError: a subject stands in two rows.
+        """
+        strengths: dict[str, float] = {}
+        for name, strength in rows:
+            if name in strengths:
+                raise StudioError(f"{name!r} stands in two rows; take it out of one of them")
+            if name:
+                strengths[name] = strength
+        return strengths
+
     def describe(self, name: str) -> str:
         """One line about a subject of the library: the words that call it up."""
         info = Coefficients.load(self.loader.library.path(name)).info
         return f"{name}: write “{info.trigger}”" if info.trigger else f"{name}: acts on every prompt"
+
+    def first_prompt(self, name: str) -> str:
+        """What to draw with a subject of the library to see it: the prompt it was trained on."""
+        info = Coefficients.load(self.loader.library.path(name)).info
+        return info.instance_prompt or (f"a {info.trigger}" if info.trigger else "")
+
+    def _base_prompt(self, request: DrawRequest) -> str:
+        try:
+            return self.loader.studio.base_prompt(request.prompt)
+        except StudioError as error:
+            raise StudioError(f"{error}, or draw without comparing") from error

@@ -1,7 +1,8 @@
 """What the tabs share: how refusals are said, how pictures are shown, and the settings of quiet events."""
 
-from collections.abc import Sequence
-from typing import Any
+import html
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -12,7 +13,10 @@ from ..images import DatasetError
 from ..pictures import PictureError
 from ..progress import TrainingError
 from ..schedulers import SchedulerError
+from ..service import Glimpse
 
+Update = TypeVar("Update")
+Result = TypeVar("Result")
 # Their messages are made for users.
 REFUSALS = (
     StudioError, SchedulerError, CoefficientsError, PictureError, ConfigError, DatasetError, TrainingError, OSError
@@ -30,8 +34,47 @@ def told(call: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def refusal(error: Exception) -> gr.Error:
-    """An error of the service as the page shows it: its text, as text."""
-    return gr.Error(str(error), print_exception=False)
+    """An error of the service as the page shows it: its text, as text (gradio would take it for markup)."""
+    return gr.Error(html.escape(str(error), quote=False), print_exception=False)
+
+
+def said(*sentences: str, refused: bool = False) -> str:
+    """Sentences as the value of a `gr.HTML`, one line each: as text, whatever stands in them.
+
+    A screen reader tells of them as they change, and of a refusal at once.
+    """
+    role = "alert" if refused else "status"
+    return f'<div role="{role}">{"".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)}</div>'
+
+
+def aloud(handler: Callable[..., dict[Any, Any]], status: gr.HTML) -> Callable[..., Iterator[dict[Any, Any]]]:
+    """An event's handler whose refusals also stand in `status`, which has to be among the event's outputs."""
+
+    def speaking(*arguments: Any) -> Iterator[dict[Any, Any]]:
+        try:
+            yield handler(*arguments)
+        except REFUSALS as error:
+            yield {status: said(str(error), refused=True)}
+            raise refusal(error) from error
+
+    return speaking
+
+
+def follow(run: Generator[Glimpse, None, Result], show: Callable[[Glimpse], Update]) -> Generator[Update, None, Result]:
+    """Hand on what `show` makes of every glimpse of a job; the generator's return value is the job's.
+
+    However it ends, the job ends with it.
+    """
+    try:
+        while True:
+            try:
+                glimpse = next(run)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            yield show(glimpse)
+    finally:
+        run.close()
 
 
 def shown(pictures: Sequence[Picture]) -> list[tuple[Any, str]]:

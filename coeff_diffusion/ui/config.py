@@ -11,7 +11,7 @@ from ..service import StudioService
 from ..studio import Studio
 
 LOCALHOST = "127.0.0.1"
-MAX_UPLOAD = "1mb"  # a subject has about 10 KB; pictures to train on will need their own, larger limit
+MAX_UPLOAD = "25mb"  # one photo of a good camera; what a subject's file or a card may have is checked when it is read
 
 
 class PageError(ValueError):
@@ -111,4 +111,8 @@ def open_page(config: PageConfig, block: bool = True) -> str:
         config.base, revision=config.revision, dtype=config.dtype, device=config.device, config=config.base_config
     )
     service = StudioService(Studio(pipe), Library(config.subjects_dir), output_dir)
-    return launch(build(service), config, users, block)
+    try:
+        return launch(build(service), config, users, block)
+    finally:
+        if block:  # Ctrl-C: what is being trained is saved
+            service.close()

@@ -1,133 +1,276 @@
-"""The Draw tab: subjects, a prompt, a button; the base and the subject side by side."""
+"""The Draw tab: a prompt, subjects, a button; the picture as it forms."""
 
+import html
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from ..drawing import MAX_SEED, DrawProgress, DrawRequest
-from ..service import StudioService
-from .common import QUIET, shown, told
+from ..drawing import DrawCancelled
+from ..service import Drawing, Glimpse, StudioService
+from .common import QUIET, REFUSALS, aloud, follow, refusal, said, told
+from .draw_controls import Controls, Values, fine_controls, offer, request_fields, seed_controls, subject_rows
 
-MAX_SUBJECTS = 4
-MAX_PICTURES = 4
-Values = dict[Any, Any]
+AT_ONCE = 16  # drawings that are at work or wait where everyone sees their place; more wait in gradio's own queue
+EMPTY = "Write what you want to see and press Draw."
+# The picture is the hero: beside the controls where there is room, else right below the button.
+CSS = """
+#draw-room { display: grid; gap: var(--layout-gap); align-items: start;
+  grid-template: "ask result" auto "rest result" 1fr / minmax(0, 2fr) minmax(0, 3fr); }
+#draw-ask { grid-area: ask; } #draw-rest { grid-area: rest; } #draw-result { grid-area: result; }
+#draw-ask, #draw-rest, #draw-result { min-width: 0 !important; }
+#draw-result { position: sticky; top: var(--spacing-lg); }
+#draw-empty { display: grid; place-items: center; aspect-ratio: 4 / 3; padding: var(--spacing-xl); text-align: center;
+  border: 1px dashed var(--border-color-primary); border-radius: var(--block-radius); font-size: var(--text-lg);
+  color: var(--body-text-color-subdued); }
+#draw-status p, #draw-words p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
+#draw-status progress { appearance: none; width: 100%; height: 6px; border: 0; border-radius: 3px; overflow: hidden;
+  background: var(--border-color-primary); }
+#draw-status progress::-webkit-progress-bar { background: var(--border-color-primary); }
+#draw-status progress::-webkit-progress-value { background: var(--color-accent); }
+#draw-status progress::-moz-progress-bar { background: var(--color-accent); }
+#draw-gallery .grid-wrap { height: auto; max-height: none; }
+/* One picture, or a square of them, is as large as the window lets it be; a pair takes the width. */
+#draw-gallery .grid-container:not(:has(> :nth-child(2):last-child)) { max-width: 76vh; margin-inline: auto; }
+#draw-words { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
+.draw-subject { align-items: stretch; }
+@media (max-width: 820px) {
+  #draw-room { grid-template: "ask" auto "result" auto "rest" auto / minmax(0, 1fr); }
+  #draw-result { position: static; }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The button and what shows how the drawing goes.
+
+    Attributes:
+        last: the seed of the last drawing.
+    """
+
+    button: gr.Button
+    cancel: gr.Button
+    status: gr.HTML
+    empty: gr.HTML
+    gallery: gr.Gallery
+    last: gr.State
+
+    def outputs(self) -> list[Any]:
+        """All of them, for an event."""
+        return [self.button, self.cancel, self.status, self.empty, self.gallery, self.last]
+
+    def busy(self) -> dict[Any, Any]:
+        """What to show before the first step; the last result stays until there is something to see of the next one."""
+        return {
+            self.button: gr.Button(interactive=False),
+            self.cancel: gr.Button(interactive=True),
+            self.status: said("Getting ready ..."),
+        }
+
+    def underway(self, glimpse: Glimpse) -> dict[Any, Any]:
+        """What to show while the picture forms. Not read out: a screen reader would hear of every step."""
+        bar = f'<progress aria-label="Drawing" value="{glimpse.step}" max="{glimpse.total}"></progress>'
+        news: dict[Any, Any] = {self.status: f"<p>{html.escape(str(glimpse))}</p>{bar}"}
+        if glimpse.pictures:
+            forming = [(picture, "forming") for picture in glimpse.pictures]
+            news |= {self.empty: gr.HTML(visible=False), self.gallery: gr.Gallery(forming, visible=True)}
+        return news
+
+    def done(self, drawing: Drawing) -> dict[Any, Any]:
+        """The result: the saved files themselves, so that what is downloaded says how it was drawn."""
+        pictures = [(self.gallery.move_resource_to_block_cache(path), words) for path, words in drawing.captioned()]
+        names = ", ".join(path.name for path in drawing.files)
+        return self.idle(*drawing.notes, f"Saved in {drawing.files[0].parent}: {names}") | {
+            self.empty: gr.HTML(visible=False),
+            self.gallery: gr.Gallery(pictures, visible=True),
+            self.last: drawing.pictures[0].seed,
+        }
+
+    def idle(self, *sentences: str, refused: bool = False) -> dict[Any, Any]:
+        """Ready for the next drawing, with what there is to say about this one."""
+        return {
+            self.button: gr.Button(interactive=True),
+            self.cancel: gr.Button(interactive=False),
+            self.status: said(*sentences, refused=refused),
+        }
 
 
 def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
     """Put the tab's controls on the page and wire them to the service."""
-    with gr.Row():
-        with gr.Column(scale=2, min_width=320):
-            prompt = gr.Textbox("", label="Prompt", lines=2, placeholder="a sks dog on a beach", autofocus=True)
-            subjects = gr.Dropdown(
-                label="Subjects",
-                info=f"Up to {MAX_SUBJECTS}, from the folder {service.library.folder}",
-                choices=list(service.library.find()),
-                multiselect=True,
-                max_choices=MAX_SUBJECTS,
+    with gr.Row(elem_id="draw-room"):
+        with gr.Column(elem_id="draw-ask"):
+            prompt, button, cancel, status = _ask()
+        with gr.Column(elem_id="draw-rest"):
+            rows = subject_rows(service)
+            words = gr.HTML(elem_id="draw-words")
+            compare, embed = _switches()
+            upload = gr.UploadButton(
+                "Add a subject's file", file_types=[".safetensors", ".png"], size="sm", elem_id="draw-upload"
             )
-            strengths = [gr.Slider(0, 2, value=1, step=0.05, visible=False) for _ in range(MAX_SUBJECTS)]
-            chosen = gr.State([])  # the names the sliders stand for, in their order
-            triggers = gr.Textbox(label="Called up by", interactive=False, visible=False)
-            upload = gr.UploadButton("Add a subject's file", file_types=[".safetensors"], size="sm")
-            button = gr.Button("Draw", variant="primary")
-            with gr.Accordion("More", open=False):
-                fields = _fields(service)
-                random_seed, compare = _switches()
-        with gr.Column(scale=3, min_width=320):
-            with gr.Row():
-                base = _gallery("Base", visible=False)
-                drawn = _gallery("Drawn")
-            status = gr.Textbox(label=f"Saved in {service.output_dir}", interactive=False, lines=2)
+            with gr.Accordion("Settings", open=False, elem_id="draw-settings"):
+                seed, random_seed, reuse = seed_controls()
+                fields = request_fields(service)
+            with gr.Accordion("Fine control", open=False, elem_id="draw-fine"):
+                layers, span = fine_controls()
+            drop = gr.File(
+                label="Drop a picture here to get its settings back",
+                file_types=[".png", ".jpg", ".jpeg", ".webp"],
+                height=160,
+                elem_id="draw-drop",
+            )
+        with gr.Column(elem_id="draw-result"):
+            empty, gallery = _result()
+    controls = Controls(prompt, rows, {"seed": seed, **fields}, random_seed, layers, span)
+    stage = Stage(button, cancel, status, empty, gallery, gr.State(0))
+    _wire_drawing(service, page, controls, stage, (compare, embed))
+    _wire_subjects(service, [page.load, tab.select], controls, words)
+    _wire_files(service, controls, status, upload, drop)
+    reuse.click(lambda last: (last, False), stage.last, [seed, random_seed], **QUIET)
 
-    def offer() -> Any:
-        return gr.Dropdown(choices=list(service.library.find()))
 
-    def show(values: Values) -> list[Any]:
-        """A strength for each chosen subject, which stays its own when others come and go, and their triggers."""
-        names = values[subjects]
-        known = _strengths(values[chosen], values, strengths)
-        words = "\n".join(told(service.drawings.describe, name) for name in names)
-        rows = [gr.Slider(label=f"Strength of {name}", value=known.get(name, 1), visible=True) for name in names]
-        rows += [gr.Slider(visible=False)] * (MAX_SUBJECTS - len(names))
-        return [*rows, gr.Textbox(words, visible=bool(names), lines=max(1, len(names))), names]
-
-    def add(file: str, names: list[str]) -> Any:
-        name = told(service.library.add, file)
-        return gr.Dropdown(choices=list(service.library.find()), value=[*names, name][-MAX_SUBJECTS:])
-
-    def press(values: Values, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008 - how gradio asks for it
-        def on_step(step: DrawProgress) -> None:
-            progress((step.step, step.total), desc="drawing", unit="steps")
-
-        weights = _strengths(values[subjects], values, strengths)
-        more = {name: values[control] for name, control in fields.items()}
-        if values[random_seed]:
-            more["seed"] = None
-        request = DrawRequest(prompt=values[prompt], subjects=weights, **more)
-        drawing = told(service.drawings.draw, request, values[compare], on_step)
-        for note in drawing.notes:
-            gr.Warning(note)
-        return [
-            gr.Gallery(shown(drawing.base), visible=bool(drawing.base)),
-            gr.Gallery(shown(drawing.pictures), label=" + ".join(weights) or "Drawn"),
-            "\n".join(path.name for path in drawing.files),
-            drawing.pictures[0].seed,
-        ]
-
-    page.load(offer, None, subjects, **QUIET)
-    tab.select(offer, None, subjects, **QUIET)
-    subjects.focus(offer, None, subjects, **QUIET)
-    subjects.change(show, {subjects, chosen, *strengths}, [*strengths, triggers, chosen], **QUIET)
-    upload.upload(add, [upload, subjects], subjects, **QUIET)
-    gr.on(
-        [button.click, prompt.submit],
-        press,
-        {prompt, subjects, *strengths, *fields.values(), random_seed, compare},
-        [base, drawn, status, fields["seed"]],
-        api_name="draw",
-        concurrency_id="draw",
-        show_progress_on=[drawn],
+def _ask() -> tuple[gr.Textbox, gr.Button, gr.Button, gr.HTML]:
+    prompt = gr.Textbox(  # of one line that grows: Enter draws, Shift+Enter begins a new line
+        "",
+        label="Prompt",
+        info="What you want to see; a subject comes by the words that call it up",
+        placeholder="a photo of a dog on a beach",
+        max_lines=6,
+        autofocus=True,
+        elem_id="draw-prompt",
     )
-
-
-def _fields(service: StudioService) -> dict[str, Any]:
-    """The controls in the fold-out, by the field of `DrawRequest` that each one sets."""
-    defaults = DrawRequest("")
-    samplers = service.studio.schedulers
-    return {
-        "negative_prompt": gr.Textbox("", label="Negative prompt", info="What the picture should not show"),
-        "seed": gr.Number(
-            0, label="Seed", info="The same seed draws the same picture", precision=0, minimum=0, maximum=MAX_SEED
-        ),
-        "batch_size": gr.Slider(1, MAX_PICTURES, value=defaults.batch_size, step=1, precision=0, label="Pictures"),
-        "steps": gr.Slider(1, 100, value=defaults.steps, step=1, precision=0, label="Steps"),
-        "guidance_scale": gr.Slider(
-            1, 20, value=defaults.guidance_scale, step=0.5, label="Guidance", info="How closely to follow the prompt"
-        ),
-        "scheduler": gr.Dropdown(label="Sampler", choices=samplers, value=samplers[0]),
-    }
+    with gr.Row():
+        button = gr.Button("Draw", variant="primary", scale=3, min_width=150, elem_id="draw-button")
+        cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=90, elem_id="draw-cancel")
+    return prompt, button, cancel, gr.HTML(elem_id="draw-status")
 
 
 def _switches() -> tuple[gr.Checkbox, gr.Checkbox]:
-    return (
-        gr.Checkbox(True, label="Random seed", info="Another picture every time"),
-        gr.Checkbox(True, label="Beside the base", info="Draw with and without the subjects, from the same noise"),
-    )
+    with gr.Row():
+        compare = gr.Checkbox(
+            False,
+            label="Compare",
+            info="Also draw without the subjects, from the same noise",
+            min_width=150,
+            elem_id="draw-compare",
+        )
+        embed = gr.Checkbox(
+            False,
+            label="Put the subject in the picture",
+            info="Who gets the picture can draw with it",
+            min_width=150,
+            elem_id="draw-embed",
+        )
+    return compare, embed
 
 
-def _strengths(names: list[str], values: Values, sliders: list[gr.Slider]) -> dict[str, float]:
-    """The n-th slider for the n-th name; further sliders are hidden."""
-    return {name: values[slider] for name, slider in zip(names, sliders, strict=False)}
-
-
-def _gallery(label: str, visible: bool = True) -> gr.Gallery:
-    return gr.Gallery(
-        label=label,
-        visible=visible,
-        format="png",
+def _result() -> tuple[gr.HTML, gr.Gallery]:
+    empty = gr.HTML(f'<div id="draw-empty">{EMPTY}</div>')
+    gallery = gr.Gallery(
+        label="Result",
+        visible=False,
+        format="jpeg",  # of what forms; what is drawn is shown from its file
         columns=2,
-        height=420,
         object_fit="contain",
         interactive=False,
-        buttons=["download", "fullscreen"],
+        buttons=["download", "download_all", "fullscreen"],
+        elem_id="draw-gallery",
     )
+    return empty, gallery
+
+
+# --- what happens when ------------------------------------------------------------------------------------------------
+
+
+def _wire_drawing(
+    service: StudioService, page: gr.Blocks, controls: Controls, stage: Stage, switches: tuple[gr.Checkbox, gr.Checkbox]
+) -> None:
+    def press(values: Values, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        compare, embed = (values[switch] for switch in switches)
+        try:
+            asked = controls.request(service.drawings, values)
+            yield stage.busy()
+            run = service.jobs.run(
+                str(request.session_hash),
+                lambda on_step, should_stop: service.drawings.draw(asked, compare, on_step, should_stop, embed),
+            )
+            drawing = yield from follow(run, stage.underway)
+            yield stage.done(drawing) | {controls.fields["seed"]: drawing.pictures[0].seed}
+        except DrawCancelled:
+            yield stage.idle("Cancelled; nothing was saved.")
+        except REFUSALS as error:
+            yield stage.idle(str(error), refused=True)
+            raise refusal(error) from error
+        except Exception:
+            yield stage.idle("Something went wrong; the terminal of the program says more.", refused=True)
+            raise
+
+    def stop(request: gr.Request) -> Any:
+        return said("Stopping at the next step ...") if service.jobs.cancel(str(request.session_hash)) else gr.skip()
+
+    def leave(request: gr.Request) -> None:
+        service.jobs.cancel(str(request.session_hash))
+
+    gr.on(
+        [stage.button.click, controls.prompt.submit],
+        press,
+        controls.inputs() | set(switches),
+        [*stage.outputs(), controls.fields["seed"]],
+        concurrency_limit=AT_ONCE,
+        **QUIET,
+    )
+    stage.cancel.click(stop, None, stage.status, queue=False, **QUIET)
+    page.unload(leave)
+
+
+def _wire_subjects(service: StudioService, moments: Iterable[Any], controls: Controls, words: gr.HTML) -> None:
+    """Rows come as they are needed, and say what calls their subjects up."""
+    names = [row.name for row in controls.rows]
+
+    def refresh(*chosen: str) -> list[Any]:
+        there = list(service.library.find())
+        return [offer(there, name) for name in chosen]
+
+    def arrange(prompt: str, *chosen: str) -> list[Any]:
+        used = [number for number, name in enumerate(chosen) if name]
+        shown = 1 + max(used, default=-1)
+        sentences = [told(service.drawings.describe, chosen[number]) for number in used]
+        first = told(service.drawings.first_prompt, chosen[used[0]]) if used and not prompt.strip() else ""
+        boxes = [gr.Row(visible=number <= shown) for number in range(len(chosen))]
+        return [*boxes, said(*sentences), first or gr.skip()]  # what someone is writing stays as it is
+
+    for moment in moments:
+        moment(refresh, names, names, **QUIET)
+    gr.on(
+        [name.change for name in names],
+        arrange,
+        [controls.prompt, *names],
+        [*(row.box for row in controls.rows), words, controls.prompt],
+        **QUIET,
+    )
+
+
+def _wire_files(
+    service: StudioService, controls: Controls, status: gr.HTML, upload: gr.UploadButton, drop: gr.File
+) -> None:
+    """A subject's file joins the library and the drawing; a picture puts its settings into the controls."""
+    names = [row.name for row in controls.rows]
+
+    def add(file: str, *chosen: str) -> dict[Any, Any]:
+        name = service.drawings.add(file)
+        there, rows = list(service.library.find()), list(chosen)
+        if "" in rows:
+            rows[rows.index("")] = name
+        note = f"{name!r} joined the library." + ("" if name in rows else " Choose it in one of the rows.")
+        return {row: offer(there, chosen) for row, chosen in zip(names, rows, strict=True)} | {status: said(note)}
+
+    def restore(file: str) -> dict[Any, Any]:
+        settings = service.drawings.settings_of(file)
+        about = f"{Path(file).name}: {'its settings are in the controls' if settings.request else 'a subject alone'}"
+        shown = controls.put(settings, service.library.find())
+        return shown | {status: said(about, *settings.notes), drop: None}
+
+    upload.upload(aloud(add, status), [upload, *names], [*names, status], **QUIET)
+    drop.upload(aloud(restore, status), drop, [*controls.inputs(), status, drop], **QUIET)

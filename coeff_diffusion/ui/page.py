@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from ..service import StudioService
-from . import draw
+from . import api, draw, explore, inspect, timeline, train
 from .config import LOCALHOST, MAX_UPLOAD, PageConfig, PageError
 
 # Fonts of the reader's system: a web font would be a request to someone else's server.
@@ -16,7 +16,7 @@ THEME = gr.themes.Soft(
 )
 QUEUE_LENGTH = 32  # drawings that may wait; one more gets "queue is full" at once
 CACHE_SECONDS = 24 * 3600
-TABS = {"Draw": draw}
+TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, "Inspect": inspect}
 
 
 def build(service: StudioService) -> gr.Blocks:
@@ -26,6 +26,7 @@ def build(service: StudioService) -> gr.Blocks:
         for title, module in TABS.items():
             with gr.Tab(title) as tab:
                 module.build(service, page, tab)
+        api.build(service)
     page.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1)
     return page
 
@@ -41,6 +42,7 @@ def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], bl
         "max_file_size": MAX_UPLOAD,
         "allowed_paths": [],  # the page serves its own cache and nothing else
         "theme": THEME,
+        "css": "".join(getattr(module, "CSS", "") for module in TABS.values()),
         "footer_links": [],
         "ssr_mode": False,
         "pwa": False,

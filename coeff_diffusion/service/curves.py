@@ -1,0 +1,32 @@
+"""The loss of a training as a curve that can be read."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+WINDOW = 25  # steps in the mean: the loss of one step says little, its timesteps are drawn at random
+POINTS = 300  # of each line: more than a page shows
+EACH, MEAN, MARK = "each step", f"mean of {WINDOW} steps", "this step"
+
+
+def loss_curve(losses: Sequence[float], mark: int | None = None) -> list[tuple[int, float, str]]:
+    """Points `(step, loss, line)`: the loss of each step and its trailing mean.
+
+    Args:
+        losses: of the steps from 1.
+        mark: a step to point at: a third line, upright.
+    """
+    if not losses:
+        return []
+    values = np.asarray(losses, dtype=np.float64)
+    sums = np.concatenate([[0.0], values.cumsum()])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - WINDOW)
+    means = (sums[ends] - sums[starts]) / (ends - starts)
+    shown = np.unique(np.linspace(0, len(values) - 1, min(POINTS, len(values))).round().astype(int))
+    points = [
+        (int(i) + 1, float(f"{line[i]:.4g}"), name) for line, name in ((values, EACH), (means, MEAN)) for i in shown
+    ]
+    if mark is not None:
+        points += [(mark, float(values.min()), MARK), (mark, float(values.max()), MARK)]
+    return points

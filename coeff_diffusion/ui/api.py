@@ -1,0 +1,106 @@
+"""What scripts call beside `/train` and `/status`: `/draw`, `/subjects` and `/stop` (docs/studio.md shows each).
+
+Hidden components give the endpoints their types, so that `gradio_client` uploads and downloads files by itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import gradio as gr
+
+from ..drawing import DrawRequest, StudioError
+from ..service import StudioService, check_reach
+from ..strengths import LayerStrengths
+from .common import told
+
+GIVEN = ("prompt", "subjects")  # parameters of their own
+SETTINGS = tuple(one.name for one in fields(DrawRequest) if one.name not in GIVEN)
+
+
+def build(service: StudioService) -> None:
+    """Add the endpoints to the page that is being built."""
+
+    def draw(prompt: str, subjects: Any, settings: Any, compare: bool) -> tuple[list[str], dict[str, Any]]:
+        request = told(check_reach, service.studio, told(draw_request, prompt, subjects, settings))
+        drawing = told(service.drawings.draw, request, compare)
+        files = [str(file) for file in drawing.files]
+        return files, {
+            "files": [file.name for file in drawing.files],
+            "seed": drawing.pictures[0].seed,
+            "notes": drawing.notes,
+            "parameters": [picture.parameters for picture in (*drawing.base, *drawing.pictures)],
+        }
+
+    def stop(number: int) -> dict[str, Any]:
+        told(service.trainings.stop, number)
+        job = service.trainings.find(number)
+        return {} if job is None else job.report(service.trainings.place(job))
+
+    def subjects() -> list[dict[str, Any]]:
+        return [
+            {
+                "name": entry.name,
+                "trigger": entry.info.trigger,
+                "class_word": entry.info.class_word,
+                "bytes": entry.size,
+                "problem": entry.problem,
+            }
+            for entry in told(service.shelf.entries)
+        ]
+
+    with gr.Row(visible=False):
+        prompt, strengths = gr.Textbox(label="prompt"), gr.JSON(label="subjects")
+        settings, compare = gr.JSON(label="settings"), gr.Checkbox(False, label="compare")
+        files, answer = gr.File(label="files", file_count="multiple"), gr.JSON(label="answer")
+        start = gr.Button()
+    start.click(
+        draw, [prompt, strengths, settings, compare], [files, answer], api_name="draw", concurrency_id="draw",
+        show_progress="hidden",
+    )  # fmt: skip
+    gr.api(subjects, api_name="subjects")
+    gr.api(stop, api_name="stop")
+
+
+def draw_request(prompt: str, subjects: Any, settings: Any) -> DrawRequest:
+    """What a script asks for, checked: it comes from outside.
+
+    Raises:
+        StudioError: an unknown setting, or a value of the wrong kind.
+    """
+    strengths = _mapping("subjects", subjects, "a strength for each name: {'my-dog': 0.8}")
+    wrong = [name for name, strength in strengths.items() if not _is_number(strength)]
+    if wrong:
+        raise StudioError(f"the strength of {wrong[0]!r} is {strengths[wrong[0]]!r}, expected a number")
+    given = _mapping("settings", settings, f"values by name, among {', '.join(SETTINGS)}")
+    if unknown := sorted(given.keys() - set(SETTINGS)):
+        raise StudioError(f"there is no setting {unknown[0]!r}; there are {', '.join(SETTINGS)}")
+    layers = _mapping("layers", given.pop("layers", None), "a factor for each kind of layer")
+    kinds = [one.name for one in fields(LayerStrengths)]
+    if unknown := sorted(layers.keys() - set(kinds)):
+        raise StudioError(f"there is no kind of layer {unknown[0]!r}; there are {', '.join(kinds)}")
+    texts = ("negative_prompt", "scheduler", "gate")
+    for name, value in {**given, **layers}.items():
+        right = isinstance(value, str) if name in texts else _is_number(value)
+        if value is not None and not right:
+            raise StudioError(f"{name} is {value!r}, expected {'a text' if name in texts else 'a number'}")
+    for name in ("seed", "steps", "width", "height", "batch_size"):
+        if isinstance(given.get(name), float):
+            if given[name] != int(given[name]):
+                raise StudioError(f"{name} is {given[name]}, expected a whole number")
+            given[name] = int(given[name])
+    if given.get("gate") not in (None, "trigger", "always"):
+        raise StudioError(f"gate is {given['gate']!r}, expected trigger or always")
+    return DrawRequest(prompt, subjects=strengths, layers=LayerStrengths(**layers), **given)
+
+
+def _mapping(name: str, value: Any, expected: str) -> dict[str, Any]:
+    if value is None or value == "":
+        return {}
+    if not isinstance(value, Mapping):
+        raise StudioError(f"{name} is {str(value)[:80]!r}, expected {expected}")
+    return {str(key): one for key, one in value.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

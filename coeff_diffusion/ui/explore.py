@@ -1,0 +1,199 @@
+"""The Explore tab: one grid, one picture per cell, of what someone would otherwise try one after the other."""
+
+import html
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from ..drawing import DrawCancelled, DrawRequest
+from ..service import Exploration, Glimpse, StudioService, spread
+from .common import QUIET, REFUSALS, follow, refusal, said, told
+from .explore_controls import FITTING, Values, fitting, grid_controls, grid_request, shared_settings
+
+AT_ONCE = 16  # grids that are at work or wait where everyone sees their place
+CSS = """
+#explore-status p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
+#explore-status progress { appearance: none; width: 100%; height: 6px; border: 0; border-radius: 3px; overflow: hidden;
+  background: var(--border-color-primary); }
+#explore-status progress::-webkit-progress-bar { background: var(--border-color-primary); }
+#explore-status progress::-webkit-progress-value { background: var(--color-accent); }
+#explore-status progress::-moz-progress-bar { background: var(--color-accent); }
+/* The labels over the columns begin below the component's own label and buttons. */
+#explore-sheet .image-container, #explore-cells .grid-wrap { padding-top: 2.6rem; }
+@media (max-width: 820px) { #explore-cells .grid-container { grid-template-columns: 1fr 1fr; } }
+"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The button and what shows how the grid goes."""
+
+    button: gr.Button
+    cancel: gr.Button
+    status: gr.HTML
+    sheet: gr.Image
+    cells: gr.Gallery
+
+    def outputs(self) -> list[Any]:
+        """All of them, for an event."""
+        return [self.button, self.cancel, self.status, self.sheet, self.cells]
+
+    def busy(self, plan: Exploration) -> dict[Any, Any]:
+        """The empty grid, before the first step."""
+        return {
+            self.button: gr.Button(interactive=False),
+            self.cancel: gr.Button(interactive=True),
+            self.status: said("Getting ready ...", *plan.notes),
+            self.sheet: plan.glimpse(),
+            self.cells: gr.Gallery([], visible=False),
+        }
+
+    def underway(self, plan: Exploration, glimpse: Glimpse) -> dict[Any, Any]:
+        """The grid as it fills. Not read out: a screen reader would hear of every step."""
+        done = f"{len(plan.pictures)} of {len(plan.distinct)} pictures; {glimpse}"
+        bar = f'<progress aria-label="Drawing the grid" value="{glimpse.step}" max="{glimpse.total}"></progress>'
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in plan.notes)
+        news: dict[Any, Any] = {self.status: f"<p>{html.escape(done)}</p>{bar}{notes}"}
+        if glimpse.pictures:
+            news[self.sheet] = plan.glimpse(glimpse.step, glimpse.total, glimpse.pictures)
+        return news
+
+    def done(self, plan: Exploration, *sentences: str, refused: bool = False) -> dict[Any, Any]:
+        """What there is: the saved files themselves, so that what is downloaded says how it was drawn."""
+        cells = [(self.cells.move_resource_to_block_cache(path), words) for path, words in plan.captioned()]
+        news = self.idle(*sentences, *plan.notes, refused=refused) | {
+            self.cells: gr.Gallery(cells, visible=bool(cells))
+        }
+        if plan.file is None:
+            return news | {self.sheet: None}
+        return news | {self.sheet: self.sheet.move_resource_to_block_cache(plan.file)}
+
+    def idle(self, *sentences: str, refused: bool = False) -> dict[Any, Any]:
+        """Ready for the next grid, with what there is to say about this one."""
+        return {
+            self.button: gr.Button(interactive=True),
+            self.cancel: gr.Button(interactive=False),
+            self.status: said(*sentences, refused=refused),
+        }
+
+
+def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
+    """Put the tab's controls on the page and wire them to the service."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            controls = grid_controls(service)
+            with gr.Row():
+                button = gr.Button("Draw the grid", variant="primary", scale=3, min_width=150, elem_id="explore-draw")
+                cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=90, elem_id="explore-cancel")
+            status = gr.HTML(elem_id="explore-status")
+            with gr.Accordion("Settings", open=False, elem_id="explore-settings"):
+                settings = shared_settings(service)
+        with gr.Column(scale=3, min_width=320):
+            stage = Stage(button, cancel, status, *_result())
+    _wire_drawing(service, page, controls, settings, stage)
+    _wire_choices(service, [page.load, tab.select], controls)
+
+
+def _wire_drawing(
+    service: StudioService, page: gr.Blocks, controls: dict[str, Any], settings: dict[str, Any], stage: Stage
+) -> None:
+    def press(values: Values, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        plan = None
+        try:
+            shared = DrawRequest("", **{name: values[control] for name, control in settings.items()})
+            asked = grid_request({name: values[control] for name, control in controls.items()}, shared)
+            plan = service.explorer.plan(asked)
+            yield stage.busy(plan)
+            run = service.jobs.run(_owner(request), partial(service.explorer.draw, plan))
+            yield from follow(run, partial(stage.underway, plan))
+            yield stage.done(plan, _outcome(plan))
+        except DrawCancelled:  # while it waited its turn
+            assert plan is not None
+            yield stage.done(plan, _outcome(plan))
+        except REFUSALS as error:
+            show = stage.idle if plan is None else partial(stage.done, plan)
+            yield show(str(error), refused=True)
+            raise refusal(error) from error
+        except Exception:
+            yield stage.idle("Something went wrong; the terminal of the program says more.", refused=True)
+            raise
+
+    def stop(request: gr.Request) -> Any:
+        return said("Stopping at the next step ...") if service.jobs.cancel(_owner(request)) else gr.skip()
+
+    def leave(request: gr.Request) -> None:
+        service.jobs.cancel(_owner(request))
+
+    stage.button.click(
+        press, {*controls.values(), *settings.values()}, stage.outputs(), concurrency_limit=AT_ONCE, **QUIET
+    )
+    stage.cancel.click(stop, None, stage.status, queue=False, **QUIET)
+    page.unload(leave)
+
+
+def _wire_choices(service: StudioService, moments: list[Any], controls: dict[str, Any]) -> None:
+    """What can be chosen is what is there now."""
+    kind, prompt, subjects, run = (controls[name] for name in ("kind", "prompt", "subjects", "run"))
+
+    def offer(chosen: list[str], name: str | None) -> list[Any]:
+        names, runs = list(service.library.find()), service.timelines.find()
+        return [
+            gr.Dropdown(choices=names, value=[one for one in chosen if one in names]),
+            gr.Dropdown(choices=runs, value=name if name in runs else None),
+        ]
+
+    def begin(names: list[str], words: str) -> str:
+        """A prompt to begin with, where there is none yet."""
+        return told(service.drawings.first_prompt, names[0]) if names and not words.strip() else words
+
+    def offer_steps(name: str | None, words: str) -> tuple[Any, str]:
+        if not name:
+            return gr.Dropdown(choices=[], value=[]), words
+        timeline = told(service.timelines.read, name)
+        steps = gr.Dropdown(choices=timeline.steps, value=spread(timeline.steps))
+        return steps, words if words.strip() else timeline.prompt
+
+    for moment in moments:
+        moment(offer, [subjects, run], [subjects, run], **QUIET)
+    kind.change(fitting, kind, [controls[name] for name in FITTING], **QUIET)
+    subjects.change(begin, [subjects, prompt], prompt, **QUIET)
+    run.change(offer_steps, [run, prompt], [controls["steps"], prompt], **QUIET)
+
+
+def _result() -> tuple[gr.Image, gr.Gallery]:
+    sheet = gr.Image(
+        label="The grid",
+        format="png",
+        interactive=False,
+        buttons=["download", "fullscreen"],
+        elem_id="explore-sheet",
+        alt_text="The grid of pictures, with a label beside each row and above each column",
+    )
+    cells = gr.Gallery(
+        label="Its pictures",
+        visible=False,
+        columns=4,
+        height="auto",
+        object_fit="contain",
+        interactive=False,
+        buttons=["download", "download_all", "fullscreen"],
+        elem_id="explore-cells",
+    )
+    return sheet, cells
+
+
+def _outcome(plan: Exploration) -> str:
+    """What became of a grid."""
+    drawn = f"{len(plan.pictures)} of {len(plan.distinct)} pictures"
+    if plan.file is None:
+        return "Cancelled; nothing was saved."
+    where = f"saved in {plan.file.parent}, the grid as {plan.file.name}"
+    return f"Cancelled after {drawn}; {where}" if plan.cancelled else f"{drawn}, {where}"
+
+
+def _owner(request: gr.Request) -> str:
+    """Whose job a grid is: it does not end what the same browser draws in another tab."""
+    return f"{request.session_hash}-explore"

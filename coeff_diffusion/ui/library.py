@@ -1,0 +1,306 @@
+"""The Library tab: the subjects on disk as cards, and all that can be done with one of them."""
+
+import html
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
+
+from ..service import Export, PushRequest, ReplaceError, StudioService
+from .common import QUIET, REFUSALS, aloud, refusal, said, told
+
+MOST_CARDS = 120  # more are found by searching
+PICTURES = [".png", ".jpg", ".jpeg", ".webp"]
+# Cards of one size, however many there are, with their words below the picture instead of on it.
+CSS = """
+#library-cards .grid-wrap { height: auto; max-height: 40rem; padding-top: 2.6rem; }
+#library-cards .grid-container { grid-template-columns: repeat(auto-fill, minmax(110px, 1fr));
+  grid-template-rows: none; grid-auto-rows: auto; align-items: start; }
+#library-cards .thumbnail-item { display: flex; flex-direction: column; height: auto;
+  aspect-ratio: auto; }
+#library-cards .thumbnail-item img { aspect-ratio: 1; height: auto; }
+#library-cards .caption-label { position: static; width: 100%; max-width: none; border: 0; white-space: normal;
+  overflow-wrap: anywhere; text-align: start; }
+#library-facts dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1rem; margin: 0.5rem 0; }
+#library-facts dt { color: var(--body-text-color-subdued); }
+#library-facts dd { margin: 0; }
+#library-facts dd, #library-facts h3, #library-facts p { overflow-wrap: anywhere; }
+#library-status p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
+#library-rename, #library-fetch { align-self: end; }
+"""
+Values = dict[Any, Any]
+
+
+def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
+    """Put the tab's controls on the page and wire them to the service."""
+    names, chosen = gr.State([]), gr.State(None)  # what the cards stand for, and which one is looked at
+    with gr.Row():
+        with gr.Column(scale=3, min_width=320):
+            search = gr.Textbox(
+                "", label="Search", info="By name, trigger or class word", elem_id="library-search", max_length=200
+            )
+            cards = gr.Gallery(
+                label="Subjects",
+                format="jpeg",
+                columns=None,
+                object_fit="cover",
+                allow_preview=False,
+                interactive=False,
+                buttons=[],
+                elem_id="library-cards",
+            )
+            hint = gr.Markdown("", elem_id="library-hint")
+            importing = _Import(service.exchange.folders)
+            trash = _Trash()
+        with gr.Column(scale=2, min_width=320):
+            status = gr.HTML(said("Pick a card to see what can be done with it."), elem_id="library-status")
+            detail = _Detail()
+    seen = [cards, names, hint, *trash.outputs, chosen, *detail.outputs]
+
+    def look(text: str, name: str | None, open_trash: bool = False) -> Values:
+        """Everything that shows the library's state, as the disk has it now."""
+        found = told(service.shelf.entries, text)
+        shown = found[:MOST_CARDS]
+        current = next((entry for entry in service.shelf.entries() if entry.name == name), None)
+        return {
+            cards: gr.Gallery(
+                [(service.shelf.picture(entry), entry.caption) for entry in shown],
+                selected_index=next((i for i, entry in enumerate(shown) if entry.name == name), None),
+            ),
+            names: [entry.name for entry in shown],
+            hint: _hint(len(found), bool(text.strip())),
+            chosen: current.name if current else None,
+            **trash.show(service, open_trash),
+            **detail.show(service, current),
+        }
+
+    def pick(event: gr.SelectData, listed: list[str]) -> Values:
+        entry = told(service.shelf.entry, listed[event.index])
+        return {chosen: entry.name, **detail.show(service, entry)}
+
+    gr.on([tab.select, search.input], look, [search, chosen], seen, trigger_mode="always_last", **QUIET)
+    cards.select(pick, [names], [chosen, *detail.outputs], **QUIET)
+    changed = [*seen, status]
+    importing.wire(service, look, search, changed, status)
+    trash.wire(service, look, search, changed, status)
+    detail.wire(service, look, search, chosen, changed, status)
+
+
+class _Import:
+    """The fold-out that takes subjects in."""
+
+    def __init__(self, folders: bool) -> None:
+        with gr.Accordion("Import", open=False, elem_id="library-import"):
+            self.file = gr.File(
+                label="A subject's file, a card or a picture of its QR code",
+                file_types=[".safetensors", *PICTURES],
+                height=120,
+                elem_id="library-file",
+            )
+            with gr.Row(equal_height=False):
+                self.source = gr.Textbox(
+                    "",
+                    label="From the Hub",
+                    info="An id such as user/my-dog"
+                    + (", or the path of a folder with the same files" if folders else ""),
+                    elem_id="library-source",
+                    min_width=220,
+                    scale=3,
+                )
+                self.fetch = gr.Button("Fetch", elem_id="library-fetch", min_width=100, scale=1)
+
+    def wire(self, service: StudioService, look: Any, search: gr.Textbox, changed: list[Any], status: Any) -> None:
+        def take(file: str) -> Values:
+            added = service.exchange.add(file)
+            done = said(f"In the library now: {', '.join(f'“{name}”' for name in added)}")
+            return {**look("", added[-1]), search: "", status: done}
+
+        def fetch(source: str) -> Values:
+            name = service.exchange.pull(source)
+            return {**look("", name), search: "", status: said(f"In the library now: “{name}”"), self.source: ""}
+
+        def wait() -> str:
+            return said("Asking for it; all of it is checked before anything is written ...")
+
+        self.file.upload(aloud(take, status), self.file, [*changed, search], **QUIET).then(
+            lambda: None,
+            None,
+            self.file,
+            **QUIET,  # whether it was taken or refused: the next one can come
+        )
+        gr.on([self.fetch.click, self.source.submit], wait, None, status, **QUIET).then(
+            aloud(fetch, status), self.source, [*changed, search, self.source], **QUIET
+        )
+
+
+class _Trash:
+    """The fold-out from which deleted subjects come back."""
+
+    def __init__(self) -> None:
+        with gr.Accordion("Trash", open=False, visible=False, elem_id="library-trash") as self.fold:
+            self.choice = gr.Dropdown(
+                label="Deleted subjects",
+                info="Nothing is erased: the folder .trash of the library keeps them",
+                elem_id="library-deleted",
+            )
+            self.back = gr.Button("Put back", elem_id="library-put-back")
+        self.outputs = [self.fold, self.choice]
+
+    def show(self, service: StudioService, unfold: bool) -> Values:
+        gone = told(service.library.deleted)
+        choices = [(f"{one.name}, deleted {one.when:%Y-%m-%d %H:%M:%S}", one.key) for one in gone]
+        opened: dict[str, Any] = {"open": True} if unfold else {}
+        return {
+            self.fold: gr.Accordion(f"Trash ({len(gone)})", visible=bool(gone), **opened),
+            self.choice: gr.Dropdown(choices=choices, value=choices[0][1] if choices else None),
+        }
+
+    def wire(self, service: StudioService, look: Any, search: gr.Textbox, changed: list[Any], status: Any) -> None:
+        def put_back(key: str | None) -> Values:
+            name = service.library.put_back(key or "")
+            return {**look("", name), search: "", status: said(f"“{name}” is back")}
+
+        self.back.click(aloud(put_back, status), self.choice, [*changed, search], **QUIET)
+
+
+class _Detail:
+    """The subject that is looked at: what it is, and its actions."""
+
+    def __init__(self) -> None:
+        with gr.Column(visible=False, elem_id="library-detail") as self.panel:
+            self.facts = gr.HTML("", elem_id="library-facts")
+            with gr.Row(equal_height=False):
+                self.name = gr.Textbox(
+                    "",
+                    label="Name",
+                    info="Letters, digits, space, dot, dash and underscore",
+                    elem_id="library-name",
+                    min_width=200,
+                    scale=3,
+                )
+                self.rename = gr.Button("Rename", elem_id="library-rename", min_width=90, scale=1)
+            with gr.Row():
+                self.file = gr.DownloadButton("Download", elem_id="library-download", min_width=150)
+                self.delete = gr.Button("Delete", variant="stop", elem_id="library-delete", min_width=90)
+            with gr.Accordion("Card or QR code", open=False, elem_id="library-share") as self.share:
+                self.picture = gr.File(
+                    label="Picture for it (default: newest sample)",
+                    file_types=PICTURES,
+                    height=120,
+                    elem_id="library-picture",
+                )
+                with gr.Row():
+                    self.card = gr.Button("Make card", elem_id="library-card", min_width=120)
+                    self.qr = gr.Button("Make QR code", elem_id="library-qr", min_width=120)
+                self.made = gr.File(label="Ready: send it as a file", visible=False, elem_id="library-made")
+            with gr.Accordion("Push to the Hub", open=False, elem_id="library-push") as self.push_fold:
+                self._build_push()
+        self.outputs = [
+            self.panel, self.facts, self.name, self.file, self.share, self.push_fold, self.picture, self.made,
+            self.replace,
+        ]  # fmt: skip
+
+    def _build_push(self) -> None:
+        self.repo = gr.Textbox("", label="Repository", info="An id such as user/my-dog", elem_id="library-repo")
+        self.private = gr.Checkbox(
+            False, label="Private", info="A new repository is seen by you alone", elem_id="library-private"
+        )
+        self.token = gr.Textbox(
+            "",
+            label="Access token",
+            info="Left empty: the login of the computer this page runs on. What is typed is forgotten at once",
+            type="password",
+            html_attributes=gr.InputHTMLAttributes(autocomplete="off"),
+            elem_id="library-token",
+        )
+        self.push = gr.Button("Push", elem_id="library-push-button")
+        self.replace = gr.Button(
+            "Replace the subject that is there", variant="stop", visible=False, elem_id="library-replace"
+        )
+
+    def show(self, service: StudioService, entry: Any) -> Values:
+        """The panel for a subject, or no panel."""
+        if entry is None:
+            return {self.panel: gr.Column(visible=False), self.replace: gr.Button(visible=False)}
+        file = None if entry.damaged else _cached(self.file, told(service.exchange.file, entry.name))
+        return {
+            self.panel: gr.Column(visible=True),
+            self.facts: _table(entry.name, entry.problem, entry.facts()),
+            self.name: entry.name.rpartition("/")[2],
+            self.file: gr.DownloadButton(value=file, interactive=file is not None),
+            self.share: gr.Accordion(visible=file is not None),
+            self.push_fold: gr.Accordion(visible=file is not None),
+            self.picture: None,
+            self.made: gr.File(value=None, visible=False),
+            self.replace: gr.Button(visible=False),
+        }
+
+    def wire(
+        self, service: StudioService, look: Any, search: Any, chosen: Any, changed: list[Any], status: Any
+    ) -> None:
+        def rename(text: str, old: str, new: str) -> Values:
+            name = service.shelf.rename(old, new)
+            return {**look(text, name), status: said(f"“{old}” is called “{name}” now")}
+
+        def delete(text: str, name: str) -> Values:
+            service.shelf.delete(name)
+            done = said(f"“{name}” is in the trash; “Put back” undoes it")
+            return {**look(text, None, open_trash=True), status: done}
+
+        def make_card(name: str, picture: str | None) -> Values:
+            return self._made(service.exchange.card(name, picture), status)
+
+        def make_qr(name: str, picture: str | None) -> Values:
+            return self._made(service.exchange.qr(name, picture), status)
+
+        asked = [search, chosen, self.name]
+        gr.on([self.rename.click, self.name.submit], aloud(rename, status), asked, changed, **QUIET)
+        self.delete.click(aloud(delete, status), [search, chosen], changed, **QUIET)
+        self.card.click(aloud(make_card, status), [chosen, self.picture], [self.made, status], **QUIET)
+        self.qr.click(aloud(make_qr, status), [chosen, self.picture], [self.made, status], **QUIET)
+        self._wire_push(service, chosen, status)
+
+    def _made(self, export: Export, status: gr.HTML) -> Values:
+        return {self.made: gr.File(_cached(self.made, export), visible=True), status: said(*export.notes)}
+
+    def _wire_push(self, service: StudioService, chosen: Any, status: Any) -> None:
+        def push(name: str, repo: str, private: bool, token: str, replace: bool = False) -> Iterator[Values]:
+            yield {status: said("Talking to the Hub ..."), self.replace: gr.Button(visible=False)}
+            try:
+                lines = service.exchange.push(PushRequest(name, repo, private, token, replace))
+            except ReplaceError as question:  # the token stays in its field for the answer
+                yield {status: said(str(question)), self.replace: gr.Button(visible=True)}
+            except REFUSALS as error:
+                yield {status: said(str(error), refused=True), self.token: ""}
+                raise refusal(error) from error
+            else:
+                yield {status: said(*lines), self.token: ""}
+
+        def push_over(name: str, repo: str, private: bool, token: str) -> Iterator[Values]:
+            yield from push(name, repo, private, token, replace=True)
+
+        asked, answered = [chosen, self.repo, self.private, self.token], [status, self.token, self.replace]
+        gr.on([self.push.click, self.repo.submit], push, asked, answered, **QUIET)
+        self.replace.click(push_over, asked, answered, **QUIET)
+
+
+def _hint(found: int, searched: bool) -> str:
+    """A sentence where the cards alone do not say it."""
+    if found > MOST_CARDS:
+        return f"{found:,} subjects; the first {MOST_CARDS} are shown. Search to see others."
+    if found:
+        return ""
+    return "Nothing is called so." if searched else "No subjects yet: train one, or import one below."
+
+
+def _table(name: str, problem: str, facts: Mapping[str, str]) -> str:
+    """What there is to know about a subject; its words are text, never markup."""
+    rows = "".join(f"<dt>{html.escape(what)}</dt><dd>{html.escape(value)}</dd>" for what, value in facts.items())
+    warning = f'<p role="note">{html.escape(problem)}</p>' if problem else ""
+    return f"<h3>{html.escape(name)}</h3>{warning}<dl>{rows}</dl>"
+
+
+def _cached(component: Any, export: Export) -> str:
+    """A file in the page's own cache, which is all that it serves."""
+    return str(save_bytes_to_cache(export.content, export.file_name, component.GRADIO_CACHE))

@@ -1,0 +1,193 @@
+"""The Train tab: drop pictures, name the subject, start; watch it learn, stop it, see what waits."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from ..config import ConfigError
+from ..drawing import StudioError
+from ..service import StudioService, Training, TrainingRequest
+from .common import QUIET, aloud, said, told
+from .curve import curve_data, curve_plot
+from .train_controls import Controls, labels
+
+SECONDS = 1.0  # between two looks at a training
+SHOWN_PREVIEWS = 12
+# Thumbnails of one size, however many there are, below the label instead of under it.
+CSS = """
+#train-crops .grid-wrap, #train-previews .grid-wrap { height: auto; max-height: 24rem; padding-top: 2.6rem; }
+#train-crops .grid-container { grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)); grid-template-rows: none; }
+#train-previews .grid-container { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr));
+  grid-template-rows: none; }
+#train-status p, #train-refused p, #train-remarks p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
+"""
+Values = dict[Any, Any]
+News = dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a browser shows already, so that only what is new is sent."""
+
+    line: tuple[tuple[str, int], ...] = ()
+    job: int | None = None
+    status: str = ""
+    steps: int = 0
+    previews: int = 0
+    messages: int = 0
+    running: bool = False
+
+
+def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
+    """Put the tab's controls on the page and wire them to the service."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            controls = Controls(service)
+            start = gr.Button("Start training", variant="primary", elem_id="train-start")
+            refused = gr.HTML(elem_id="train-refused", padding=False)
+            controls.build_more()
+        with gr.Column(scale=3, min_width=320):
+            view = View(service)
+    # What a script calls: the same request, with settings as one object instead of a control for each.
+    settings, answer = gr.JSON({}, label="settings", visible=False), gr.JSON(visible=False)
+    script = gr.Button(visible=False)
+
+    def press(values: Values) -> News:
+        job = _submit(service, controls.request(values))
+        return {refused: "", **view.news(job, Seen())}
+
+    def call(files: list[str] | None, name: str, word: str, preset: str, changes: dict[str, Any] | None) -> Any:
+        paths = [Path(file) for file in files or []]
+        job = told(service.trainings.submit, TrainingRequest(paths, name, word, preset, changes or {}))
+        return job.report(service.trainings.place(job))
+
+    def status() -> list[dict[str, Any]]:
+        """Every training that is remembered, in the order they were asked for."""
+        return [job.report(service.trainings.place(job)) for job in service.trainings.jobs]
+
+    controls.wire(tab)
+    view.wire(page, tab)
+    start.click(aloud(press, refused), controls.all, [refused, *view.outputs], **QUIET)
+    asked = [controls.pictures, controls.name, controls.class_word, controls.preset, settings]
+    script.click(call, asked, answer, api_name="train", show_progress="hidden")
+    gr.api(status, api_name="status")
+
+
+def _submit(service: StudioService, request: TrainingRequest) -> Training:
+    """Put a training in line; what its settings refuse is said in the words of the page."""
+    try:
+        return service.trainings.submit(request)
+    except ConfigError as error:
+        known = labels()
+        worded = [re.sub(r"--(\w+)", lambda flag: known.get(flag[1], flag[1]), text) for text in error.problems]
+        raise StudioError("; ".join(worded)) from error
+
+
+class View:
+    """The right half: the line of trainings, and the chosen one as it goes."""
+
+    def __init__(self, service: StudioService) -> None:
+        self.service = service
+        self.status = gr.HTML(said("Nothing has been trained yet"), elem_id="train-status", padding=True)
+        self.stop = gr.Button("Stop and keep what it has", variant="stop", interactive=False, elem_id="train-stop")
+        self.line = gr.Radio(
+            [],
+            label="Trainings",
+            info="One at a time; the others wait in line. They go on when this page is closed.",
+            visible=False,
+            elem_id="train-line",
+        )
+        self.curve = curve_plot("train-curve")
+        self.previews = gr.Gallery(
+            label="Previews, the newest first: always the same words and noise",
+            format="png",
+            height="auto",
+            object_fit="contain",
+            interactive=False,
+            buttons=["download", "fullscreen"],
+            elem_id="train-previews",
+        )
+        self.log = gr.Textbox(
+            label="What the trainer says", lines=3, max_lines=8, interactive=False, elem_id="train-log"
+        )
+        self.seen = gr.State(Seen())
+        self.timer = gr.Timer(SECONDS, active=False)
+        self.outputs = [
+            self.status, self.stop, self.line, self.curve, self.previews, self.log, self.seen, self.timer
+        ]  # fmt: skip
+
+    def wire(self, page: gr.Blocks, tab: gr.Tab) -> None:
+        """Look when the page opens, when someone comes to the tab or chooses another training, and while one runs."""
+        trainings = self.service.trainings
+
+        def arrive() -> News:
+            return self.news(trainings.latest, Seen())
+
+        def look(seen: Seen) -> News:
+            return self.news(trainings.find(seen.job) or trainings.latest, seen)
+
+        def choose(number: int, seen: Seen) -> News:
+            return self.news(trainings.find(number), Seen(line=seen.line, running=seen.running))
+
+        def stop(seen: Seen) -> News:
+            if seen.job is not None:
+                trainings.stop(seen.job)
+            return look(seen)
+
+        for moment in (page.load, tab.select):
+            moment(arrive, None, self.outputs, **QUIET)
+        self.timer.tick(look, self.seen, self.outputs, queue=False, **QUIET)
+        self.line.input(choose, [self.line, self.seen], self.outputs, **QUIET)
+        self.stop.click(stop, self.seen, self.outputs, queue=False, **QUIET)
+
+    def news(self, job: Training | None, seen: Seen) -> News:
+        """What has changed of a training since a browser last saw it; all of it where that was another."""
+        trainings = self.service.trainings
+        line = tuple((_label(one, trainings.place(one)), one.number) for one in reversed(trainings.jobs))
+        running, news = trainings.busy, News()
+        if line != seen.line:
+            news[self.line] = gr.Radio(
+                choices=list(line), value=None if job is None else job.number, visible=bool(line)
+            )
+        if running != seen.running:
+            news[self.timer] = gr.Timer(active=running)
+        if job is None:
+            return {**news, self.seen: Seen(line=line, running=running)}
+        other = job.number != seen.job
+        status, steps, messages = job.status(trainings.place(job)), job.step, list(job.messages)
+        if other or status != seen.status:
+            news[self.status] = said(status)
+            news[self.stop] = gr.Button(
+                "Take out of the line" if job.state == "queued" else "Stop and keep what it has",
+                interactive=not (job.over or job.stop.is_set()),
+            )
+        if other or steps != seen.steps:
+            news[self.curve] = curve_data(job.losses[:steps])
+        if other or len(job.previews) != seen.previews:
+            news[self.previews] = _previews(job)
+        if other or len(messages) != seen.messages:
+            news[self.log] = "\n".join(messages)
+        news[self.seen] = Seen(line, job.number, status, steps, len(job.previews), len(messages), running)
+        return news
+
+
+def _label(job: Training, place: int) -> str:
+    """A training in the line, in few words."""
+    return f"{job.name}: " + {"queued": f"waits, number {place} in line", "running": "is being trained"}.get(
+        job.state, job.state
+    )
+
+
+def _previews(job: Training) -> list[tuple[Image.Image, str]]:
+    """The newest pictures of a training, each with its step."""
+    found = [(path, f"step {step}") for step, paths in reversed(job.previews.items()) for path in paths]
+    pictures = []
+    for path, caption in found[:SHOWN_PREVIEWS]:
+        if path.is_file():  # the subject may have been renamed or thrown away since
+            with Image.open(path) as image:
+                pictures.append((image.convert("RGB"), caption))
+    return pictures

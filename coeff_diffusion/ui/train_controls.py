@@ -1,0 +1,129 @@
+"""What someone says about a training: pictures, names, how long, and the rest in a fold-out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import gradio as gr
+
+from ..config import TrainConfig, field_help
+from ..service import StudioService, TrainingRequest
+from ..service.presets import PRESETS
+from ..service.trainings import CENTER_CROP, SETTINGS
+from .common import QUIET, said
+
+Values = dict[Any, Any]
+
+
+class Controls:
+    """The left half of the Train tab."""
+
+    def __init__(self, service: StudioService) -> None:
+        self.service = service
+        self.pictures = gr.File(
+            label="Pictures of the subject: drop about five",
+            file_count="multiple",
+            file_types=["image"],
+            height=140,
+            elem_id="train-pictures",
+        )
+        self.remarks = gr.HTML(elem_id="train-remarks", padding=False)
+        self.crops = gr.Gallery(
+            label="What training sees of them",
+            visible=False,
+            format="png",
+            height="auto",
+            object_fit="contain",
+            interactive=False,
+            elem_id="train-crops",
+        )
+        self.name = gr.Textbox(
+            label="Name", info="What the library calls the subject", placeholder="rex", elem_id="train-name"
+        )
+        self.class_word = gr.Textbox(
+            label="Class word",
+            info="What kind of thing it is, in a word the base knows",
+            placeholder="dog",
+            elem_id="train-class-word",
+        )
+        self.preset = gr.Radio(
+            list(PRESETS),
+            value="balanced",
+            label="How long",
+            info="A longer training can be stopped at any time and keeps what it has",
+            elem_id="train-preset",
+        )
+        self.settings: dict[str, Any] = {}
+
+    def build_more(self) -> None:
+        """The fold-out, wherever the caller is on the page."""
+        values = {**vars(TrainConfig()), "center_crop": CENTER_CROP}
+        with gr.Accordion("More", open=False, elem_id="train-more"):
+            self.settings = {name: _control(name, values[name]) for name in SETTINGS}
+
+    @property
+    def all(self) -> set[Any]:
+        """Every control that a request is made of."""
+        return {self.pictures, self.name, self.class_word, self.preset, *self.settings.values()}
+
+    def request(self, values: Values) -> TrainingRequest:
+        """What the controls say."""
+        return TrainingRequest(
+            _paths(values[self.pictures]),
+            values[self.name] or "",
+            values[self.class_word] or "",
+            values[self.preset],
+            {name: None if values[control] == "" else values[control] for name, control in self.settings.items()},
+        )
+
+    def wire(self, tab: gr.Tab) -> None:
+        """Look at pictures as they are dropped, say how long the presets take, and let them fill the fold-out."""
+        crop, seed = self.settings["center_crop"], self.settings["seed"]
+        of_presets = {key for changes in PRESETS.values() for key in changes}
+        filled = [name for name in SETTINGS if name in of_presets]
+
+        def look(files: list[str] | None, center_crop: bool, seed: int | None) -> list[Any]:
+            found = self.service.trainings.check(_paths(files), center_crop, seed or 0)
+            crops = [(image, path.name) for path, image in found.crops.items()]
+            return [gr.Gallery(crops, visible=bool(crops)), said(*found.refused, *found.notes)]
+
+        def offer() -> Any:
+            return gr.Radio([(text, name) for name, text in self.service.trainings.offers().items()])
+
+        def fill(preset: str) -> list[Any]:
+            values = {**vars(TrainConfig()), **PRESETS[preset]}
+            return [values[name] for name in filled]
+
+        gr.on(
+            [self.pictures.change, crop.input],
+            look,
+            [self.pictures, crop, seed],
+            [self.crops, self.remarks],
+            show_progress_on=[self.crops],
+            api_visibility="private",
+        )
+        tab.select(offer, None, self.preset, **QUIET)
+        self.preset.input(fill, self.preset, [self.settings[name] for name in filled], **QUIET)
+
+
+def labels() -> dict[str, str]:
+    """What the page calls the settings of a training."""
+    return {name: name.replace("_", " ") for name in field_help()}
+
+
+def _control(name: str, value: Any) -> Any:
+    """The control of a setting: its type decides which, its own help says what it does."""
+    label = labels()[name].capitalize()
+    shared: dict[str, Any] = {"label": label, "info": field_help()[name], "elem_id": f"train-{name.replace('_', '-')}"}
+    hint = get_type_hints(TrainConfig)[name]
+    if hint is bool:
+        return gr.Checkbox(value, **shared)
+    if get_origin(hint) is Literal:
+        return gr.Dropdown(list(get_args(hint)), value=value, **shared)
+    if hint in (int, float):
+        return gr.Number(value, precision=0 if hint is int else None, **shared)
+    return gr.Textbox(value or "", **shared)
+
+
+def _paths(files: Sequence[str] | None) -> list[Path]:
+    return [Path(file) for file in files or []]
