@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .kernels import recombined_attention
     from .pipeline import load_base
     from .recombination import recombine
+    from .strengths import LayerStrengths
     from .studio import Studio
     from .subjects import load_coefficients, loaded_coefficients, set_coefficients, unload_coefficients
     from .trainer import train
@@ -37,6 +38,7 @@ __all__ = [
     "Coefficients",
     "CoefficientsError",
     "CoefficientsInfo",
+    "LayerStrengths",
     "Studio",
     "__version__",
     "activate",
@@ -69,6 +71,7 @@ _HOME = {
         "kernels": "recombined_attention",
         "pipeline": "load_base",
         "recombination": "recombine",
+        "strengths": "LayerStrengths",
         "studio": "Studio",
         "subjects": "load_coefficients loaded_coefficients set_coefficients unload_coefficients",
         "trainer": "train",

@@ -189,14 +189,17 @@ def _overlay(panel: Any, picture: Image.Image, values: Tensor, colours: str, low
 
 def _bar(figure: "Figure", shown: Any, axes: Any, label: str) -> None:
     """A colour bar below some panels of a line."""
-    from matplotlib.ticker import PercentFormatter
-
     bar = figure.colorbar(
-        shown, ax=axes, location="bottom", aspect=15 * len(axes), pad=0.02, format=PercentFormatter(1.0)
+        shown,
+        ax=axes,
+        location="bottom",
+        aspect=15 * len(axes),
+        pad=0.02,
+        format=lambda value, _: f"{100 * value:.3g}%",
     )
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    bar.ax.locator_params(nbins=4)
+    bar.ax.locator_params(nbins=2 * len(axes))  # as many as there is room for
 
 
 def _line_starts(paths: Sequence[str], columns: int) -> list[int]:

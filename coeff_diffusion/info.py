@@ -225,6 +225,8 @@ def _drawing(parameters: Facts) -> Facts:
         "guidance": p["guidance_scale"],
         "guidance rescale": p["guidance_rescale"],
         "gate": p["gate"],
+        "layer strengths": ", ".join(f"{kind} {factor:g}" for kind, factor in p["layers"].items() if factor != 1),
+        "subjects act": None if (p["begin"], p["end"]) == (0, 1) else f"from {p['begin']} to {p['end']} of denoising",
         "size": f"{p['width']} x {p['height']}" if p["width"] else None,
     }
     others = {key: value for key, value in p["extra"].items() if key not in known}

@@ -50,10 +50,9 @@ class WordRecorder:
 
     def register(self) -> list[RemovableHandle]:
         """Start to listen."""
-        handles = [self.unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
-        for layer in self.layers.values():
-            handles.append(layer.attn.register_forward_hook(layer.after_layer, with_kwargs=True))
-        return handles
+        layers = self.layers.values()
+        hooks = [layer.attn.register_forward_hook(layer.after_layer, with_kwargs=True) for layer in layers]
+        return [self.unet.register_forward_pre_hook(self._before_unet, with_kwargs=True), *hooks]
 
     def layer_means(self) -> dict[str, Tensor]:
         """The mean over heads and steps of each layer, `[2, N]`: before and after.
@@ -157,9 +156,8 @@ class _Layer:
         context = (args[1] if len(args) > 1 else kwargs["encoder_hidden_states"])[-1:]  # [1, M, E]
         if attn.norm_cross:
             context = attn.norm_encoder_hidden_states(context)
-        query, key = (
-            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (attn.to_q(hidden), attn.to_k(context))
-        )
+        projected = attn.to_q(hidden), attn.to_k(context)  # [1, N or M, H*D]
+        query, key = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in projected)  # [1, H, N or M, D]
         if attn.norm_q is not None:
             query = attn.norm_q(query)
         if attn.norm_k is not None:

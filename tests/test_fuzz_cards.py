@@ -52,7 +52,8 @@ LENGTHS = st.sampled_from([0, 1, 12, 2**24, 2**31 - 1, 2**31, 2**32 - 1])
 VALUES = st.one_of(JUNK.map(json.dumps), st.sampled_from(["9" * 5_000, "1e999", "NaN", "[" * 3_000, "-1", "1x1x1", ""]))
 FIELDS = st.sampled_from(
     ["Steps", "Sampler", "CFG scale", "Guidance rescale", "Seed", "Size", "Model", "Base hash", "Precision",
-     "Batch size", "Batch pos", "Gate", "Subjects", "Subject hashes", "Exact prompt", "x" * 200]
+     "Batch size", "Batch pos", "Gate", "Subjects", "Subject hashes", "Exact prompt",
+     "Layer strengths", "Act from", "Act until", "x" * 200]
 )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ from coeff_diffusion.service.curves import EACH, MARK, MEAN, WINDOW, loss_curve
 from coeff_diffusion.service.instance_pictures import MAX_PICTURES, check_pictures
 from coeff_diffusion.service.pace import about
 from coeff_diffusion.service.presets import PRESETS
-from coeff_diffusion.service.trainings import MAX_WAITING, SETTINGS, folder_name
+from coeff_diffusion.service.training_requests import SETTINGS, folder_name
+from coeff_diffusion.service.trainings import MAX_WAITING
 from coeff_diffusion.studio import Studio
 from coeff_diffusion.subjects import loaded_coefficients
 from coeff_diffusion.trainer import train

@@ -11,6 +11,10 @@ Every way computes `coeff_diffusion.recombination.recombined_attention` exactly;
 | `recombination` | a mask that learns; and what all others are tested against |
 """
 
+import functools
+import warnings
+from typing import Any
+
 from jaxtyping import Bool, Float
 from torch import Tensor, compiler
 from torch.nn.functional import scaled_dot_product_attention
@@ -21,6 +25,17 @@ from .folded import PromptCache
 from .plain import diagonal_of, scaled_attention
 
 __all__ = ["PromptCache", "diagonal_of", "recombined_attention", "scaled_attention"]
+
+
+@functools.cache
+def _triton_kernels() -> Any:
+    """The kernels for CUDA; None, with one warning, where Triton is missing or too old."""
+    try:
+        from . import triton_kernels
+    except ImportError as error:
+        warnings.warn(f"recombined attention runs without its CUDA kernels, slower: {error}", stacklevel=2)
+        return None
+    return triton_kernels
 
 
 def recombined_attention(
@@ -63,9 +78,7 @@ def recombined_attention(
         from .compiled import compiled_attention
 
         return compiled_attention(query, key, value, coeff, attn_mask, scale)
-    if query.is_cuda:
-        from . import triton_kernels
-
-        if triton_kernels.supports(query, key, value, attn_mask):
-            return triton_kernels.triton_attention(query, key, value, coeff, attn_mask, scale)
+    kernels = _triton_kernels() if query.is_cuda else None
+    if kernels is not None and kernels.supports(query, key, value, attn_mask):
+        return kernels.triton_attention(query, key, value, coeff, attn_mask, scale)
     return blocked_attention(query, key, value, coeff, attn_mask, scale)

@@ -16,7 +16,8 @@ from .restoring import Settings
 from .shelf import Entry, Shelf
 from .timelines import Moment, Timeline, Timelines
 from .training import Training
-from .trainings import TrainingRequest, Trainings
+from .training_requests import TrainingRequest
+from .trainings import Trainings
 
 __all__ = [
     "MAX_PICTURES",

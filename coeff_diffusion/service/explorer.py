@@ -92,7 +92,7 @@ class Exploration:
                 batch_position=None,
                 subjects={},
                 hashes={},
-                extra={**of_one.extra, **axes},
+                extra=axes,
             )
         )
 

@@ -1,22 +1,16 @@
 """Trainings: one at a time, the rest wait in line. They live here and not in a page, so closing a page ends none."""
 
-import re
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from diffusers import StableDiffusionPipeline
-from jsonargparse import ArgumentError
 
-from ..config import ConfigError, TrainConfig, config_from_namespace, train_parser
+from ..config import ConfigError, TrainConfig
 from ..learner import training_resolution
 from ..output import OutputFolder
-from ..pipeline import base_name
 from ..progress import PreviewReport, StepReport, TrainingCancelled
 from ..sharing import shared_pipeline
 from ..timeline import keep_step
@@ -26,49 +20,10 @@ from .loading import SubjectLoader
 from .pace import Pace, about
 from .presets import MEANING, PRESETS
 from .training import State, Training
+from .training_requests import TrainingRequest, folder_name, training_config, word_problems
 
 MAX_WAITING = 8
 MAX_REMEMBERED = 50  # trainings that are over and still listed
-MAX_WORDS = 60  # characters of a name, a class word or a trigger
-SETTINGS = (
-    "center_crop",
-    "random_flip",
-    "trigger",
-    "with_prior_preservation",
-    "num_class_images",
-    "train",
-    "max_train_steps",
-    "train_batch_size",
-    "learning_rate",
-    "token_learning_rate",
-    "lr_scheduler",
-    "lr_warmup_steps",
-    "seed",
-    "validation_steps",
-    "num_validation_images",
-)
-"""What a request may change of `TrainConfig`. Paths are not among it."""
-CENTER_CROP = True  # unlike the command line, the page shows the crops: what it shows is what is trained
-PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
-
-
-@dataclass(frozen=True)
-class TrainingRequest:
-    """What to teach the base.
-
-    Attributes:
-        pictures: files of the subject; they are copied.
-        name: what to call the subject; its folder in the library is called after it.
-        class_word: what kind of thing it is.
-        preset: one of `PRESETS`.
-        settings: values by the names in `SETTINGS`; they win over the preset, None leaves it as it is.
-    """
-
-    pictures: Sequence[Path]
-    name: str
-    class_word: str
-    preset: str = "balanced"
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Trainings:
@@ -101,7 +56,9 @@ class Trainings:
         """
         name = folder_name(request.name)
         folder = self.loader.library.folder / name
-        problems = self._word_problems(request, name)
+        problems = word_problems(request)
+        if not problems and (folder.exists() or folder.with_name(f"{name}.safetensors").exists()):
+            problems.append(_taken(name))
         problems += check_pictures(request.pictures, self.resolution).refused
         if not request.pictures:
             problems.append("there are no pictures: give a few of the subject, five good ones do")
@@ -136,62 +93,14 @@ class Trainings:
         return job
 
     def config(self, request: TrainingRequest, folder: Path) -> TrainConfig:
-        """The settings of a training that leaves its results in `folder`.
-
-        Raises:
-            ConfigError: with all that is wrong with them.
-        """
-        unknown = [key for key in request.settings if key not in SETTINGS]
-        if unknown:
-            listed = ", ".join(repr(key[:MAX_WORDS]) for key in unknown)
-            raise ConfigError([f"unknown setting {listed}; known are {', '.join(SETTINGS)}"])
-        if request.preset not in PRESETS:
-            raise ConfigError([f"no preset {request.preset[:MAX_WORDS]!r}; there is {', '.join(PRESETS)}"])
-        pipe = self.loader.studio.pipe
-        values = {
-            "center_crop": CENTER_CROP,
-            **PRESETS[request.preset],
-            **{key: value for key, value in request.settings.items() if value is not None},
-            "pretrained_model_name_or_path": str(pipe.name_or_path),
-            "mixed_precision": PRECISIONS[pipe.unet.dtype],
-            "instance_data_dir": str(folder / "pictures"),
-            "class_word": request.class_word or None,
-            "name": _words(request.name),
-            "output_dir": str(folder),
-            "overwrite_output_dir": True,  # the folder is new, and the pictures are in it
-        }
-        if values.get("with_prior_preservation"):  # kept for the next subject of the class
-            what = folder_name(f"{base_name(pipe)} {request.class_word}")
-            values["class_data_dir"] = str(self.loader.library.folder / ".class-pictures" / what)
-        try:
-            parsed = train_parser(exit_on_error=False).parse_object(values)
-        except ArgumentError as error:
-            raise ConfigError([str(error)]) from error
-        return config_from_namespace(parsed).resolve()
+        """The settings of a training that leaves its results in `folder` (see `training_config`)."""
+        class_pictures = self.loader.library.folder / ".class-pictures"
+        return training_config(request, self.loader.studio.pipe, folder, class_pictures)
 
     @property
     def resolution(self) -> int:
         """Side in pixels of what trainings see."""
         return training_resolution(None, self.loader.studio.pipe)
-
-    def _word_problems(self, request: TrainingRequest, name: str) -> list[str]:
-        words = {"name": request.name, "class word": request.class_word, "trigger": request.settings.get("trigger")}
-        problems = []
-        for what, text in words.items():
-            if not isinstance(text, str):
-                continue
-            if len(text) > MAX_WORDS:
-                problems.append(f"the {what} has {len(text):,} characters, expected at most {MAX_WORDS}")
-            elif not _words(text).isprintable():
-                problems.append(f"the {what} holds characters that cannot be shown")
-        folder = self.loader.library.folder
-        if not request.name.strip():
-            problems.append("the subject has no name: what it is to be called in the library")
-        elif not name:
-            problems.append(f"the name {request.name[:MAX_WORDS]!r} has no letter and no digit")
-        elif len(name) <= MAX_WORDS and ((folder / name).exists() or (folder / f"{name}.safetensors").exists()):
-            problems.append(_taken(name))
-        return problems
 
     def offers(self) -> dict[str, str]:
         """Each preset in words: how many steps, how long on this machine, what for. The first call measures."""
@@ -308,20 +217,11 @@ class Trainings:
             return shared_pipeline(studio.pipe)
 
 
-def folder_name(name: str) -> str:
-    """The name as a folder is called: lower case, letters and digits of any language with dashes between."""
-    return re.sub(r"[\W_]+", "-", name).strip("-").lower()
-
-
 def sentence(error: Exception) -> str:
     """What went wrong, on one line."""
     problems = getattr(error, "problems", None)
     text = " ".join("; ".join(problems).split() if problems else str(error).split()) or "no message"
     return text if type(error).__module__.startswith("coeff_diffusion") else f"{type(error).__name__}: {text}"
-
-
-def _words(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _claim(folder: Path) -> None:

@@ -11,7 +11,7 @@ import gradio as gr
 from ..drawing import DrawCancelled
 from ..service import Drawing, Glimpse, StudioService
 from .common import QUIET, REFUSALS, aloud, follow, refusal, said, told
-from .draw_controls import Controls, Values, fine_controls, offer, request_fields, seed_controls, subject_rows
+from .draw_controls import Controls, Values, choose, fine_controls, offer, request_fields, seed_controls, subject_rows
 
 AT_ONCE = 16  # drawings that are at work or wait where everyone sees their place; more wait in gradio's own queue
 EMPTY = "Write what you want to see and press Draw."
@@ -116,7 +116,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             with gr.Accordion("Fine control", open=False, elem_id="draw-fine"):
                 layers, span = fine_controls()
             drop = gr.File(
-                label="Drop a picture here to get its settings back",
+                label="Get settings from a picture",
                 file_types=[".png", ".jpg", ".jpeg", ".webp"],
                 height=160,
                 elem_id="draw-drop",
@@ -170,6 +170,7 @@ def _result() -> tuple[gr.HTML, gr.Gallery]:
     empty = gr.HTML(f'<div id="draw-empty">{EMPTY}</div>')
     gallery = gr.Gallery(
         label="Result",
+        show_label=False,
         visible=False,
         format="jpeg",  # of what forms; what is drawn is shown from its file
         columns=2,
@@ -226,20 +227,25 @@ def _wire_drawing(
 
 
 def _wire_subjects(service: StudioService, moments: Iterable[Any], controls: Controls, words: gr.HTML) -> None:
-    """Rows come as they are needed, and say what calls their subjects up."""
+    """Rows and their controls come as they are needed, and say what calls their subjects up."""
     names = [row.name for row in controls.rows]
 
     def refresh(*chosen: str) -> list[Any]:
         there = list(service.library.find())
-        return [offer(there, name) for name in chosen]
+        # Choices alone where it will do: on a slow machine someone may have chosen already when this answer comes.
+        return [choose(there, name) if name and name not in there else offer(there) for name in chosen]
 
-    def arrange(prompt: str, *chosen: str) -> list[Any]:
+    def arrange(prompt: str, *chosen: str) -> dict[Any, Any]:
         used = [number for number, name in enumerate(chosen) if name]
         shown = 1 + max(used, default=-1)
         sentences = [told(service.drawings.describe, chosen[number]) for number in used]
         first = told(service.drawings.first_prompt, chosen[used[0]]) if used and not prompt.strip() else ""
-        boxes = [gr.Row(visible=number <= shown) for number in range(len(chosen))]
-        return [*boxes, said(*sentences), first or gr.skip()]  # what someone is writing stays as it is
+        news: dict[Any, Any] = {words: said(*sentences)}
+        for number, row in enumerate(controls.rows):
+            visible = True if chosen[number] else "hidden"
+            news |= {row.box: gr.Row(visible=number <= shown)}
+            news |= {row.use: gr.Checkbox(visible=visible), row.strength: gr.Slider(visible=visible)}
+        return news | ({controls.prompt: first} if first else {})  # what someone is writing stays as it is
 
     for moment in moments:
         moment(refresh, names, names, **QUIET)
@@ -247,7 +253,7 @@ def _wire_subjects(service: StudioService, moments: Iterable[Any], controls: Con
         [name.change for name in names],
         arrange,
         [controls.prompt, *names],
-        [*(row.box for row in controls.rows), words, controls.prompt],
+        [*(part for row in controls.rows for part in (row.box, row.use, row.strength)), words, controls.prompt],
         **QUIET,
     )
 
@@ -264,7 +270,7 @@ def _wire_files(
         if "" in rows:
             rows[rows.index("")] = name
         note = f"{name!r} joined the library." + ("" if name in rows else " Choose it in one of the rows.")
-        return {row: offer(there, chosen) for row, chosen in zip(names, rows, strict=True)} | {status: said(note)}
+        return {row: choose(there, chosen) for row, chosen in zip(names, rows, strict=True)} | {status: said(note)}
 
     def restore(file: str) -> dict[Any, Any]:
         settings = service.drawings.settings_of(file)

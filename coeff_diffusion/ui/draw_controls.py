@@ -73,7 +73,7 @@ class Controls:
         chosen = [*settings.subjects.items(), *[("", 1.0)] * MAX_SUBJECTS]
         news: dict[Any, Any] = {}
         for row, (name, strength) in zip(self.rows, chosen, strict=False):
-            news |= {row.use: True, row.name: offer(names, name), row.strength: strength}
+            news |= {row.use: True, row.name: choose(names, name), row.strength: strength}
         request = settings.request
         if request is None:
             return news
@@ -86,10 +86,15 @@ class Controls:
         return news
 
 
-def offer(names: Iterable[str], chosen: str) -> Any:
-    """The choices of a row's subject; a subject that is gone is not chosen any more."""
+def offer(names: Iterable[str]) -> Any:
+    """The choices of a row's subject; what is chosen stays so."""
+    return gr.Dropdown(choices=[NOBODY, *names])
+
+
+def choose(names: Iterable[str], name: str) -> Any:
+    """The choices of a row's subject, and the one that is chosen; a subject that is gone is not."""
     names = list(names)
-    return gr.Dropdown(choices=[NOBODY, *names], value=chosen if chosen in names else "")
+    return gr.Dropdown(choices=[NOBODY, *names], value=name if name in names else "")
 
 
 def subject_rows(service: StudioService) -> list[SubjectRow]:
@@ -98,7 +103,13 @@ def subject_rows(service: StudioService) -> list[SubjectRow]:
     for number in range(1, MAX_SUBJECTS + 1):
         with gr.Row(visible=number == 1, elem_classes="draw-subject") as box:
             use = gr.Checkbox(
-                True, label=f"Use {number}", info="Takes part", min_width=90, scale=1, elem_id=f"draw-use-{number}"
+                True,
+                label=f"Use {number}",
+                info="Takes part",
+                min_width=90,
+                scale=1,
+                visible="hidden",  # until there is a subject
+                elem_id=f"draw-use-{number}",
             )
             name = gr.Dropdown(
                 [NOBODY, *service.library.find()],
@@ -116,6 +127,7 @@ def subject_rows(service: StudioService) -> list[SubjectRow]:
                 info="1 as trained, 0 off",
                 min_width=310,
                 scale=4,
+                visible="hidden",
                 elem_id=f"draw-strength-{number}",
             )
         rows.append(SubjectRow(box, use, name, strength))

@@ -1,6 +1,7 @@
 """The Inspect tab: a subject's coefficients in charts, and where a word acts in a picture."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,8 @@ from ..service import Glimpse, StudioService, WordView
 from .common import QUIET, REFUSALS, follow, refusal, said, shown
 from .draw_controls import NOBODY, offer
 
+AT_ONCE = 16  # drawings that are at work or wait where everyone sees their place
+EMPTY = "Choose a subject to see what it changes in the base."
 READING = """**How to read the squares.** Each is one attention layer of the base: on its way down, in the middle, up.
 “down 1” is `down_blocks.1`; a, b and c are the attentions of one block. *Self*: the picture attends to itself;
 *cross*: to the prompt. A row is the head that receives, a column the head whose attention map it uses. White leaves
@@ -28,6 +31,49 @@ Values = dict[Any, Any]
 Update = dict[Any, Any]
 
 
+@dataclass(frozen=True)
+class Controls:
+    """What is on the tab.
+
+    Attributes:
+        settings: the strength, and controls by the field of `DrawRequest` that each one sets.
+    """
+
+    subject: gr.Dropdown
+    about: gr.HTML
+    heat: gr.Image
+    norms: gr.Image
+    prompt: gr.Textbox
+    word: gr.Textbox
+    settings: dict[str, Any]
+    button: gr.Button
+    cancel: gr.Button
+    status: gr.HTML
+    picture: gr.Image
+    maps: gr.Image
+
+    def request(self, values: Values) -> DrawRequest:
+        """What the controls ask for."""
+        given = {name: values[control] for name, control in self.settings.items()}
+        strength = given.pop("strength")
+        return DrawRequest(
+            values[self.prompt], subjects={values[self.subject]: strength} if values[self.subject] else {}, **given
+        )
+
+    def underway(self, glimpse: Glimpse) -> Update:
+        """What to show while the picture forms."""
+        forming = {self.picture: gr.Image(glimpse.pictures[0], visible=True)} if glimpse.pictures else {}
+        return {self.status: said(str(glimpse)), **forming}
+
+    def idle(self, *sentences: str, refused: bool = False) -> Update:
+        """Ready for the next drawing, with what there is to say about this one."""
+        return {
+            self.button: gr.Button(interactive=True),
+            self.cancel: gr.Button(interactive=False),
+            self.status: said(*sentences, refused=refused),
+        }
+
+
 def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
     """Put the tab's controls on the page and wire them to the service."""
     with gr.Row():
@@ -39,7 +85,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
                 info="Whose coefficients to look at",
                 elem_id="inspect-subject",
             )
-            about = gr.HTML(said("Choose a subject to see what it changes in the base."), elem_id="inspect-about")
+            about = gr.HTML(said(EMPTY), elem_id="inspect-about")
             gr.Markdown(READING)
             norms = _chart("Norms", "inspect-norms", "Bars of the norm of the coefficients in each block")
         with gr.Column(scale=3, min_width=320):
@@ -56,82 +102,84 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
         with gr.Column(scale=3, min_width=320):
             maps = _chart("Maps of the word", "inspect-maps", "The word's attention maps over the picture")
             gr.Markdown(MAPS)
+    controls = Controls(
+        subject, about, heat, norms, prompt, word, settings, button, cancel, status, picture, maps
+    )  # fmt: skip
+    for moment in (page.load, tab.select, subject.focus):
+        moment(lambda: offer(service.library.find()), None, subject, **QUIET)
+    _wire_charts(service, controls)
+    _wire_looking(service, controls)
 
-    def refresh(chosen: str) -> Any:
-        return offer(service.library.find(), chosen)
+
+def _wire_charts(service: StudioService, on: Controls) -> None:
+    """The charts of the subject that is chosen, and a prompt that shows it."""
 
     def choose(values: Values) -> Iterator[Update]:
-        """The charts of the subject, and a prompt that shows it."""
-        name = values[subject]
-        nothing = {heat: gr.Image(None, visible=False), norms: gr.Image(None, visible=False)}
+        name = values[on.subject]
+        nothing = {chart: gr.Image(None, visible=False) for chart in (on.heat, on.norms)}
         if not name:
-            yield nothing | {about: said("Choose a subject to see what it changes in the base.")}
+            yield nothing | {on.about: said(EMPTY)}
             return
-        yield nothing | {about: said("Drawing the charts ...")}  # none of another subject stays beside its name
+        yield nothing | {on.about: said("Drawing the charts ...")}  # none of another subject stays beside its name
         try:
-            new_prompt, trigger = service.inspector.suggestion(name, values[prompt])
+            prompt, word = service.inspector.suggestion(name, values[on.prompt])
             charts = service.inspector.charts(name)
         except REFUSALS as error:
-            yield {about: said(str(error), refused=True)}
+            yield {on.about: said(str(error), refused=True)}
             raise refusal(error) from error
         yield {
-            heat: gr.Image(charts.coefficients, visible=True),
-            norms: gr.Image(charts.norms, visible=True),
-            about: said(f"It is called up by “{trigger}”." if trigger else "It acts on every prompt."),
-            prompt: new_prompt,
-            word: trigger,
+            on.heat: gr.Image(charts.coefficients, visible=True),
+            on.norms: gr.Image(charts.norms, visible=True),
+            on.about: said(f"It is called up by “{word}”." if word else "It acts on every prompt."),
+            on.prompt: prompt,
+            on.word: word,
         }
 
-    def underway(glimpse: Glimpse) -> Update:
-        forming = {picture: gr.Image(glimpse.pictures[0], visible=True)} if glimpse.pictures else {}
-        return {status: said(str(glimpse)), **forming}
+    outputs = [on.heat, on.norms, on.about, on.prompt, on.word]
+    on.subject.change(choose, {on.subject, on.prompt}, outputs, trigger_mode="always_last", **QUIET)
 
-    def idle(*sentences: str, refused: bool = False) -> Update:
-        buttons = {button: gr.Button(interactive=True), cancel: gr.Button(interactive=False)}
-        return {status: said(*sentences, refused=refused), **buttons}
+
+def _wire_looking(service: StudioService, on: Controls) -> None:
+    """Draw with progress, until it is there or cancelled."""
 
     def press(values: Values, request: gr.Request) -> Iterator[Update]:
-        given = {name: values[control] for name, control in settings.items()}
-        strength = given.pop("strength")
-        chosen = {values[subject]: strength} if values[subject] else {}
-        asked = DrawRequest(values[prompt], subjects=chosen, **given)
         yield {
-            status: said("Getting ready ..."),
-            maps: gr.Image(None, visible=False),
-            button: gr.Button(interactive=False),
-            cancel: gr.Button(interactive=True),
+            on.status: said("Getting ready ..."),
+            on.maps: gr.Image(None, visible=False),  # of another word or picture
+            on.button: gr.Button(interactive=False),
+            on.cancel: gr.Button(interactive=True),
         }
+        word = values[on.word].strip()
         try:
-            look = partial(service.inspector.look, asked, values[word])
-            view: WordView = yield from follow(service.jobs.run(_owner(request), look), underway)
+            look = partial(service.inspector.look, on.request(values), word)
+            view: WordView = yield from follow(service.jobs.run(_owner(request), look), on.underway)
         except DrawCancelled:
-            yield idle("Cancelled.")
+            yield on.idle("Cancelled.")
         except REFUSALS as error:
-            yield idle(str(error), refused=True)
+            yield on.idle(str(error), refused=True)
             raise refusal(error) from error
         except Exception:
-            yield idle("Something went wrong; the terminal of the program says more.", refused=True)
+            yield on.idle("Something went wrong; the terminal of the program says more.", refused=True)
             raise
         else:
             drawn, _ = shown([view.picture])[0]
-            results = {picture: gr.Image(drawn, visible=True), maps: gr.Image(view.chart, visible=True)}
-            yield idle(*view.notes, f"The maps of “{values[word].strip()}”, seed {view.picture.seed}.") | results
+            yield on.idle(*view.notes, f"The maps of “{word}”, seed {view.picture.seed}.") | {
+                on.picture: gr.Image(drawn, visible=True),
+                on.maps: gr.Image(view.chart, visible=True),
+            }
 
     def stop(request: gr.Request) -> Any:
         return said("Stopping at the next step ...") if service.jobs.cancel(_owner(request)) else gr.skip()
 
-    for moment in (page.load, tab.select, subject.focus):
-        moment(refresh, subject, subject, **QUIET)
-    subject.change(choose, {subject, prompt}, [heat, norms, about, prompt, word], trigger_mode="always_last", **QUIET)
     gr.on(
-        [button.click, prompt.submit, word.submit],
+        [on.button.click, on.prompt.submit, on.word.submit],
         press,
-        {subject, prompt, word, *settings.values()},
-        [status, picture, maps, button, cancel],
-        concurrency_id="inspect",
+        {on.subject, on.prompt, on.word, *on.settings.values()},
+        [on.status, on.picture, on.maps, on.button, on.cancel],
+        concurrency_limit=AT_ONCE,
         **QUIET,
     )
-    cancel.click(stop, None, status, queue=False, **QUIET)
+    on.cancel.click(stop, None, on.status, queue=False, **QUIET)
 
 
 def _request_controls() -> tuple[gr.Textbox, gr.Textbox, dict[str, Any]]:

@@ -58,11 +58,10 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             detail = _Detail()
     seen = [cards, names, hint, *trash.outputs, chosen, *detail.outputs]
 
-    def look(text: str, name: str | None, open_trash: bool = False) -> Values:
-        """Everything that shows the library's state, as the disk has it now."""
+    def find(text: str, name: str | None) -> Values:
+        """The cards for a search, and which of them is looked at."""
         found = told(service.shelf.entries, text)
         shown = found[:MOST_CARDS]
-        current = next((entry for entry in service.shelf.entries() if entry.name == name), None)
         return {
             cards: gr.Gallery(
                 [(service.shelf.picture(entry), entry.caption) for entry in shown],
@@ -70,6 +69,13 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             ),
             names: [entry.name for entry in shown],
             hint: _hint(len(found), bool(text.strip())),
+        }
+
+    def look(text: str, name: str | None, open_trash: bool = False) -> Values:
+        """Everything that shows the library's state, as the disk has it now."""
+        current = next((entry for entry in service.shelf.entries() if entry.name == name), None)
+        return {
+            **find(text, name),
             chosen: current.name if current else None,
             **trash.show(service, open_trash),
             **detail.show(service, current),
@@ -79,7 +85,8 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
         entry = told(service.shelf.entry, listed[event.index])
         return {chosen: entry.name, **detail.show(service, entry)}
 
-    gr.on([tab.select, search.input], look, [search, chosen], seen, trigger_mode="always_last", **QUIET)
+    tab.select(look, [search, chosen], seen, **QUIET)
+    search.change(find, [search, chosen], [cards, names, hint], trigger_mode="always_last", **QUIET)
     cards.select(pick, [names], [chosen, *detail.outputs], **QUIET)
     changed = [*seen, status]
     importing.wire(service, look, search, changed, status)
@@ -111,10 +118,14 @@ class _Import:
                 self.fetch = gr.Button("Fetch", elem_id="library-fetch", min_width=100, scale=1)
 
     def wire(self, service: StudioService, look: Any, search: gr.Textbox, changed: list[Any], status: Any) -> None:
-        def take(file: str) -> Values:
-            added = service.exchange.add(file)
+        def take(file: str) -> Iterator[Values]:
+            try:
+                added = service.exchange.add(file)
+            except REFUSALS as error:
+                yield {status: said(str(error), refused=True), self.file: None}
+                raise refusal(error) from error
             done = said(f"In the library now: {', '.join(f'“{name}”' for name in added)}")
-            return {**look("", added[-1]), search: "", status: done}
+            yield {**look("", added[-1]), search: "", status: done, self.file: None}
 
         def fetch(source: str) -> Values:
             name = service.exchange.pull(source)
@@ -123,12 +134,7 @@ class _Import:
         def wait() -> str:
             return said("Asking for it; all of it is checked before anything is written ...")
 
-        self.file.upload(aloud(take, status), self.file, [*changed, search], **QUIET).then(
-            lambda: None,
-            None,
-            self.file,
-            **QUIET,  # whether it was taken or refused: the next one can come
-        )
+        self.file.upload(take, self.file, [*changed, search, self.file], **QUIET)
         gr.on([self.fetch.click, self.source.submit], wait, None, status, **QUIET).then(
             aloud(fetch, status), self.source, [*changed, search, self.source], **QUIET
         )

@@ -19,7 +19,8 @@ SECONDS = 1.0  # between two looks at a training
 SHOWN_PREVIEWS = 12
 # Thumbnails of one size, however many there are, below the label instead of under it.
 CSS = """
-#train-crops .grid-wrap, #train-previews .grid-wrap { height: auto; max-height: 24rem; padding-top: 2.6rem; }
+#train-crops .grid-wrap, #train-previews .grid-wrap { height: auto; min-height: 0; max-height: 24rem;
+  padding-top: 2.6rem; }
 #train-crops .grid-container { grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)); grid-template-rows: none; }
 #train-previews .grid-container { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr));
   grid-template-rows: none; }
@@ -103,7 +104,7 @@ class View:
         )
         self.curve = curve_plot("train-curve")
         self.previews = gr.Gallery(
-            label="Previews, the newest first: always the same words and noise",
+            label="Previews, newest first",
             format="png",
             height="auto",
             object_fit="contain",

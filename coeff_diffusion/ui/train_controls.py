@@ -9,7 +9,7 @@ import gradio as gr
 from ..config import TrainConfig, field_help
 from ..service import StudioService, TrainingRequest
 from ..service.presets import PRESETS
-from ..service.trainings import CENTER_CROP, SETTINGS
+from ..service.training_requests import CENTER_CROP, SETTINGS
 from .common import QUIET, said
 
 Values = dict[Any, Any]
@@ -21,7 +21,7 @@ class Controls:
     def __init__(self, service: StudioService) -> None:
         self.service = service
         self.pictures = gr.File(
-            label="Pictures of the subject: drop about five",
+            label="Pictures: drop about five",
             file_count="multiple",
             file_types=["image"],
             height=140,

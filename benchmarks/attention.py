@@ -1,0 +1,87 @@
+"""One attention layer: recombined against plain attention, forward and training, in time and memory.
+
+python benchmarks/attention.py
+python benchmarks/attention.py --dtype bfloat16 --repeats 15
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from timing import in_turns, machine, peak_memory
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from coeff_diffusion.kernels import recombined_attention
+from coeff_diffusion.recombination import recombined_attention as naive_attention
+
+# name: samples, heads, queries, keys, channels per head
+LAYERS = {
+    "SD 1.5 self, 64 x 64": (2, 8, 4096, 4096, 40),
+    "SD 1.5 self, 32 x 32": (2, 8, 1024, 1024, 80),
+    "SD 1.5 self, 16 x 16": (2, 8, 256, 256, 160),
+    "SD 1.5 cross, 64 x 64": (2, 8, 4096, 77, 40),
+    "SD 2.1 self, 64 x 64": (2, 5, 4096, 4096, 64),
+    "SDXL self, 32 x 32": (2, 20, 1024, 1024, 64),
+    "embedded base self, 16 x 16": (2, 8, 256, 256, 16),
+}
+
+
+def measure(name: str, dtype: torch.dtype, repeats: int, naive: bool) -> None:
+    """Print a row for one layer."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batch, heads, queries, keys, channels = LAYERS[name]
+    query, key, value = (
+        torch.randn(batch, n, heads, channels, dtype=dtype, device=device).transpose(1, 2)
+        for n in (queries, keys, keys)
+    )
+    coeff = 0.1 * torch.randn(heads, heads, device=device)
+    ways: dict[str, Callable[..., Tensor]] = {
+        "base": lambda q, k, v, c: scaled_dot_product_attention(q, k, v),
+        "recombined": recombined_attention,
+    }
+    if naive:
+        ways["naive"] = naive_attention
+
+    def forward(way: Callable[..., Tensor]) -> Callable[[], object]:
+        return lambda: way(query, key, value, coeff)
+
+    def train(way: Callable[..., Tensor]) -> Callable[[], object]:
+        leaves = [x.detach().requires_grad_() for x in (query, key, value, coeff)]
+
+        def run() -> None:
+            output = way(*leaves)
+            torch.autograd.grad(output, leaves, torch.ones_like(output), allow_unused=True)
+
+        return run
+
+    cells = []
+    for kind in (forward, train):
+        with torch.set_grad_enabled(kind is train):
+            found = in_turns({label: kind(way) for label, way in ways.items()}, repeats)
+            for label, way in ways.items():
+                with peak_memory() as used:
+                    kind(way)()
+                timing = found[label]
+                cells.append(f"{1e3 * timing.median:.1f} ms ({timing.ratio:.2f}x), {used[0]:.0f} MiB")
+    print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--layers", nargs="*", choices=list(LAYERS), default=list(LAYERS))
+    parser.add_argument("--naive", action="store_true", help="also materialize all maps: slow, and takes gigabytes")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    labels = ["base", "recombined"] + ["naive"] * args.naive
+    print(f"{machine()}, {args.dtype}; medians, ratios turn by turn\n")
+    print("| layer | " + " | ".join(f"{kind}, {label}" for kind in ("forward", "training") for label in labels) + " |")
+    print("| --- |" + " --- |" * (2 * len(labels)))
+    for name in args.layers:
+        measure(name, getattr(torch, args.dtype), args.repeats, args.naive)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Pictures of the page for the docs: every tab, as it looks on a desktop (light, dark) and on a phone.
+
+    make demo && python tools/screenshots.py            # shows the subject that the demo has trained
+
+Needs Playwright and a Chromium (`CHROMIUM` gives its path). Writes `docs/images/page-<tab>-<look>.webp`.
+"""
+
+import argparse
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from browsing import FLAGS, find_chromium  # noqa: E402
+from playwright.sync_api import sync_playwright  # noqa: E402
+
+from coeff_diffusion.ui import PageConfig, open_page  # noqa: E402
+
+LOOKS = {"light": (1280, 860), "dark": (1280, 860), "phone": (390, 844)}
+WAIT = 300_000
+
+
+def fill(page: Any, name: str, text: str) -> None:
+    page.locator(f"#{name} textarea, #{name} input").first.fill(text)
+
+
+def pick(page: Any, name: str, option: str | None = None) -> None:
+    """Choose from a dropdown; the first entry where none is named."""
+    page.locator(f"#{name} input").first.click()
+    entry = page.get_by_role("option", name=option) if option else page.get_by_role("option")
+    entry.first.click()
+
+
+def show_draw(page: Any, subject: str, trigger: str) -> None:
+    pick(page, "draw-subject-0", subject)
+    fill(page, "draw-prompt", f"a {trigger} on a beach")
+    page.get_by_label("Compare").check()
+    page.locator("#draw-button").click()
+    page.locator("#draw-gallery img").nth(1).wait_for(timeout=WAIT)
+    page.locator("#draw-status").get_by_text("saved").wait_for(timeout=WAIT)
+
+
+def show_explore(page: Any, subject: str, trigger: str) -> None:
+    pick(page, "explore-subjects", subject)
+    page.keyboard.press("Escape")
+    fill(page, "explore-prompt", f"a {trigger} on grass")
+    page.locator("#explore-draw").click()
+    page.locator("#explore-sheet img").first.wait_for(timeout=WAIT)
+    page.locator("#explore-cells img").first.wait_for(timeout=WAIT)
+
+
+def show_train(page: Any, subject: str, trigger: str) -> None:
+    pictures = sorted((ROOT / "examples" / "subjects" / "penguin").glob("*.png"))
+    page.locator("#train-pictures input[type=file]").set_input_files([str(path) for path in pictures])
+    fill(page, "train-name", "my penguin")
+    fill(page, "train-class-word", "bird")
+    page.locator("#train-crops img").first.wait_for(timeout=WAIT)
+    page.get_by_role("button", name="Start training").click()
+    page.locator("#train-previews img").first.wait_for(timeout=WAIT)
+
+
+def show_timeline(page: Any, subject: str, trigger: str) -> None:
+    page.locator("#timeline-picture img").first.wait_for(timeout=WAIT)
+
+
+def show_library(page: Any, subject: str, trigger: str) -> None:
+    page.locator("#library-cards img").first.wait_for(timeout=WAIT)
+    page.locator("#library-cards button.thumbnail-item, #library-cards .grid-wrap button").first.click()
+    page.locator("#library-facts").get_by_text(trigger).first.wait_for(timeout=WAIT)
+
+
+def show_inspect(page: Any, subject: str, trigger: str) -> None:
+    pick(page, "inspect-subject", subject)
+    fill(page, "inspect-prompt", f"a {trigger} on grass")
+    fill(page, "inspect-word", trigger)
+    page.locator("#inspect-button").click()
+    page.get_by_role("img").nth(1).wait_for(timeout=WAIT)
+    page.wait_for_timeout(4000)
+
+
+TABS: dict[str, Callable[[Any, str, str], None]] = {
+    "Draw": show_draw,
+    "Explore": show_explore,
+    "Train": show_train,
+    "Timeline": show_timeline,
+    "Library": show_library,
+    "Inspect": show_inspect,
+}
+
+
+def take(page: Any, file: Path, full: bool) -> None:
+    page.wait_for_timeout(1000)  # for what fades in
+    Image.open(io.BytesIO(page.screenshot(full_page=full))).convert("RGB").save(file, quality=82, method=6)
+    print(f"{file} ({file.stat().st_size / 1024:.0f} KB)", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subjects_dir", type=Path, default=ROOT / "outputs", help="with the subject to show")
+    parser.add_argument("--subject", default="cat")
+    parser.add_argument("--trigger", default="sks cat")
+    parser.add_argument("--tabs", nargs="+", choices=list(TABS), default=list(TABS))
+    parser.add_argument("--looks", nargs="+", choices=list(LOOKS), default=list(LOOKS))
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
+        library = Path(folder) / "subjects"  # a copy: the page may write into its own
+        shutil.copytree(args.subjects_dir / args.subject, library / args.subject)
+        address = open_page(PageConfig(subjects_dir=str(library), output_dir=f"{folder}/pictures", port=0), block=False)
+        browser = driver.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+        for tab in args.tabs:
+            for look in args.looks:
+                width, height = LOOKS[look]
+                page = browser.new_page(viewport={"width": width, "height": height})
+                page.goto(f"{address}?__theme={'dark' if look == 'dark' else 'light'}")
+                page.get_by_role("tab", name=tab).first.click()
+                TABS[tab](page, args.subject, args.trigger)
+                take(page, args.output / f"page-{tab.lower()}-{look}.webp", full=look != "phone")
+                page.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
