@@ -1,7 +1,10 @@
 """Times things side by side: in turns, so that what slows the machine slows all of them, and compared turn by turn."""
 
+import ctypes
+import gc
 import platform
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -64,6 +67,7 @@ def peak_memory() -> Iterator[list[float]]:
         found[0] = (torch.cuda.max_memory_allocated() - allocated) / 2**20
         return
     done = threading.Event()
+    _give_back()
     before = most = _resident()
 
     def watch() -> None:
@@ -79,6 +83,13 @@ def peak_memory() -> Iterator[list[float]]:
         done.set()
         watcher.join()
         found[0] = max(0.0, max(most, _resident()) - before)
+
+
+def _give_back() -> None:
+    """Return what the C library keeps of freed memory, which would hide what is needed next."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _resident() -> float:

@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from subject_maker import make_subject
 
-from coeff_diffusion import Coefficients
+from coeff_diffusion import Coefficients, CoefficientsInfo
 from coeff_diffusion.cards import extract
 from coeff_diffusion.library import Library
 from coeff_diffusion.pictures import read_parameters
@@ -208,12 +208,12 @@ def _phone(draw: Draw) -> None:
 
 def _refusals(draw: Draw, subjects_dir: Path, tmp_path: Path) -> None:
     """What cannot be done is said beside the button, and as text whatever it is made of."""
-    stranger = Coefficients({"<b>a</b>": torch.ones(2, 2)})
-    stranger.save(tmp_path / "stranger.safetensors")
+    info = CoefficientsInfo(base_model="<b>another</b>")
+    Coefficients({"a.b": torch.ones(2, 2)}, info=info).save(tmp_path / "stranger.safetensors")
     draw.upload(tmp_path / "stranger.safetensors")
-    draw.says("the subject is for a base")
-    draw.says("<b>a</b> is no attention layer of this base")
-    draw.page.get_by_test_id("toast-text").get_by_text("<b>a</b> is no attention layer").wait_for()
+    draw.says("the subject is for <b>another</b>")
+    draw.says("a.b is no attention layer of this base")
+    draw.page.get_by_test_id("toast-text").get_by_text("the subject is for <b>another</b>").wait_for()
 
     Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
     draw.page.set_input_files("#draw-drop input[type=file]", tmp_path / "photo.png")

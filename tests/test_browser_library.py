@@ -120,7 +120,7 @@ def test_finding_renaming_deleting(page: Any, service: StudioService) -> None:
     playwright.expect(facts).to_contain_text("sks dog")
 
     # A name that is none is refused in words; a good one takes the run as a whole.
-    name = page.get_by_label("Name", exact=True)
+    name = page.locator("#library-name textarea")
     playwright.expect(name).to_have_value("rex")
     name.fill("../<b>x</b>")
     page.locator("#library-rename").click()

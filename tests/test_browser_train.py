@@ -67,7 +67,7 @@ def test_train_reload_scrub_and_keep(
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     problems: list[str] = []
     box = lambda name: page.locator(f"#{name} input, #{name} textarea")  # noqa: E731
-    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("pageerror", lambda error: problems.append(f"{error} {error.stack}"))
     page.goto(address)
     start = page.get_by_role("button", name="Start training")
     start.wait_for(timeout=WAIT)

@@ -61,7 +61,8 @@ def test_draw_and_subjects(client: Any, service: StudioService) -> None:
     assert answer["files"] == ["00001-5-base.png", "00002-6-base.png", "00003-5.png", "00004-6.png"]
     found = read_parameters(files[3])
     assert (found.prompt, found.seed, found.subjects) == ("a sks dog, <b>red</b>", 6, {"dog": 0.5})
-    assert Image.open(files[3]).size == service.studio.size
+    with Image.open(files[3]) as picture:
+        assert picture.size == service.studio.size
     files, answer = client.predict("a cat", None, {"steps": 1}, False, api_name="/draw")
     assert len(files) == 1
 

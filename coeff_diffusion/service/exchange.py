@@ -177,7 +177,7 @@ class Exchange:
         if not request.replace and _holds_subject(repo, token):
             raise ReplaceError(f"{repo} holds a subject already; to put this one in its place, say so")
         lines: list[str] = []
-        with _by_name(unit), _read_once(token) as token_file:
+        with _by_name(unit), read_once(token) as token_file:
             push(PushConfig(str(unit), repo, request.private, token_file=token_file), lines.append)
         return [line.strip() for line in lines]
 
@@ -224,7 +224,7 @@ def _holds_subject(repo: str, token: str) -> bool:
 
 
 @contextmanager
-def _read_once(token: str) -> Iterator[str | None]:
+def read_once(token: str) -> Iterator[str | None]:
     """A token that was typed as a file to read it from, which is the end of a pipe: it never lies on a disk."""
     if not token:
         yield None

@@ -21,7 +21,8 @@ Result = TypeVar("Result")
 REFUSALS = (
     StudioError, SchedulerError, CoefficientsError, PictureError, ConfigError, DatasetError, TrainingError, OSError
 )  # fmt: skip
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+# One name for all of them (gradio counts on): named after their functions they would take the names scripts call by.
+QUIET: dict[str, Any] = {"api_visibility": "private", "api_name": "page", "show_progress": "hidden"}
 """For events that only keep the page true: no name for scripts, no spinner."""
 
 

@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -242,7 +242,7 @@ def _wire_subjects(service: StudioService, moments: Iterable[Any], controls: Con
         first = told(service.drawings.first_prompt, chosen[used[0]]) if used and not prompt.strip() else ""
         news: dict[Any, Any] = {words: said(*sentences)}
         for number, row in enumerate(controls.rows):
-            visible = True if chosen[number] else "hidden"
+            visible: bool | Literal["hidden"] = True if chosen[number] else "hidden"
             news |= {row.box: gr.Row(visible=number <= shown)}
             news |= {row.use: gr.Checkbox(visible=visible), row.strength: gr.Slider(visible=visible)}
         return news | ({controls.prompt: first} if first else {})  # what someone is writing stays as it is

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from ..service import StudioService
-from . import api, draw, explore, inspect, timeline, train
+from . import api, draw, explore, inspect, library, timeline, train
 from .config import LOCALHOST, MAX_UPLOAD, PageConfig, PageError
 
 # Fonts of the reader's system: a web font would be a request to someone else's server.
@@ -16,7 +16,7 @@ THEME = gr.themes.Soft(
 )
 QUEUE_LENGTH = 32  # drawings that may wait; one more gets "queue is full" at once
 CACHE_SECONDS = 24 * 3600
-TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, "Inspect": inspect}
+TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, "Library": library, "Inspect": inspect}
 
 
 def build(service: StudioService) -> gr.Blocks:
@@ -35,7 +35,6 @@ def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], bl
     """Serve the page and return its address (see `config.open_page`)."""
     options: dict[str, Any] = {
         "server_name": "0.0.0.0" if config.listen else LOCALHOST,
-        "server_port": config.port or None,
         "share": config.share,
         "auth": users or None,
         "inbrowser": config.open_browser,
@@ -50,7 +49,7 @@ def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], bl
         "quiet": True,
         "show_error": True,
     }
-    _check_port(str(options["server_name"]), config.port)
+    options["server_port"] = _free_port(str(options["server_name"]), config.port)
     _, local, public = page.launch(prevent_thread_lock=True, **options)
     address = public or local
     print(f"The page is at {address} (Ctrl-C closes it)", flush=True)
@@ -59,11 +58,15 @@ def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], bl
     return address
 
 
-def _check_port(host: str, port: int) -> None:
-    """Say in one line that a port is taken; gradio would look at others first and leave sockets open."""
+def _free_port(host: str, port: int) -> int:
+    """The port, or for 0 any free one. A taken one is said in one line.
+
+    Gradio would look for a free one itself, in a range of a hundred, and leave the sockets it tried open.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise PageError(f"port {port} cannot be used ({error.strerror}); give another --port, or 0") from error
+        return int(probe.getsockname()[1])
