@@ -156,6 +156,8 @@ def test_draw_and_draw_again(browser: Any, address: str, subjects_dir: Path, tmp
     draw.prompt.fill("something else")
     draw.number("steps").fill("3")
     draw.number("strength-1").fill("2")
+    draw.choose(1, "no subject")
+    playwright.expect(draw.number("strength-1")).to_be_hidden(timeout=PATIENCE)
     draw.page.set_input_files("#draw-drop input[type=file]", saved)
     draw.says("its subject joined the library as 'cat'")
     playwright.expect(draw.prompt).to_have_value(PROMPT)

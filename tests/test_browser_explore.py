@@ -75,19 +75,18 @@ def test_explore(browser: Any, address: str, service: StudioService, tmp_path: P
     # A prompt to begin with comes with the first subject. Two of one trigger against two strengths and the base: 2 x 3.
     choose(page, "Subjects", "dog", "other-dog")
     page.locator("#explore-strengths textarea").fill("0.5, 1")
-    page.locator("#explore-prompt textarea").fill("a sks dog on snow")
-    page.get_by_role("button", name="Settings").click()
-    page.locator("#explore-seed input").fill("7")
-    page.locator("#explore-denoising input[type=number]").fill("3")
+    prompt = page.locator("#explore-prompt textarea")
+    playwright.expect(prompt).to_have_value("a sks dog")
+    prompt.fill("a sks dog on snow")
     draw.click()
     playwright.expect(status).to_contain_text("5 of 5 pictures, saved in")
     cells = page.locator("#explore-cells")
     for words in ("base: a dog on snow", "dog at 0.5", "other-dog at 1"):
         playwright.expect(cells.get_by_text(words, exact=True)).to_be_visible()
     files = sorted(service.output_dir.iterdir())
-    assert [file.name for file in files] == [*(f"{n:05d}-7-cell.png" for n in range(1, 6)), "00006-7-grid.png"]
+    assert [file.name for file in files] == [*(f"{n:05d}-0-cell.png" for n in range(1, 6)), "00006-0-grid.png"]
     found = read_parameters(files[4])
-    assert (found.prompt, found.seed, found.subjects) == ("a sks dog on snow", 7, {"other-dog": 1.0})
+    assert (found.prompt, found.seed, found.subjects) == ("a sks dog on snow", 0, {"other-dog": 1.0})
 
     # The whole is one picture to download, which says what it is; each cell opens alone.
     with page.expect_download() as download:
@@ -109,6 +108,7 @@ def test_explore(browser: Any, address: str, service: StudioService, tmp_path: P
     steps = page.locator("#explore-steps")
     for step in ("2", "6", "8", "12"):
         playwright.expect(steps.get_by_text(step, exact=True)).to_be_visible()
+    page.get_by_role("button", name="Settings").click()
     page.locator("#explore-denoising input[type=number]").fill("100")
     draw.click()
     playwright.expect(status).to_contain_text("left")

@@ -99,6 +99,7 @@ def test_train_reload_scrub_and_keep(
     page.get_by_role("radio", name="careful").check()
     page.get_by_role("button", name="More").click()
     expect(box("train-max-train-steps")).to_have_value("600")
+    expect(box("train-validation-steps")).to_have_value("150")
     box("train-max-train-steps").fill("5000")
     box("train-validation-steps").fill("15")
     box("train-num-validation-images").fill("1")

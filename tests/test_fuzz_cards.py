@@ -185,7 +185,7 @@ def test_the_cards_are_worth_trying(path: Path) -> None:
     """Some mutated cards are sound, many carry a damaged subject; were all refused as PNGs, nothing would be tested."""
     seen: list[str] = []
 
-    @settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(data=cards())
     def look(data: bytes) -> None:
         try:

@@ -100,7 +100,7 @@ class Plan:
 
     def summed(self, x: Tensor, batch: int) -> Tensor:
         """Gradients of keys or values of all groups, `[G * H, M, D]`, as those of the samples, `[B, H, M, D]`."""
-        return x.view(batch, self.groups, -1, *x.shape[1:]).sum(1)
+        return x.unflatten(0, (batch, self.groups, -1)).sum(1)
 
     def mask(self, attn_mask: Tensor | None, shape: tuple[int, int, int, int]) -> "Mask | None":
         """The mask for maps `[B, H, N, M]`."""
@@ -240,9 +240,10 @@ def backward_in_blocks(
         weight, mask = _weights(coeff, batch, plan.groups, dtype), plan.mask(attn_mask, (batch, heads, queries, keys))
         mix = Mixer(weight, plan, keys, q)
         rooms = [q.new_empty(len(q) * plan.block * keys) for _ in range(2)]
+        row_room = q.new_empty(len(q) * plan.block * q.shape[-1])
         d_query = torch.empty_like(q) if query_needed else None
-        d_key = torch.zeros_like(k) if key_needed else None
-        d_value = torch.zeros_like(v) if value_needed else None
+        d_key = torch.zeros_like(k.mT, memory_format=torch.contiguous_format) if key_needed else None  # [G * H, D, M]
+        d_value = torch.zeros_like(v.mT, memory_format=torch.contiguous_format) if value_needed else None
         d_weight = torch.zeros_like(weight) if coeff_needed else None
         for block in plan.blocks():
             maps, d_maps = (_view(room, len(q), block, keys) for room in rooms)
@@ -254,16 +255,17 @@ def backward_in_blocks(
                 mix(d_maps, d_maps, transposed=True)  # dA
                 d_scores = torch.ops.aten._softmax_backward_data.out(d_maps, maps, -1, dtype, grad_input=d_maps)
                 if d_query is not None:
-                    torch.bmm(d_scores, k, out=d_query[:, block])
+                    rows = _view(row_room, len(q), block, q.shape[-1]).view(len(q), q.shape[-1], -1)
+                    d_query[:, block].copy_(torch.bmm(k.mT, d_scores.mT, out=rows).mT)  # the faster way round
                 if d_key is not None:
-                    d_key.baddbmm_(d_scores.mT, q[:, block])
+                    d_key.baddbmm_(q[:, block].mT, d_scores)
             if d_value is not None:
                 mix(maps, maps)
-                d_value.baddbmm_(maps.mT, d_out[:, block])
+                d_value.baddbmm_(d_out[:, block].mT, maps)
     return (
         None if d_query is None else plan.joined(d_query, batch).mul_(scale).to(query.dtype),
-        None if d_key is None else plan.summed(d_key, batch).to(key.dtype),
-        None if d_value is None else plan.summed(d_value, batch).to(value.dtype),
+        None if d_key is None else plan.summed(d_key.mT, batch).to(key.dtype),
+        None if d_value is None else plan.summed(d_value.mT, batch).to(value.dtype),
         None if d_weight is None else _summed(d_weight, coeff, plan.groups),
     )
 

@@ -101,7 +101,9 @@ def open_page(config: PageConfig, block: bool = True) -> str:
         PageError: see `check`; gradio missing; the port taken. BaseModelError: see `load_base`.
     """
     users = check(config)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported: nothing leaves the machine
+    # Both are read when gradio is imported: nothing leaves the machine, and no table of all events is made after each.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     try:
         from .page import build, launch
     except ModuleNotFoundError as error:
@@ -111,6 +113,8 @@ def open_page(config: PageConfig, block: bool = True) -> str:
         config.base, revision=config.revision, dtype=config.dtype, device=config.device, config=config.base_config
     )
     service = StudioService(Studio(pipe), Library(config.subjects_dir), output_dir)
+    # Who reaches the page from outside names no folders of this computer.
+    service.exchange.folders = not (config.listen or config.share)
     try:
         return launch(build(service), config, users, block)
     finally:

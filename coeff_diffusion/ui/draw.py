@@ -4,13 +4,13 @@ import html
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gradio as gr
 
 from ..drawing import DrawCancelled
 from ..service import Drawing, Glimpse, StudioService
-from .common import QUIET, REFUSALS, aloud, follow, refusal, said, told
+from .common import QUIET, REFUSALS, aloud, follow, refusal, said
 from .draw_controls import Controls, Values, choose, fine_controls, offer, request_fields, seed_controls, subject_rows
 
 AT_ONCE = 16  # drawings that are at work or wait where everyone sees their place; more wait in gradio's own queue
@@ -238,14 +238,14 @@ def _wire_subjects(service: StudioService, moments: Iterable[Any], controls: Con
     def arrange(prompt: str, *chosen: str) -> dict[Any, Any]:
         used = [number for number, name in enumerate(chosen) if name]
         shown = 1 + max(used, default=-1)
-        sentences = [told(service.drawings.describe, chosen[number]) for number in used]
-        first = told(service.drawings.first_prompt, chosen[used[0]]) if used and not prompt.strip() else ""
+        sentences, first = _words(service, [chosen[number] for number in used])
         news: dict[Any, Any] = {words: said(*sentences)}
         for number, row in enumerate(controls.rows):
-            visible: bool | Literal["hidden"] = True if chosen[number] else "hidden"
+            visible = bool(chosen[number])
             news |= {row.box: gr.Row(visible=number <= shown)}
             news |= {row.use: gr.Checkbox(visible=visible), row.strength: gr.Slider(visible=visible)}
-        return news | ({controls.prompt: first} if first else {})  # what someone is writing stays as it is
+        begin = first and not prompt.strip()  # what someone is writing stays as it is
+        return news | ({controls.prompt: first} if begin else {})
 
     for moment in moments:
         moment(refresh, names, names, **QUIET)
@@ -256,6 +256,18 @@ def _wire_subjects(service: StudioService, moments: Iterable[Any], controls: Con
         [*(part for row in controls.rows for part in (row.box, row.use, row.strength)), words, controls.prompt],
         **QUIET,
     )
+
+
+def _words(service: StudioService, names: Iterable[str]) -> tuple[list[str], str]:
+    """A sentence about each subject, also where it is gone or damaged by now, and a prompt to begin with."""
+    sentences, prompts = [], [""]
+    for name in names:
+        try:
+            sentences.append(service.drawings.describe(name))
+            prompts.append(service.drawings.first_prompt(name))
+        except REFUSALS as error:
+            sentences.append(str(error))
+    return sentences, next(filter(None, prompts), "")
 
 
 def _wire_files(

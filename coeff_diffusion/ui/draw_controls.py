@@ -108,7 +108,7 @@ def subject_rows(service: StudioService) -> list[SubjectRow]:
                 info="Takes part",
                 min_width=90,
                 scale=1,
-                visible="hidden",  # until there is a subject
+                visible=False,  # until there is a subject
                 elem_id=f"draw-use-{number}",
             )
             name = gr.Dropdown(
@@ -127,7 +127,7 @@ def subject_rows(service: StudioService) -> list[SubjectRow]:
                 info="1 as trained, 0 off",
                 min_width=310,
                 scale=4,
-                visible="hidden",
+                visible=False,
                 elem_id=f"draw-strength-{number}",
             )
         rows.append(SubjectRow(box, use, name, strength))

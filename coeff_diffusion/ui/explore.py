@@ -21,6 +21,7 @@ CSS = """
 #explore-status progress::-webkit-progress-bar { background: var(--border-color-primary); }
 #explore-status progress::-webkit-progress-value { background: var(--color-accent); }
 #explore-status progress::-moz-progress-bar { background: var(--color-accent); }
+#explore-cells .grid-wrap { height: auto; max-height: none; }
 /* The labels over the columns begin below the component's own label and buttons. */
 #explore-sheet .image-container, #explore-cells .grid-wrap { padding-top: 2.6rem; }
 @media (max-width: 820px) { #explore-cells .grid-container { grid-template-columns: 1fr 1fr; } }
@@ -138,23 +139,25 @@ def _wire_choices(service: StudioService, moments: list[Any], controls: dict[str
     """What can be chosen is what is there now."""
     kind, prompt, subjects, run = (controls[name] for name in ("kind", "prompt", "subjects", "run"))
 
+    # What the user may be changing at this moment is touched only where it has to be.
     def offer(chosen: list[str], name: str | None) -> list[Any]:
         names, runs = list(service.library.find()), service.timelines.find()
+        still = [one for one in chosen if one in names]
         return [
-            gr.Dropdown(choices=names, value=[one for one in chosen if one in names]),
-            gr.Dropdown(choices=runs, value=name if name in runs else None),
+            gr.Dropdown(choices=names) if still == chosen else gr.Dropdown(choices=names, value=still),
+            gr.Dropdown(choices=runs) if not name or name in runs else gr.Dropdown(choices=runs, value=None),
         ]
 
-    def begin(names: list[str], words: str) -> str:
+    def begin(names: list[str], words: str) -> Any:
         """A prompt to begin with, where there is none yet."""
-        return told(service.drawings.first_prompt, names[0]) if names and not words.strip() else words
+        return told(service.drawings.first_prompt, names[0]) if names and not words.strip() else gr.skip()
 
-    def offer_steps(name: str | None, words: str) -> tuple[Any, str]:
+    def offer_steps(name: str | None, words: str) -> tuple[Any, Any]:
         if not name:
-            return gr.Dropdown(choices=[], value=[]), words
+            return gr.Dropdown(choices=[], value=[]), gr.skip()
         timeline = told(service.timelines.read, name)
         steps = gr.Dropdown(choices=timeline.steps, value=spread(timeline.steps))
-        return steps, words if words.strip() else timeline.prompt
+        return steps, gr.skip() if words.strip() else timeline.prompt
 
     for moment in moments:
         moment(offer, [subjects, run], [subjects, run], **QUIET)

@@ -25,7 +25,12 @@ def grid_controls(service: StudioService) -> dict[str, Any]:
             KINDS, value="subjects", label="Grid", info="What goes down × what goes across", elem_id="explore-kind"
         ),
         "prompt": gr.Textbox(
-            label="Prompt", info=PROMPT, placeholder="a photo of sks dog on a beach", lines=2, elem_id="explore-prompt"
+            "",
+            label="Prompt",
+            info=PROMPT,
+            placeholder="a photo of sks dog on a beach",
+            lines=2,
+            elem_id="explore-prompt",
         ),
         "subjects": gr.Dropdown(
             names, label="Subjects", info=f"Up to {MAX_ROWS}", multiselect=True, value=[], elem_id="explore-subjects"
@@ -113,7 +118,7 @@ def shared_settings(service: StudioService) -> dict[str, Any]:
             elem_id="explore-sampler",
         ),
         "negative_prompt": gr.Textbox(
-            label="Negative prompt", info="What the pictures should not show", elem_id="explore-negative"
+            "", label="Negative prompt", info="What the pictures should not show", elem_id="explore-negative"
         ),
     }
 

@@ -13,7 +13,7 @@ from .config import LOCALHOST, MAX_UPLOAD, PageConfig, PageError
 THEME = gr.themes.Soft(
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
-)
+).set(checkbox_border_color="*neutral_400")  # the theme's own can hardly be seen on white
 QUEUE_LENGTH = 32  # drawings that may wait; one more gets "queue is full" at once
 CACHE_SECONDS = 24 * 3600
 TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, "Library": library, "Inspect": inspect}

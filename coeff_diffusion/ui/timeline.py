@@ -1,6 +1,6 @@
 """The Timeline tab: move through the steps of a training, see the same picture at each, keep the best."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from math import gcd
@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ..drawing import MAX_SEED, DrawCancelled
-from ..service import Glimpse, StudioService
+from ..service import Glimpse, StudioService, Timeline
 from .common import QUIET, REFUSALS, aloud, follow, refusal, said, shown
 from .curve import curve_data, curve_plot
 
@@ -88,7 +88,7 @@ class TimelineTab:
         """Connect the controls."""
         buttons = [self.keep, self.every, self.cancel]
         asked: set[Any] = {self.run, self.step, self.prompt, self.seed}
-        drawn = [self.status, self.curve, self.picture]
+        drawn = [self.status, self.picture]
         drawing: dict[str, Any] = {"concurrency_id": "timeline", "concurrency_limit": None, **QUIET}
         for moment in (page.load, tab.select, self.run.focus):
             moment(self._offer, None, self.run, **QUIET)
@@ -98,6 +98,7 @@ class TimelineTab:
         choice.success(self._draw, asked, drawn, **drawing)
         # Who moves on does not wait for the picture before.
         self.step.input(self._stop, None, None, queue=False, **QUIET)
+        self.step.input(self._mark, {self.run, self.step}, self.curve, trigger_mode="always_last", **QUIET)
         self.step.input(self._draw, asked, drawn, trigger_mode="always_last", **drawing)
         gr.on([self.prompt.submit, self.seed.submit], self._draw, asked, drawn, **drawing)
         self.every.click(self._draw_every, asked, drawn, **drawing)
@@ -124,46 +125,49 @@ class TimelineTab:
             **dict.fromkeys((self.keep, self.every, self.cancel), gr.Button(interactive=True)),
         }
 
+    def _mark(self, values: Values) -> Any:
+        """The loss so far with a mark at the step that the slider is at."""
+        name = values[self.run]
+        return curve_data(self.timelines.losses(name), self.timelines.read(name).nearest(values[self.step]))
+
     def _draw(self, values: Values, request: gr.Request) -> Iterator[News]:
         """The picture of the step that the slider is at."""
-        if not values[self.run]:
-            return
-        try:
-            at = self.timelines.read(values[self.run]).nearest(values[self.step])
-            yield from self._pictures(values, [at], request)
-        except DrawCancelled:
-            yield {self.status: said(f"drawing step {at} was cancelled")}
-        except REFUSALS as error:
-            yield {self.status: said(str(error), refused=True)}
-            raise refusal(error) from error
+        if values[self.run]:
+            yield from self._pictures(values, request, lambda timeline: [timeline.nearest(values[self.step])])
 
     def _draw_every(self, values: Values, request: gr.Request) -> Iterator[News]:
         """The pictures of all steps, so that the slider moves without waiting afterwards."""
+        yield from self._pictures(values, request, lambda timeline: timeline.steps)
+
+    def _pictures(self, values: Values, request: gr.Request, choose: Callable[[Timeline], list[int]]) -> Iterator[News]:
+        """The picture of each chosen step, with progress where it has to be drawn first.
+
+        Every update holds the last picture again: gradio sends differences, and takes a picture that is left out for
+        one whose parts are gone.
+        """
+        name, prompt, seed = values[self.run], values[self.prompt] or "", values[self.seed] or 0
+        last: News = {}
         try:
-            steps = self.timelines.read(values[self.run]).steps
-            yield from self._pictures(values, steps, request)
-            yield {self.status: said(f"all {len(steps)} steps are drawn: move the slider")}
+            steps = choose(self.timelines.read(name))
+            for place, at in enumerate(steps, start=1):
+                where = f"step {at}" + (f" ({place} of {len(steps)})" if len(steps) > 1 else "")
+                moment = self.timelines.drawn(name, at, prompt, seed)
+                if moment is None:
+                    work = partial(self.timelines.draw, name, at, prompt, seed)
+                    tell = partial(self._tell, last, f"drawing {where}")
+                    moment = yield from follow(self.service.jobs.run(_owner(request), work), tell)
+                last = {self.picture: shown([moment.picture])[0][0]}
+                yield {**last, self.status: said(where, *moment.notes)}
+            if len(steps) > 1:
+                yield {**last, self.status: said(f"all {len(steps)} steps are drawn: move the slider")}
         except DrawCancelled:
-            yield {self.status: said("cancelled; the steps that are drawn stay")}
+            yield {**last, self.status: said("cancelled; what is drawn stays")}
         except REFUSALS as error:
-            yield {self.status: said(str(error), refused=True)}
+            yield {**last, self.status: said(str(error), refused=True)}
             raise refusal(error) from error
 
-    def _pictures(self, values: Values, steps: list[int], request: gr.Request) -> Generator[News, None, None]:
-        """Each step's picture and its place on the curve, with progress where it has to be drawn first."""
-        name, prompt, seed = values[self.run], values[self.prompt] or "", values[self.seed] or 0
-        for place, at in enumerate(steps, start=1):
-            where = f"step {at}" + (f" ({place} of {len(steps)})" if len(steps) > 1 else "")
-            yield {self.curve: curve_data(self.timelines.losses(name), at)}
-            moment = self.timelines.drawn(name, at, prompt, seed)
-            if moment is None:
-                work = partial(self.timelines.draw, name, at, prompt, seed)
-                tell = partial(self._tell, f"drawing {where}")
-                moment = yield from follow(self.service.jobs.run(_owner(request), work), tell)
-            yield {self.picture: shown([moment.picture])[0][0], self.status: said(where, *moment.notes)}
-
-    def _tell(self, what: str, glimpse: Glimpse) -> News:
-        return {self.status: said(f"{what}: {glimpse}")}
+    def _tell(self, last: News, what: str, glimpse: Glimpse) -> News:
+        return {**last, self.status: said(f"{what}: {glimpse}")}
 
     def _keep(self, values: Values) -> News:
         """Write the step that the slider is at as the subject."""

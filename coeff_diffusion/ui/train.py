@@ -59,7 +59,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
 
     def press(values: Values) -> News:
         job = _submit(service, controls.request(values))
-        return {refused: "", **view.news(job, Seen())}
+        return {refused: "", **view.news(job, None, Seen())}
 
     def call(files: list[str] | None, name: str, word: str, preset: str, changes: dict[str, Any] | None) -> Any:
         paths = [Path(file) for file in files or []]
@@ -125,28 +125,32 @@ class View:
         """Look when the page opens, when someone comes to the tab or chooses another training, and while one runs."""
         trainings = self.service.trainings
 
+        # Which training is looked at is what the radio says: looks overlap, so what one of them wrote down as seen may
+        # be of another training by now. Then all is sent again.
         def arrive() -> News:
-            return self.news(trainings.latest, Seen())
+            return self.news(trainings.latest, None, Seen())
 
-        def look(seen: Seen) -> News:
-            return self.news(trainings.find(seen.job) or trainings.latest, seen)
+        def look(number: int | None, seen: Seen) -> News:
+            return self.news(trainings.find(number) or trainings.latest, number, seen)
 
-        def choose(number: int, seen: Seen) -> News:
-            return self.news(trainings.find(number), Seen(line=seen.line, running=seen.running))
-
-        def stop(seen: Seen) -> News:
-            if seen.job is not None:
-                trainings.stop(seen.job)
-            return look(seen)
+        def stop(number: int | None, seen: Seen) -> News:
+            if number is not None:
+                trainings.stop(number)
+            return look(number, seen)
 
         for moment in (page.load, tab.select):
             moment(arrive, None, self.outputs, **QUIET)
-        self.timer.tick(look, self.seen, self.outputs, queue=False, **QUIET)
-        self.line.input(choose, [self.line, self.seen], self.outputs, **QUIET)
-        self.stop.click(stop, self.seen, self.outputs, queue=False, **QUIET)
+        asked = [self.line, self.seen]
+        self.timer.tick(look, asked, self.outputs, queue=False, **QUIET)
+        self.line.input(look, asked, self.outputs, queue=False, **QUIET)
+        self.stop.click(stop, asked, self.outputs, queue=False, **QUIET)
 
-    def news(self, job: Training | None, seen: Seen) -> News:
-        """What has changed of a training since a browser last saw it; all of it where that was another."""
+    def news(self, job: Training | None, number: int | None, seen: Seen) -> News:
+        """What has changed of a training since a browser last saw it; all of it where that was another.
+
+        Args:
+            number: of the training that the browser has chosen.
+        """
         trainings = self.service.trainings
         line = tuple((_label(one, trainings.place(one)), one.number) for one in reversed(trainings.jobs))
         running, news = trainings.busy, News()
@@ -158,6 +162,8 @@ class View:
             news[self.timer] = gr.Timer(active=running)
         if job is None:
             return {**news, self.seen: Seen(line=line, running=running)}
+        if job.number != number:
+            news[self.line] = gr.Radio(choices=list(line), value=job.number, visible=True)
         other = job.number != seen.job
         status, steps, messages = job.status(trainings.place(job)), job.step, list(job.messages)
         if other or status != seen.status:
