@@ -25,7 +25,7 @@ from playwright.sync_api import sync_playwright  # noqa: E402
 from coeff_diffusion.ui import PageConfig, open_page  # noqa: E402
 
 LOOKS = {"light": (1280, 860), "dark": (1280, 860), "phone": (390, 844)}
-WAIT = 300_000
+WAIT = 90_000
 
 
 def fill(page: Any, name: str, text: str) -> None:
@@ -40,12 +40,11 @@ def pick(page: Any, name: str, option: str | None = None) -> None:
 
 
 def show_draw(page: Any, subject: str, trigger: str) -> None:
-    pick(page, "draw-subject-0", subject)
+    pick(page, "draw-subject-1", subject)
     fill(page, "draw-prompt", f"a {trigger} on a beach")
-    page.get_by_label("Compare").check()
+    page.locator("#draw-compare input").check()
     page.locator("#draw-button").click()
-    page.locator("#draw-gallery img").nth(1).wait_for(timeout=WAIT)
-    page.locator("#draw-status").get_by_text("saved").wait_for(timeout=WAIT)
+    page.locator("#draw-status").get_by_text(".png").first.wait_for(timeout=WAIT)
 
 
 def show_explore(page: Any, subject: str, trigger: str) -> None:
@@ -68,6 +67,7 @@ def show_train(page: Any, subject: str, trigger: str) -> None:
 
 
 def show_timeline(page: Any, subject: str, trigger: str) -> None:
+    pick(page, "timeline-run", subject)
     page.locator("#timeline-picture img").first.wait_for(timeout=WAIT)
 
 

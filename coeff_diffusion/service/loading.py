@@ -33,7 +33,7 @@ class SubjectLoader:
         wanted: dict[str, tuple[object, Path | Coefficients]] = {
             name: ((path, path.stat().st_mtime_ns), path) for name, path in paths.items()
         }
-        wanted |= {name: (subject.sha256, subject) for name, subject in (others or {}).items()}
+        wanted |= {name: (subject, subject) for name, subject in (others or {}).items()}
         with self.studio.exclusive():
             for name in list(self._loaded):
                 if name not in wanted or self._loaded[name] != wanted[name][0]:

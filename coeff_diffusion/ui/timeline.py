@@ -10,7 +10,7 @@ import gradio as gr
 
 from ..drawing import MAX_SEED, DrawCancelled
 from ..service import Glimpse, StudioService, Timeline
-from .common import QUIET, REFUSALS, aloud, follow, refusal, said, shown
+from .common import QUIET, REFUSALS, aloud, follow, refusal, said, shown, told
 from .curve import curve_data, curve_plot
 
 # Small pictures fill their frame too: steps are compared, and 128 pixels are few on a large screen.
@@ -128,7 +128,8 @@ class TimelineTab:
     def _mark(self, values: Values) -> Any:
         """The loss so far with a mark at the step that the slider is at."""
         name = values[self.run]
-        return curve_data(self.timelines.losses(name), self.timelines.read(name).nearest(values[self.step]))
+        at = told(self.timelines.read, name).nearest(values[self.step])
+        return curve_data(told(self.timelines.losses, name), at)
 
     def _draw(self, values: Values, request: gr.Request) -> Iterator[News]:
         """The picture of the step that the slider is at."""
