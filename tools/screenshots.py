@@ -28,6 +28,18 @@ LOOKS = {"light": (1280, 860), "dark": (1280, 860), "phone": (390, 844)}
 WAIT = 90_000
 
 
+def open_tab(page: Any, tab: str) -> None:
+    """On a phone the last tabs are behind a button."""
+    page.locator("#draw-button").wait_for(timeout=WAIT)
+    page.wait_for_timeout(1000)
+    found = page.get_by_role("tab", name=tab, exact=True)
+    if not found.first.is_visible():
+        page.locator(".overflow-menu > button").first.click()
+        found = page.locator(".overflow-dropdown button").filter(has_text=tab)
+    found.first.click()
+    page.wait_for_timeout(1000)
+
+
 def fill(page: Any, name: str, text: str) -> None:
     page.locator(f"#{name} textarea, #{name} input").first.fill(text)
 
@@ -41,6 +53,7 @@ def pick(page: Any, name: str, option: str | None = None) -> None:
 
 def show_draw(page: Any, subject: str, trigger: str) -> None:
     pick(page, "draw-subject-1", subject)
+    page.wait_for_timeout(1500)  # until the page has written a prompt to begin with
     fill(page, "draw-prompt", f"a {trigger} on a beach")
     page.locator("#draw-compare input").check()
     page.locator("#draw-button").click()
@@ -50,6 +63,7 @@ def show_draw(page: Any, subject: str, trigger: str) -> None:
 def show_explore(page: Any, subject: str, trigger: str) -> None:
     pick(page, "explore-subjects", subject)
     page.keyboard.press("Escape")
+    page.wait_for_timeout(1500)
     fill(page, "explore-prompt", f"a {trigger} on grass")
     page.locator("#explore-draw").click()
     page.locator("#explore-sheet img").first.wait_for(timeout=WAIT)
@@ -57,6 +71,8 @@ def show_explore(page: Any, subject: str, trigger: str) -> None:
 
 
 def show_train(page: Any, subject: str, trigger: str) -> None:
+    if page.locator("#train-previews img").count():  # trained for an earlier look
+        return
     pictures = sorted((ROOT / "examples" / "subjects" / "penguin").glob("*.png"))
     page.locator("#train-pictures input[type=file]").set_input_files([str(path) for path in pictures])
     fill(page, "train-name", "my penguin")
@@ -67,7 +83,10 @@ def show_train(page: Any, subject: str, trigger: str) -> None:
 
 
 def show_timeline(page: Any, subject: str, trigger: str) -> None:
-    pick(page, "timeline-run", subject)
+    run = page.locator("#timeline-run input").first
+    run.wait_for(timeout=WAIT)
+    if run.input_value() != subject:
+        pick(page, "timeline-run", subject)
     page.locator("#timeline-picture img").first.wait_for(timeout=WAIT)
 
 
@@ -121,7 +140,7 @@ def main() -> None:
                 width, height = LOOKS[look]
                 page = browser.new_page(viewport={"width": width, "height": height})
                 page.goto(f"{address}?__theme={'dark' if look == 'dark' else 'light'}")
-                page.get_by_role("tab", name=tab).first.click()
+                open_tab(page, tab)
                 TABS[tab](page, args.subject, args.trigger)
                 take(page, args.output / f"page-{tab.lower()}-{look}.webp", full=look != "phone")
                 page.close()

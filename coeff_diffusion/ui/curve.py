@@ -12,8 +12,12 @@ COLOURS = {EACH: "#56B4E9", MEAN: "#D55E00", MARK: "#009E73"}
 KINDS = {"step": "quantitative", "loss": "quantitative", "line": "nominal"}
 
 
-def curve_plot(elem_id: str) -> gr.LinePlot:
-    """An empty plot. It has no height of its own: gradio would cut the legend off."""
+def curve_plot(elem_id: str, visible: bool = True) -> gr.LinePlot:
+    """An empty plot. It has no height of its own: gradio would cut the legend off.
+
+    Args:
+        visible: one that is shown empty first draws no lines later: gradio takes their names from what it shows first.
+    """
     return gr.LinePlot(
         x="step",
         y="loss",
@@ -22,6 +26,7 @@ def curve_plot(elem_id: str) -> gr.LinePlot:
         color_map=COLOURS,
         label="Loss",
         tooltip="all",
+        visible=visible,
         elem_id=elem_id,
     )
 

@@ -16,6 +16,7 @@ from .curve import curve_data, curve_plot
 from .train_controls import Controls, labels
 
 SECONDS = 1.0  # between two looks at a training
+GROWTH = 1.15  # a curve is drawn anew when it has so many times the steps: each time it flickers
 SHOWN_PREVIEWS = 12
 # Thumbnails of one size, however many there are, below the label instead of under it.
 CSS = """
@@ -102,7 +103,7 @@ class View:
             visible=False,
             elem_id="train-line",
         )
-        self.curve = curve_plot("train-curve")
+        self.curve = curve_plot("train-curve", visible=False)
         self.previews = gr.Gallery(
             label="Previews, newest first",
             format="png",
@@ -172,13 +173,14 @@ class View:
                 "Take out of the line" if job.state == "queued" else "Stop and keep what it has",
                 interactive=not (job.over or job.stop.is_set()),
             )
-        if other or steps != seen.steps:
-            news[self.curve] = curve_data(job.losses[:steps])
+        drawn = seen.steps
+        if other or steps > GROWTH * drawn or (job.over and steps != drawn):
+            news[self.curve], drawn = gr.update(value=curve_data(job.losses[:steps]), visible=steps > 1), steps
         if other or len(job.previews) != seen.previews:
             news[self.previews] = _previews(job)
         if other or len(messages) != seen.messages:
             news[self.log] = "\n".join(messages)
-        news[self.seen] = Seen(line, job.number, status, steps, len(job.previews), len(messages), running)
+        news[self.seen] = Seen(line, job.number, status, drawn, len(job.previews), len(messages), running)
         return news
 
 
