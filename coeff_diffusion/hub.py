@@ -57,11 +57,12 @@ class PullConfig:
     """Take the place of a subject that is in that folder."""
 
 
-def push(config: PushConfig, say: Callable[[str], None] = print) -> str:
+def push(config: PushConfig, say: Callable[[str], None] = print, token: str | None = None) -> str:
     """Share a subject and return where it is now: the URL of its page, or the folder.
 
     Args:
         say: gets one line per fact the user wants to know.
+        token: an access token that was typed; it wins over all others.
 
     Raises:
         CoefficientsError (also as HubError or LayoutError), OSError: with a message of one line; nothing was written.
@@ -91,7 +92,7 @@ def push(config: PushConfig, say: Callable[[str], None] = print) -> str:
     if folder is not None:
         write_folder(files, folder, config.overwrite)
     else:
-        _upload(files, config, say)
+        _upload(files, config, say, token)
     say(where)
     return where
 
@@ -131,9 +132,9 @@ def local_folder(text: str) -> Path | None:
     return path if looks_so or path.is_dir() else None
 
 
-def _upload(files: Mapping[str, bytes], config: PushConfig, say: Callable[[str], None]) -> None:
+def _upload(files: Mapping[str, bytes], config: PushConfig, say: Callable[[str], None], token: str | None) -> None:
     """One commit, into a repository that is new or holds a subject already."""
-    repo, hub = config.repo, Hub(find_token(config.token_file))
+    repo, hub = config.repo, Hub(token or find_token(config.token_file))
     try:
         before = hub.listing(repo)
     except HubMissingError:

@@ -269,7 +269,7 @@ class Studio:
             height=height if request.height is None else request.height,
             guidance_rescale=self._rescale(request) if request.guidance_rescale is None else request.guidance_rescale,
         )
-        wrong = problems(request, self._multiple, int(self.pipe.scheduler.config.num_train_timesteps))
+        wrong = problems(request, self.multiple, int(self.pipe.scheduler.config.num_train_timesteps))
         unknown = [name for name in request.subjects if name not in self.subjects]
         if unknown:
             wrong.append(f"no subject {', '.join(map(repr, unknown))} is loaded; loaded are {_names(self.subjects)}")
@@ -286,7 +286,8 @@ class Studio:
         return ZERO_SNR_GUIDANCE_RESCALE if guided and has_zero_terminal_snr(self.pipe.scheduler) else 0.0
 
     @property
-    def _multiple(self) -> int:
+    def multiple(self) -> int:
+        """What width and height in pixels have to be a multiple of."""
         return math.lcm(8, self.pipe.vae_scale_factor)  # 8 is what the pipeline insists on
 
 

@@ -9,6 +9,7 @@ import torch
 from browsing import FLAGS, find_chromium
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image, ImageDraw
+from subject_maker import make_subject
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -120,6 +121,23 @@ def subject_images(tmp_path: Path) -> Path:
         ImageDraw.Draw(image).ellipse((4, 4, 12 + 2 * i, 12 + i), fill=(255, 30 * i, 20))
         image.save(folder / f"{i}.{suffix}")
     return folder
+
+
+@pytest.fixture
+def service(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Iterator[Any]:
+    """What is behind the page, on the tiny base, with two subjects of one trigger in its library: dog and other-dog."""
+    from coeff_diffusion.library import Library
+    from coeff_diffusion.service import StudioService
+    from coeff_diffusion.studio import Studio
+
+    library = Library(tmp_path / "subjects")
+    library.folder.mkdir()
+    for name, seed in (("dog", 1), ("other-dog", 2)):
+        subject = make_subject(tiny_pipe.unet, tiny_pipe.text_encoder, name, "sks dog", "dog", seed)
+        subject.save(library.folder / f"{name}.safetensors")
+    service = StudioService(Studio(tiny_pipe), library, tmp_path / "pictures")
+    yield service
+    service.close()
 
 
 @pytest.fixture(scope="module")

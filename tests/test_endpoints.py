@@ -7,34 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import StableDiffusionPipeline
 from PIL import Image
-from subject_maker import make_subject
 
 gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 
 from coeff_diffusion.drawing import StudioError  # noqa: E402
-from coeff_diffusion.library import Library  # noqa: E402
 from coeff_diffusion.pictures import read_parameters  # noqa: E402
 from coeff_diffusion.service import StudioService, check_reach  # noqa: E402
-from coeff_diffusion.studio import Studio  # noqa: E402
 from coeff_diffusion.ui import PageConfig  # noqa: E402
 from coeff_diffusion.ui.api import draw_request  # noqa: E402
 from coeff_diffusion.ui.page import build, launch  # noqa: E402
 
 DOCS = Path(__file__).parents[1] / "docs" / "studio.md"
-
-
-@pytest.fixture
-def service(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Iterator[StudioService]:
-    library = Library(tmp_path / "subjects")
-    library.folder.mkdir()
-    subject = make_subject(tiny_pipe.unet, tiny_pipe.text_encoder, "dog", "sks dog", "dog", 1)
-    subject.save(library.folder / "dog.safetensors")
-    service = StudioService(Studio(tiny_pipe), library, tmp_path / "pictures")
-    yield service
-    service.close()
 
 
 @pytest.fixture
@@ -53,7 +38,8 @@ def client(address: str, tmp_path: Path) -> Iterator[Any]:
 
 def test_draw_and_subjects(client: Any, service: StudioService) -> None:
     assert [(one["name"], one["trigger"], one["problem"]) for one in client.predict(api_name="/subjects")] == [
-        ("dog", "sks dog", "")
+        ("dog", "sks dog", ""),
+        ("other-dog", "sks dog", ""),
     ]
     settings = {"seed": 5, "steps": 2, "batch_size": 2, "layers": {"self_attention": 0.5}, "end": 0.5}
     files, answer = client.predict("a sks dog, <b>red</b>", {"dog": 0.5}, settings, True, api_name="/draw")
@@ -115,5 +101,5 @@ def test_the_script_in_the_docs_works(
         exec(compile(script, "docs/studio.md", "exec"), {})
     said = capsys.readouterr().out
     assert "done 3 of 3" in said
-    assert "['dog', 'my-dog']" in said
+    assert "['dog', 'my-dog', 'other-dog']" in said
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2

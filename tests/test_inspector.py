@@ -1,30 +1,14 @@
-from pathlib import Path
-
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import ImageChops
-from subject_maker import make_subject
 
 pytest.importorskip("matplotlib")
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
 from coeff_diffusion.drawing import DrawCancelled, DrawProgress, DrawRequest, StudioError
-from coeff_diffusion.library import Library
 from coeff_diffusion.service import StudioService
-from coeff_diffusion.studio import Studio
 
 REQUEST = DrawRequest("a sks dog on grass", subjects={"dog": 1.0}, seed=1, steps=2)
-
-
-@pytest.fixture
-def service(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> StudioService:
-    library = Library(tmp_path / "subjects")
-    library.folder.mkdir()
-    for name, seed in (("dog", 1), ("other-dog", 2)):
-        subject = make_subject(tiny_pipe.unet, tiny_pipe.text_encoder, name, "sks dog", "dog", seed)
-        subject.save(library.folder / f"{name}.safetensors")
-    return StudioService(Studio(tiny_pipe), library, tmp_path / "pictures")
 
 
 def test_charts_show_the_subject(service: StudioService) -> None:

@@ -11,32 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import StableDiffusionPipeline
 from PIL import Image
-from subject_maker import make_subject
 
 gradio = pytest.importorskip("gradio")
 
 from coeff_diffusion.coefficients import CoefficientsError  # noqa: E402
 from coeff_diffusion.config import ConfigError  # noqa: E402
-from coeff_diffusion.library import Library  # noqa: E402
 from coeff_diffusion.service import StudioService, TrainingRequest  # noqa: E402
-from coeff_diffusion.studio import Studio  # noqa: E402
 from coeff_diffusion.ui import PageConfig  # noqa: E402
 from coeff_diffusion.ui.page import QUEUE_LENGTH, build, launch  # noqa: E402
 
 BOUNDARY = "end-of-part"
-
-
-@pytest.fixture
-def service(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Iterator[StudioService]:
-    library = Library(tmp_path / "subjects")
-    library.folder.mkdir()
-    subject = make_subject(tiny_pipe.unet, tiny_pipe.text_encoder, "dog", "sks dog", "dog", 1)
-    subject.save(library.folder / "dog.safetensors")
-    service = StudioService(Studio(tiny_pipe), library, tmp_path / "pictures")
-    yield service
-    service.close()
 
 
 @pytest.fixture
@@ -109,7 +94,7 @@ def test_a_bomb_is_refused_by_name(service: StudioService, tmp_path: Path) -> No
     with pytest.raises(CoefficientsError, match="bomb.png"):
         service.drawings.settings_of(path)
     assert Image.MAX_IMAGE_PIXELS is not None
-    assert list(service.library.find()) == ["dog"]
+    assert list(service.library.find()) == ["dog", "other-dog"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import shutil
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from coeff_diffusion.library import Library, LibraryError
 from coeff_diffusion.pictures import Parameters, PictureError, format_parameters, save_picture
 from coeff_diffusion.qr import make_qr, read_qr
 from coeff_diffusion.service import Exchange, PushRequest, ReplaceError, Shelf
-from coeff_diffusion.service.exchange import read_once
 from coeff_diffusion.service.thumbnails import SIDE, greyed, stand_in, thumbnail
 from coeff_diffusion.studio import Studio
 from coeff_diffusion.topologies import find_topology
@@ -439,16 +437,6 @@ def test_pushing_asks_before_it_replaces(
     assert len([line for line in server.log if not line.startswith("GET")]) == writes
     exchange.push(PushRequest("other", "anna/my-dog", private=True, replace=True))
     assert server.repositories["anna/my-dog"].files[FILE_NAME] == to_bytes(new_subject(seed=2))
-
-
-def test_a_token_is_read_from_no_disk_and_once() -> None:
-    with read_once("secret") as path:
-        assert path is not None
-        assert stat.S_ISFIFO(Path(path).stat().st_mode)
-        assert Path(path).read_text() == "secret"
-        assert Path(path).read_text() == ""
-    with read_once("") as path:
-        assert path is None
 
 
 def test_a_typed_token_is_used_and_kept_nowhere(

@@ -8,31 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import StableDiffusionPipeline
-from subject_maker import make_subject
 
 gradio = pytest.importorskip("gradio")
 
 from coeff_diffusion.coefficients import CoefficientsError  # noqa: E402
 from coeff_diffusion.drawing import DrawCancelled, DrawRequest, StudioError  # noqa: E402
-from coeff_diffusion.library import Library  # noqa: E402
 from coeff_diffusion.service import StudioService  # noqa: E402
-from coeff_diffusion.studio import Studio  # noqa: E402
 from coeff_diffusion.ui import PageConfig, PageError  # noqa: E402
 from coeff_diffusion.ui.config import check, read_auth  # noqa: E402
 from coeff_diffusion.ui.page import build, launch  # noqa: E402
 
 REQUEST = DrawRequest("a sks dog on grass", seed=1, steps=1)
-
-
-@pytest.fixture
-def service(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> StudioService:
-    library = Library(tmp_path / "subjects")
-    library.folder.mkdir()
-    for name, seed in (("dog", 1), ("other-dog", 2)):
-        subject = make_subject(tiny_pipe.unet, tiny_pipe.text_encoder, name, "sks dog", "dog", seed)
-        subject.save(library.folder / f"{name}.safetensors")
-    return StudioService(Studio(tiny_pipe), library, tmp_path / "pictures")
 
 
 @pytest.fixture

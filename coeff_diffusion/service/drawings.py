@@ -10,7 +10,8 @@ from ..drawing import DrawProgress, DrawRequest, Picture, StudioError
 from ..fingerprint import check_fits
 from ..pictures import free_path, save_picture
 from .loading import SubjectLoader
-from .restoring import Settings, named, restored
+from .messages import by_name
+from .restoring import Settings, restored
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Drawings:
         Raises:
             CoefficientsError: it is not a subject's file, or the subject does not fit the base. Nothing is added then.
         """
-        with named(file):
+        with by_name(file):
             check_fits(Coefficients.load(file), self.loader.studio.pipe.unet)
             return self.loader.library.add(file)
 

@@ -1,9 +1,7 @@
 """Subjects that come in and go out: files, cards, QR codes, the Hub."""
 
-import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +12,10 @@ from ..coefficients import Coefficients, CoefficientsError
 from ..files import FILE_NAME
 from ..hub import PullConfig, PushConfig, local_folder, pull, push
 from ..hub_client import TOKEN, Hub, HubError, HubMissingError, split_id
-from ..images import DatasetError
 from ..library import plain_name
 from ..pictures import PictureError
 from ..qr import QrConfig, make_qr_file
+from .messages import by_name
 from .shelf import Entry, Shelf
 
 MAX_ID = 200  # characters of a Hub id or of a folder's name
@@ -79,7 +77,7 @@ class Exchange:
         """
         path = Path(file)
         is_subject = path.suffix.lower() == ".safetensors"
-        with _by_name(path):
+        with by_name(path):
             subjects = extract(path) if path.suffix.lower() == ".png" else []
             subjects = subjects or [Coefficients.load(path)]
         names = [path.stem if is_subject and path.name != FILE_NAME else _own_name(subject) for subject in subjects]
@@ -101,7 +99,7 @@ class Exchange:
         name = folder.resolve().name if folder is not None else split_id(source)[0].partition("/")[2]
         name = self.library.free_name(name)
         target = self.library.folder.resolve() / name
-        with _by_name(target):
+        with by_name(target):
             pull(PullConfig(repo=source, output=str(target)), say=lambda line: None)
         return name
 
@@ -135,7 +133,7 @@ class Exchange:
         found = Path(picture) if picture else self.shelf.sample(entry)
         if found is None:
             raise PictureError(f"there is no sample of {name!r} to make a card of; choose a picture")
-        with _by_name(entry.path, found):
+        with by_name(entry.path, found):
             return _made(
                 _file_name(name, "-card.png"),
                 lambda output, say: make_card_file(CardConfig(str(entry.path), str(found), str(output)), say),
@@ -151,7 +149,7 @@ class Exchange:
             CoefficientsError, PictureError, DatasetError: it does not fit into a code, or the picture cannot be read.
         """
         entry, above = self._readable(name), str(picture) if picture else None
-        with _by_name(entry.path, *([Path(above)] if above else [])):
+        with by_name(entry.path, *([Path(above)] if above else [])):
             return _made(
                 _file_name(name, "-qr.png"),
                 lambda output, say: make_qr_file(QrConfig(str(entry.path), str(output), above), say),
@@ -177,8 +175,8 @@ class Exchange:
         if not request.replace and _holds_subject(repo, token):
             raise ReplaceError(f"{repo} holds a subject already; to put this one in its place, say so")
         lines: list[str] = []
-        with _by_name(unit), read_once(token) as token_file:
-            push(PushConfig(str(unit), repo, request.private, token_file=token_file), lines.append)
+        with by_name(unit):
+            push(PushConfig(str(unit), repo, request.private), lines.append, token or None)
         return [line.strip() for line in lines]
 
     def _readable(self, name: str) -> Entry:
@@ -221,30 +219,3 @@ def _holds_subject(repo: str, token: str) -> bool:
         return FILE_NAME in Hub(token or None).listing(repo).sizes
     except HubMissingError:
         return False
-
-
-@contextmanager
-def read_once(token: str) -> Iterator[str | None]:
-    """A token that was typed as a file to read it from, which is the end of a pipe: it never lies on a disk."""
-    if not token:
-        yield None
-        return
-    reading, writing = os.pipe()
-    try:
-        with os.fdopen(writing, "wb") as file:
-            file.write(token.encode())
-        yield f"/dev/fd/{reading}"
-    finally:
-        os.close(reading)
-
-
-@contextmanager
-def _by_name(*paths: Path) -> Iterator[None]:
-    """Errors about these files call them by their names: where they lie on this computer is nobody's business."""
-    try:
-        yield
-    except (CoefficientsError, PictureError, DatasetError) as error:
-        text = str(error)
-        for path in paths:
-            text = text.replace(str(path), path.name)
-        raise type(error)(text) from error

@@ -22,7 +22,7 @@ class Sides(NamedTuple):
 
 def reach_of_sides(studio: Studio) -> Sides:
     """From 64 pixels, or what a smaller base was trained at, to four times the side that the base was trained at."""
-    multiple = math.lcm(8, studio.pipe.vae_scale_factor)  # 8 is what the pipeline insists on
+    multiple = studio.multiple
     least, most = min(64, *studio.size), max(*studio.size, min(4 * max(studio.size), MAX_SIDE))
     return Sides(math.ceil(least / multiple) * multiple, most - most % multiple, multiple)
 

@@ -1,7 +1,6 @@
 """Settings out of a picture: how it was drawn, in terms of what the page can set and of the library's subjects."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -10,11 +9,12 @@ from ..coefficients import Coefficients, CoefficientsError, shown
 from ..drawing import DrawRequest, LayerStrengths
 from ..fingerprint import check_fits
 from ..library import Library
-from ..pictures import Parameters, PictureError, find_parameters, parse_parameters
+from ..pictures import Parameters, find_parameters, parse_parameters
 from ..recipe import Base, Recipe
 from ..schedulers import ZERO_SNR_GUIDANCE_RESCALE, SchedulerError, find_scheduler, has_zero_terminal_snr
 from ..studio import Studio
 from .loading import SubjectLoader
+from .messages import by_name
 from .reach import MAX_SUBJECTS, REACH, reach_of_sides
 
 
@@ -41,7 +41,7 @@ def restored(loader: SubjectLoader, file: str | Path) -> Settings:
         StudioError: its place in its batch cannot be.
     """
     path = Path(file)
-    with named(path):
+    with by_name(path):
         is_png = path.suffix.lower() == ".png"
         text = find_parameters(path) if is_png else None
         carried = extract(path) if is_png else []
@@ -62,16 +62,6 @@ def restored(loader: SubjectLoader, file: str | Path) -> Settings:
     notes += _unsaid(recipe.parameters)
     request, more = _within_reach(replace(request, subjects=subjects), loader.studio)
     return Settings(request, dict(request.subjects), notes + more)
-
-
-@contextmanager
-def named(file: str | Path) -> Iterator[None]:
-    """Messages name a file by its name alone: where an upload lies for the time being tells the user nothing."""
-    path = Path(file)
-    try:
-        yield
-    except (CoefficientsError, PictureError) as error:
-        raise type(error)(str(error).replace(str(path), path.name)) from error
 
 
 def _alone(recipe: Recipe) -> DrawRequest:
