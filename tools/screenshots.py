@@ -143,6 +143,9 @@ def main() -> None:
                 open_tab(page, tab)
                 TABS[tab](page, args.subject, args.trigger)
                 take(page, args.output / f"page-{tab.lower()}-{look}.webp", full=look != "phone")
+                if tab == "Train" and look == args.looks[-1] and page.locator("#train-stop").is_enabled():
+                    page.locator("#train-stop").click()  # or it would go on when this script is over
+                    page.locator("#train-status").get_by_text("is in the library").wait_for(timeout=WAIT)
                 page.close()
         browser.close()
 
