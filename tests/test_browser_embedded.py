@@ -33,9 +33,8 @@ def test_from_five_pictures_to_a_drawn_subject(browser: Any, address: str, tmp_p
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(address)
-
-    def box(name: str) -> Any:
-        return page.locator(f"#{name} input[type=number], #{name} textarea, #{name} input[type=text]").first
+    page.locator("#draw-button").wait_for()
+    page.locator(".main > [data-testid=status-tracker]").wait_for(state="hidden")  # now it has all its values
 
     # Train, with a reload in the middle: the page comes back to where the training is.
     page.get_by_role("tab", name="Train", exact=True).click()
@@ -45,8 +44,13 @@ def test_from_five_pictures_to_a_drawn_subject(browser: Any, address: str, tmp_p
     page.locator("#train-name textarea, #train-name input").fill("my cat")
     page.locator("#train-class-word textarea, #train-class-word input").fill("cat")
     page.get_by_role("button", name="More").click()
-    for name, value in (("max-train-steps", 12), ("validation-steps", 6), ("num-validation-images", 1)):
-        page.locator(f"#train-{name} input").first.fill(str(value))
+    settings = (("max-train-steps", "300", "12"), ("validation-steps", "100", "6"), ("num-validation-images", "2", "1"))
+    for name, before, value in settings:
+        box = page.locator(f"#train-{name} input").first
+        playwright.expect(box).to_have_value(before)
+        box.fill(value)
+        box.press("Tab")
+        playwright.expect(box).to_have_value(value)
     page.get_by_role("button", name="Start training").click()
     status = page.locator("#train-status")
     playwright.expect(status).to_contain_text("of 12")
