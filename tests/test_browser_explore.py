@@ -61,7 +61,7 @@ def test_explore(browser: Any, address: str, service: StudioService, tmp_path: P
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(address)
-    draw, cancel = page.locator("#explore-draw"), page.locator("#explore-cancel")
+    draw, cancel = page.locator("#explore-button"), page.locator("#explore-cancel")
     draw.wait_for()
     status = page.locator("#explore-status")
 

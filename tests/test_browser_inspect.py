@@ -87,7 +87,18 @@ def test_inspect_a_subject_and_a_word(browser: Any, address: str) -> None:
     playwright.expect(maps).to_have_count(0)
     playwright.expect(look).to_be_enabled()
 
-    # So is a subject of another base, and the charts of the last one go.
+    # A drawing that takes too long can be cancelled, and the next one begins.
+    word.fill("sks dog")
+    page.locator("#inspect-steps input[type=number]").fill("100")
+    look.click()
+    page.locator("#inspect-cancel").click()
+    playwright.expect(status).to_contain_text("Cancelled; nothing was saved.", timeout=30_000)
+    playwright.expect(page.locator("#inspect-cancel")).to_be_disabled()
+    page.locator("#inspect-steps input[type=number]").fill("2")
+    look.click()
+    playwright.expect(status).to_contain_text("The maps of “sks dog”, seed 7.", timeout=30_000)
+
+    # A subject of another base is refused, and the charts of the last one go.
     choose(page, "cat")
     playwright.expect(about.get_by_role("alert")).to_contain_text("has 3 heads, in this base 8", timeout=30_000)
     playwright.expect(heat).to_have_count(0)

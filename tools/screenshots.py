@@ -65,7 +65,7 @@ def show_explore(page: Any, subject: str, trigger: str) -> None:
     page.keyboard.press("Escape")
     page.wait_for_timeout(1500)
     fill(page, "explore-prompt", f"a {trigger} on grass")
-    page.locator("#explore-draw").click()
+    page.locator("#explore-button").click()
     page.locator("#explore-sheet img").first.wait_for(timeout=WAIT)
     page.locator("#explore-cells img").first.wait_for(timeout=WAIT)
 

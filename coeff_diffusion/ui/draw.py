@@ -3,15 +3,16 @@
 import html
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from ..drawing import DrawCancelled
 from ..service import Drawing, Glimpse, StudioService
-from .common import QUIET, REFUSALS, aloud, follow, refusal, said
+from .common import QUIET, REFUSALS, aloud, follow, said
 from .draw_controls import Controls, Values, choose, fine_controls, offer, request_fields, seed_controls, subject_rows
+from .job_bar import JobBar, job_bar
 
 AT_ONCE = 16  # drawings that are at work or wait where everyone sees their place; more wait in gradio's own queue
 EMPTY = "Write what you want to see and press Draw."
@@ -45,35 +46,25 @@ CSS = """
 
 @dataclass(frozen=True)
 class Stage:
-    """The button and what shows how the drawing goes.
+    """What shows how the drawing goes.
 
     Attributes:
         last: the seed of the last drawing.
     """
 
-    button: gr.Button
-    cancel: gr.Button
-    status: gr.HTML
+    bar: JobBar
     empty: gr.HTML
     gallery: gr.Gallery
     last: gr.State
 
     def outputs(self) -> list[Any]:
-        """All of them, for an event."""
-        return [self.button, self.cancel, self.status, self.empty, self.gallery, self.last]
-
-    def busy(self) -> dict[Any, Any]:
-        """What to show before the first step; the last result stays until there is something to see of the next one."""
-        return {
-            self.button: gr.Button(interactive=False),
-            self.cancel: gr.Button(interactive=True),
-            self.status: said("Getting ready ..."),
-        }
+        """All of it, for an event."""
+        return [*self.bar.parts(), self.empty, self.gallery, self.last]
 
     def underway(self, glimpse: Glimpse) -> dict[Any, Any]:
         """What to show while the picture forms. Not read out: a screen reader would hear of every step."""
         bar = f'<progress aria-label="Drawing" value="{glimpse.step}" max="{glimpse.total}"></progress>'
-        news: dict[Any, Any] = {self.status: f"<p>{html.escape(str(glimpse))}</p>{bar}"}
+        news: dict[Any, Any] = {self.bar.status: f"<p>{html.escape(str(glimpse))}</p>{bar}"}
         if glimpse.pictures:
             forming = [(picture, "forming") for picture in glimpse.pictures]
             news |= {self.empty: gr.HTML(visible=False), self.gallery: gr.Gallery(forming, visible=True)}
@@ -83,18 +74,10 @@ class Stage:
         """The result: the saved files themselves, so that what is downloaded says how it was drawn."""
         pictures = [(self.gallery.move_resource_to_block_cache(path), words) for path, words in drawing.captioned()]
         names = ", ".join(path.name for path in drawing.files)
-        return self.idle(*drawing.notes, f"Saved in {drawing.files[0].parent}: {names}") | {
+        return self.bar.idle(*drawing.notes, f"Saved in {drawing.files[0].parent}: {names}") | {
             self.empty: gr.HTML(visible=False),
             self.gallery: gr.Gallery(pictures, visible=True),
             self.last: drawing.pictures[0].seed,
-        }
-
-    def idle(self, *sentences: str, refused: bool = False) -> dict[Any, Any]:
-        """Ready for the next drawing, with what there is to say about this one."""
-        return {
-            self.button: gr.Button(interactive=True),
-            self.cancel: gr.Button(interactive=False),
-            self.status: said(*sentences, refused=refused),
         }
 
 
@@ -102,7 +85,8 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
     """Put the tab's controls on the page and wire them to the service."""
     with gr.Row(elem_id="draw-room"):
         with gr.Column(elem_id="draw-ask"):
-            prompt, button, cancel, status = _ask()
+            prompt = _prompt()
+            bar = job_bar("draw", "Draw")
         with gr.Column(elem_id="draw-rest"):
             rows = subject_rows(service)
             words = gr.HTML(elem_id="draw-words")
@@ -124,15 +108,15 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
         with gr.Column(elem_id="draw-result"):
             empty, gallery = _result()
     controls = Controls(prompt, rows, {"seed": seed, **fields}, random_seed, layers, span)
-    stage = Stage(button, cancel, status, empty, gallery, gr.State(0))
+    stage = Stage(bar, empty, gallery, gr.State(0))
     _wire_drawing(service, page, controls, stage, (compare, embed))
     _wire_subjects(service, [page.load, tab.select], controls, words)
-    _wire_files(service, controls, status, upload, drop)
+    _wire_files(service, controls, bar.status, upload, drop)
     reuse.click(lambda last: (last, False), stage.last, [seed, random_seed], **QUIET)
 
 
-def _ask() -> tuple[gr.Textbox, gr.Button, gr.Button, gr.HTML]:
-    prompt = gr.Textbox(  # of one line that grows: Enter draws, Shift+Enter begins a new line
+def _prompt() -> gr.Textbox:
+    return gr.Textbox(  # of one line that grows: Enter draws, Shift+Enter begins a new line
         "",
         label="Prompt",
         info="What you want to see; a subject comes by the words that call it up",
@@ -141,10 +125,6 @@ def _ask() -> tuple[gr.Textbox, gr.Button, gr.Button, gr.HTML]:
         autofocus=True,
         elem_id="draw-prompt",
     )
-    with gr.Row():
-        button = gr.Button("Draw", variant="primary", scale=3, min_width=150, elem_id="draw-button")
-        cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=90, elem_id="draw-cancel")
-    return prompt, button, cancel, gr.HTML(elem_id="draw-status")
 
 
 def _switches() -> tuple[gr.Checkbox, gr.Checkbox]:
@@ -190,40 +170,21 @@ def _wire_drawing(
 ) -> None:
     def press(values: Values, request: gr.Request) -> Iterator[dict[Any, Any]]:
         compare, embed = (values[switch] for switch in switches)
-        try:
-            asked = controls.request(service.drawings, values)
-            yield stage.busy()
-            run = service.jobs.run(
-                str(request.session_hash),
-                lambda on_step, should_stop: service.drawings.draw(asked, compare, on_step, should_stop, embed),
-            )
-            drawing = yield from follow(run, stage.underway)
-            yield stage.done(drawing) | {controls.fields["seed"]: drawing.pictures[0].seed}
-        except DrawCancelled:
-            yield stage.idle("Cancelled; nothing was saved.")
-        except REFUSALS as error:
-            yield stage.idle(str(error), refused=True)
-            raise refusal(error) from error
-        except Exception:
-            yield stage.idle("Something went wrong; the terminal of the program says more.", refused=True)
-            raise
-
-    def stop(request: gr.Request) -> Any:
-        return said("Stopping at the next step ...") if service.jobs.cancel(str(request.session_hash)) else gr.skip()
-
-    def leave(request: gr.Request) -> None:
-        service.jobs.cancel(str(request.session_hash))
+        asked = controls.request(service.drawings, values)
+        yield stage.bar.busy()  # the last result stays until there is something to see of this one
+        work = partial(service.drawings.draw, asked, compare, embed_subjects=embed)
+        drawing: Drawing = yield from follow(stage.bar.run(service, request, work), stage.underway)
+        yield stage.done(drawing) | {controls.fields["seed"]: drawing.pictures[0].seed}
 
     gr.on(
-        [stage.button.click, controls.prompt.submit],
-        press,
+        [stage.bar.start.click, controls.prompt.submit],
+        stage.bar.minding(press),
         controls.inputs() | set(switches),
         [*stage.outputs(), controls.fields["seed"]],
         concurrency_limit=AT_ONCE,
         **QUIET,
     )
-    stage.cancel.click(stop, None, stage.status, queue=False, **QUIET)
-    page.unload(leave)
+    stage.bar.wire_cancel(service, page)
 
 
 def _wire_subjects(service: StudioService, moments: Iterable[Any], controls: Controls, words: gr.HTML) -> None:

@@ -10,8 +10,9 @@ import gradio as gr
 
 from ..drawing import DrawCancelled, DrawRequest
 from ..service import Exploration, Glimpse, StudioService, spread
-from .common import QUIET, REFUSALS, follow, refusal, said, told
+from .common import QUIET, REFUSALS, follow, told
 from .explore_controls import FITTING, Values, fitting, grid_controls, grid_request, shared_settings
+from .job_bar import JobBar, job_bar
 
 AT_ONCE = 16  # grids that are at work or wait where everyone sees their place
 CSS = """
@@ -30,24 +31,19 @@ CSS = """
 
 @dataclass(frozen=True)
 class Stage:
-    """The button and what shows how the grid goes."""
+    """What shows how the grid goes."""
 
-    button: gr.Button
-    cancel: gr.Button
-    status: gr.HTML
+    bar: JobBar
     sheet: gr.Image
     cells: gr.Gallery
 
     def outputs(self) -> list[Any]:
-        """All of them, for an event."""
-        return [self.button, self.cancel, self.status, self.sheet, self.cells]
+        """All of it, for an event."""
+        return [*self.bar.parts(), self.sheet, self.cells]
 
     def busy(self, plan: Exploration) -> dict[Any, Any]:
         """The empty grid, before the first step."""
-        return {
-            self.button: gr.Button(interactive=False),
-            self.cancel: gr.Button(interactive=True),
-            self.status: said("Getting ready ...", *plan.notes),
+        return self.bar.busy(*plan.notes) | {
             self.sheet: plan.glimpse(),
             self.cells: gr.Gallery([], visible=False),
         }
@@ -57,27 +53,18 @@ class Stage:
         done = f"{len(plan.pictures)} of {len(plan.distinct)} pictures; {glimpse}"
         bar = f'<progress aria-label="Drawing the grid" value="{glimpse.step}" max="{glimpse.total}"></progress>'
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in plan.notes)
-        news: dict[Any, Any] = {self.status: f"<p>{html.escape(done)}</p>{bar}{notes}"}
+        news: dict[Any, Any] = {self.bar.status: f"<p>{html.escape(done)}</p>{bar}{notes}"}
         if glimpse.pictures:
             news[self.sheet] = plan.glimpse(glimpse.step, glimpse.total, glimpse.pictures)
         return news
 
-    def done(self, plan: Exploration, *sentences: str, refused: bool = False) -> dict[Any, Any]:
+    def done(self, plan: Exploration) -> dict[Any, Any]:
         """What there is: the saved files themselves, so that what is downloaded says how it was drawn."""
         cells = [(self.cells.move_resource_to_block_cache(path), words) for path, words in plan.captioned()]
-        news = self.idle(*sentences, *plan.notes, refused=refused) | {
-            self.cells: gr.Gallery(cells, visible=bool(cells))
-        }
-        if plan.file is None:
-            return news | {self.sheet: None}
-        return news | {self.sheet: self.sheet.move_resource_to_block_cache(plan.file)}
-
-    def idle(self, *sentences: str, refused: bool = False) -> dict[Any, Any]:
-        """Ready for the next grid, with what there is to say about this one."""
-        return {
-            self.button: gr.Button(interactive=True),
-            self.cancel: gr.Button(interactive=False),
-            self.status: said(*sentences, refused=refused),
+        sheet = None if plan.file is None else self.sheet.move_resource_to_block_cache(plan.file)
+        return self.bar.idle(_outcome(plan), *plan.notes) | {
+            self.cells: gr.Gallery(cells, visible=bool(cells)),
+            self.sheet: sheet,
         }
 
 
@@ -86,14 +73,11 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             controls = grid_controls(service)
-            with gr.Row():
-                button = gr.Button("Draw the grid", variant="primary", scale=3, min_width=150, elem_id="explore-draw")
-                cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=90, elem_id="explore-cancel")
-            status = gr.HTML(elem_id="explore-status")
+            bar = job_bar("explore", "Draw the grid")
             with gr.Accordion("Settings", open=False, elem_id="explore-settings"):
                 settings = shared_settings(service)
         with gr.Column(scale=3, min_width=320):
-            stage = Stage(button, cancel, status, *_result())
+            stage = Stage(bar, *_result())
     _wire_drawing(service, page, controls, settings, stage)
     _wire_choices(service, [page.load, tab.select], controls)
 
@@ -102,37 +86,28 @@ def _wire_drawing(
     service: StudioService, page: gr.Blocks, controls: dict[str, Any], settings: dict[str, Any], stage: Stage
 ) -> None:
     def press(values: Values, request: gr.Request) -> Iterator[dict[Any, Any]]:
-        plan = None
+        shared = DrawRequest("", **{name: values[control] for name, control in settings.items()})
+        asked = grid_request({name: values[control] for name, control in controls.items()}, shared)
+        plan = service.explorer.plan(asked)
+        yield stage.busy(plan)
         try:
-            shared = DrawRequest("", **{name: values[control] for name, control in settings.items()})
-            asked = grid_request({name: values[control] for name, control in controls.items()}, shared)
-            plan = service.explorer.plan(asked)
-            yield stage.busy(plan)
-            run = service.jobs.run(_owner(request), partial(service.explorer.draw, plan))
+            run = stage.bar.run(service, request, partial(service.explorer.draw, plan))
             yield from follow(run, partial(stage.underway, plan))
-            yield stage.done(plan, _outcome(plan))
         except DrawCancelled:  # while it waited its turn
-            assert plan is not None
-            yield stage.done(plan, _outcome(plan))
-        except REFUSALS as error:
-            show = stage.idle if plan is None else partial(stage.done, plan)
-            yield show(str(error), refused=True)
-            raise refusal(error) from error
-        except Exception:
-            yield stage.idle("Something went wrong; the terminal of the program says more.", refused=True)
+            pass
+        except REFUSALS:
+            yield stage.done(plan)  # what there is of it stays
             raise
+        yield stage.done(plan)
 
-    def stop(request: gr.Request) -> Any:
-        return said("Stopping at the next step ...") if service.jobs.cancel(_owner(request)) else gr.skip()
-
-    def leave(request: gr.Request) -> None:
-        service.jobs.cancel(_owner(request))
-
-    stage.button.click(
-        press, {*controls.values(), *settings.values()}, stage.outputs(), concurrency_limit=AT_ONCE, **QUIET
+    stage.bar.start.click(
+        stage.bar.minding(press),
+        {*controls.values(), *settings.values()},
+        stage.outputs(),
+        concurrency_limit=AT_ONCE,
+        **QUIET,
     )
-    stage.cancel.click(stop, None, stage.status, queue=False, **QUIET)
-    page.unload(leave)
+    stage.bar.wire_cancel(service, page)
 
 
 def _wire_choices(service: StudioService, moments: list[Any], controls: dict[str, Any]) -> None:
@@ -195,8 +170,3 @@ def _outcome(plan: Exploration) -> str:
         return "Cancelled; nothing was saved."
     where = f"saved in {plan.file.parent}, the grid as {plan.file.name}"
     return f"Cancelled after {drawn}; {where}" if plan.cancelled else f"{drawn}, {where}"
-
-
-def _owner(request: gr.Request) -> str:
-    """Whose job a grid is: it does not end what the same browser draws in another tab."""
-    return f"{request.session_hash}-explore"

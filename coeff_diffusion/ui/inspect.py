@@ -7,10 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from ..drawing import MAX_SEED, DrawCancelled, DrawRequest
+from ..drawing import MAX_SEED, DrawRequest
 from ..service import Glimpse, StudioService, WordView
 from .common import QUIET, REFUSALS, follow, refusal, said, shown
 from .draw_controls import NOBODY, offer
+from .job_bar import JobBar, job_bar
 
 AT_ONCE = 16  # drawings that are at work or wait where everyone sees their place
 EMPTY = "Choose a subject to see what it changes in the base."
@@ -46,9 +47,7 @@ class Controls:
     prompt: gr.Textbox
     word: gr.Textbox
     settings: dict[str, Any]
-    button: gr.Button
-    cancel: gr.Button
-    status: gr.HTML
+    bar: JobBar
     picture: gr.Image
     maps: gr.Image
 
@@ -63,15 +62,7 @@ class Controls:
     def underway(self, glimpse: Glimpse) -> Update:
         """What to show while the picture forms."""
         forming = {self.picture: gr.Image(glimpse.pictures[0], visible=True)} if glimpse.pictures else {}
-        return {self.status: said(str(glimpse)), **forming}
-
-    def idle(self, *sentences: str, refused: bool = False) -> Update:
-        """Ready for the next drawing, with what there is to say about this one."""
-        return {
-            self.button: gr.Button(interactive=True),
-            self.cancel: gr.Button(interactive=False),
-            self.status: said(*sentences, refused=refused),
-        }
+        return {self.bar.status: said(str(glimpse)), **forming}
 
 
 def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
@@ -94,21 +85,16 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             prompt, word, settings = _request_controls()
-            with gr.Row():
-                button = gr.Button("Draw and look", variant="primary", scale=3, min_width=150, elem_id="inspect-button")
-                cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=90, elem_id="inspect-cancel")
-            status = gr.HTML(elem_id="inspect-status")
+            bar = job_bar("inspect", "Draw and look")
             picture = _chart("Picture", "inspect-picture", "The picture that was drawn")
         with gr.Column(scale=3, min_width=320):
             maps = _chart("Maps of the word", "inspect-maps", "The word's attention maps over the picture")
             gr.Markdown(MAPS)
-    controls = Controls(
-        subject, about, heat, norms, prompt, word, settings, button, cancel, status, picture, maps
-    )  # fmt: skip
+    controls = Controls(subject, about, heat, norms, prompt, word, settings, bar, picture, maps)
     for moment in (page.load, tab.select, subject.focus):
         moment(lambda: offer(service.library.find()), None, subject, **QUIET)
     _wire_charts(service, controls)
-    _wire_looking(service, controls)
+    _wire_looking(service, page, controls)
 
 
 def _wire_charts(service: StudioService, on: Controls) -> None:
@@ -139,47 +125,29 @@ def _wire_charts(service: StudioService, on: Controls) -> None:
     on.subject.change(choose, {on.subject, on.prompt}, outputs, trigger_mode="always_last", **QUIET)
 
 
-def _wire_looking(service: StudioService, on: Controls) -> None:
+def _wire_looking(service: StudioService, page: gr.Blocks, on: Controls) -> None:
     """Draw with progress, until it is there or cancelled."""
 
     def press(values: Values, request: gr.Request) -> Iterator[Update]:
-        yield {
-            on.status: said("Getting ready ..."),
-            on.maps: gr.Image(None, visible=False),  # of another word or picture
-            on.button: gr.Button(interactive=False),
-            on.cancel: gr.Button(interactive=True),
-        }
+        yield on.bar.busy() | {on.maps: gr.Image(None, visible=False)}  # those were of another word or picture
         word = values[on.word].strip()
-        try:
-            look = partial(service.inspector.look, on.request(values), word)
-            view: WordView = yield from follow(service.jobs.run(_owner(request), look), on.underway)
-        except DrawCancelled:
-            yield on.idle("Cancelled.")
-        except REFUSALS as error:
-            yield on.idle(str(error), refused=True)
-            raise refusal(error) from error
-        except Exception:
-            yield on.idle("Something went wrong; the terminal of the program says more.", refused=True)
-            raise
-        else:
-            drawn, _ = shown([view.picture])[0]
-            yield on.idle(*view.notes, f"The maps of “{word}”, seed {view.picture.seed}.") | {
-                on.picture: gr.Image(drawn, visible=True),
-                on.maps: gr.Image(view.chart, visible=True),
-            }
-
-    def stop(request: gr.Request) -> Any:
-        return said("Stopping at the next step ...") if service.jobs.cancel(_owner(request)) else gr.skip()
+        look = partial(service.inspector.look, on.request(values), word)
+        view: WordView = yield from follow(on.bar.run(service, request, look), on.underway)
+        drawn, _ = shown([view.picture])[0]
+        yield on.bar.idle(*view.notes, f"The maps of “{word}”, seed {view.picture.seed}.") | {
+            on.picture: gr.Image(drawn, visible=True),
+            on.maps: gr.Image(view.chart, visible=True),
+        }
 
     gr.on(
-        [on.button.click, on.prompt.submit, on.word.submit],
-        press,
+        [on.bar.start.click, on.prompt.submit, on.word.submit],
+        on.bar.minding(press),
         {on.subject, on.prompt, on.word, *on.settings.values()},
-        [on.status, on.picture, on.maps, on.button, on.cancel],
+        [*on.bar.parts(), on.picture, on.maps],
         concurrency_limit=AT_ONCE,
         **QUIET,
     )
-    on.cancel.click(stop, None, on.status, queue=False, **QUIET)
+    on.bar.wire_cancel(service, page)
 
 
 def _request_controls() -> tuple[gr.Textbox, gr.Textbox, dict[str, Any]]:
@@ -247,8 +215,3 @@ def _chart(label: str, name: str, what: str) -> gr.Image:
         elem_classes="inspect-chart",
         alt_text=what,
     )
-
-
-def _owner(request: gr.Request) -> str:
-    """Whose job a drawing is: it does not end what the same browser draws in another tab."""
-    return f"{request.session_hash}-inspect"
