@@ -71,10 +71,9 @@ def execute(run: Run, settings: Settings) -> dict[str, Any]:
         "jobs": settings.jobs,
         "torch": torch.__version__,
     }
-    pipe = load_base(run.base)
+    pipe = load_base(run.base).to("cpu" if settings.device == "cpu" else best_device())
     try:
         trained = None if run.method == NOTHING else train(run, settings, pipe)
-        pipe.to("cpu" if settings.device == "cpu" else best_device())
         with loaded(pipe, run, trained) as name:
             figures = Measurement(run, settings, pipe, name).figures()
         if not math.isfinite(figures["subject_loss"]):

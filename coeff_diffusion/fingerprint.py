@@ -10,7 +10,7 @@ from diffusers.models import UNet2DConditionModel
 from torch import Tensor, nn
 
 from .attachment import CoeffConfig, layer_heads, select_layers
-from .coefficients import Coefficients, CoefficientsError, cut, listed
+from .coefficients import Coefficients, CoefficientsError, CoefficientsInfo, cut, listed
 
 # Rounding to bfloat16 changes a weight by up to 0.4 % of itself; a fine-tune changes most by more. Below the second
 # number float16 has no steps of that size any more.
@@ -88,6 +88,20 @@ def same_weights(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
     second = second[:: max(1, len(second) // max(1, len(first)))]
     return len(first) == len(second) and all(
         abs(a - b) <= relative * max(abs(a), abs(b)) + absolute for a, b in zip(first, second, strict=True)
+    )
+
+
+def other_weights(info: CoefficientsInfo, sample: tuple[float, ...]) -> str:
+    """A sentence for the user where a subject comes from other weights of the same structure, such as a fine-tune.
+
+    Args:
+        sample: `weight_sample` of the base at hand. Where either side has none, nobody can tell: no sentence.
+    """
+    if not info.base_sample or not sample or same_weights(info.base_sample, sample):
+        return ""
+    return (
+        f"the subject was trained on {cut(info.base_model) or 'a base'}, which is of the same kind as this base but "
+        "has other weights; it may look different here"
     )
 
 

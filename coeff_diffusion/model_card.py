@@ -38,6 +38,13 @@ On its own pictures, noised the same way, the loss went from {effect.loss_before
     return _card(coefficients, dict.fromkeys(samples, str(config.validation_prompt)), training)
 
 
+def card_of_step(card: str, step: int) -> str:
+    """A run's card that tells which step of the training is the subject now; whatever else someone wrote stays."""
+    rest = re.sub(r"^The subject is step \d+ of this training; .*\n\n", "", card, flags=re.MULTILINE)
+    told = f"The subject is step {step} of this training; the figures are of its last step.\n\n"
+    return re.sub(r"^## Training\n\n", lambda heading: heading[0] + told, rest, count=1, flags=re.MULTILINE)
+
+
 def subject_card(coefficients: Coefficients, samples: Mapping[str, str]) -> str:
     """The card of a subject of which nothing is known but what its file says.
 

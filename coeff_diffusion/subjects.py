@@ -21,8 +21,8 @@ from torch import Tensor
 from .acting import Choice, GuidanceRows, Subject
 from .acting import Gate as Gate  # a part of what this module offers
 from .attachment import activate, attach, detach, select_layers, unwrapped
-from .coefficients import Coefficients, CoefficientsError, cut
-from .fingerprint import check_fits, check_tokens_fit, same_weights, weight_sample
+from .coefficients import Coefficients, CoefficientsError
+from .fingerprint import check_fits, check_tokens_fit, other_weights, weight_sample
 from .strengths import LayerStrengths
 from .trigger import TriggerEmbedding, add_trigger, remove_trigger, triggers_clash
 
@@ -189,19 +189,13 @@ class Subjects:
             if (coefficients.tokens or subject.coefficients.tokens) and triggers_clash(mine, theirs):
                 raise CoefficientsError(
                     f"the trigger {mine!r} of {name!r} clashes with {theirs!r} of {other!r}: a prompt could not call "
-                    'up one without the other; load one of them with another trigger="..."'
+                    "up one without the other; they cannot be loaded together, unless one is given another trigger"
                 )
         encoders = {owner: getattr(self.pipe, owner, None) for owner in coefficients.tokens}
         widths = {k: e.get_input_embeddings().embedding_dim for k, e in encoders.items() if e is not None}
         check_tokens_fit(coefficients, widths)
-        recorded, found = coefficients.info.base_sample, weight_sample(self.unet)
-        if recorded and found and not same_weights(recorded, found):
-            base = cut(coefficients.info.base_model) or "a base"
-            warnings.warn(
-                f"the subject was trained on {base}, which is of the same kind as this base but has other weights; it "
-                "may look different here",
-                stacklevel=4,
-            )
+        if difference := other_weights(coefficients.info, weight_sample(self.unet)):
+            warnings.warn(difference, stacklevel=4)
 
     def _add_tokens(self, name: str, coefficients: Coefficients) -> None:
         added = []

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .coefficients import Coefficients, CoefficientsError, CoefficientsInfo
 from .files import atomic_write, serialize
+from .model_card import card_of_step
+from .output import OutputFolder
 
 FORMAT = "coeff-diffusion-timeline"
 VERSION = "1"
@@ -83,20 +85,25 @@ def load_losses(path: str | Path) -> list[float]:
         raise CoefficientsError(f"{path} does not hold the losses ({error})") from error
 
 
-def keep_step(timeline: str | Path, step: int, file: str | Path) -> Coefficients:
-    """Write the subject of a step as a subject's file, in one move, and return it.
+def keep_step(run: OutputFolder, step: int) -> Coefficients:
+    """Make a step of a run its subject, in one move, and return it. The model card says so, where there is one.
 
     The timeline keeps every step, so no choice is final.
 
     Raises:
-        CoefficientsError: no such step; or the file holds a subject that is on no step and would be lost.
+        CoefficientsError: no such step; or the run's subject is on no step and would be lost.
     """
-    steps, file = load_timeline(timeline), Path(file)
+    timeline, file = run.timeline, run.coefficients
+    steps = load_timeline(timeline)
     if step not in steps:
         raise CoefficientsError(f"{timeline} has no step {step}; it has {', '.join(map(str, steps))}")
     if file.exists() and Coefficients.load(file).sha256 not in {kept.sha256 for kept in steps.values()}:
         raise CoefficientsError(f"{file} is on no step of {timeline} and would be lost; move or rename it first")
     steps[step].save(file)
+    if run.card.is_file():
+        with atomic_write(run.card) as card:
+            text = run.card.read_text("utf-8", errors="surrogateescape")  # someone may have edited it
+            card.write(card_of_step(text, step).encode("utf-8", errors="surrogateescape"))
     return steps[step]
 
 

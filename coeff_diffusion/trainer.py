@@ -78,7 +78,7 @@ def train(
     Args:
         config: the settings; `resolve` is called here.
         pipe: a base that is loaded already, without subjects; by default the one that the settings name. It is not
-            changed, and may draw in another thread meanwhile.
+            changed, and may draw in another thread meanwhile. One on the CPU is trained there.
         on_step, on_preview: called from the training thread.
         should_stop: asked between steps and while pictures are drawn.
         say: takes the lines meant for the user.
@@ -138,6 +138,7 @@ class Trainer:
         """Load the base, put what learns beside it, read the pictures, and ask what the base predicts by itself."""
         config = self.config
         self.accelerator = Accelerator(
+            cpu=self.pipe is not None and self.pipe.device.type == "cpu",  # who gives a base also chose where it is
             log_with=None if config.report_to == "none" else config.report_to,
             project_config=ProjectConfiguration(logging_dir=str(self.output.path / config.logging_dir)),
         )

@@ -96,6 +96,11 @@ def test_words_that_call_a_subject_up(
     library.put(new_subject("pot", "", gate="always"), "pot")
     library.put(new_subject("own", "sks own", instance_prompt="a photo of sks own"), "own")
     assert [drawings.describe(name) for name in ("dog", "pot")] == ["dog: write “sks dog”", "pot: acts on every prompt"]
+    library.put(new_subject("tuned", base_model="user/tiny", base_sample=(9.0,) * 24), "tuned")
+    assert drawings.describe("tuned") == (
+        "tuned: write “sks dog”; the subject was trained on user/tiny, which is of the same kind as this base but has "
+        "other weights; it may look different here"
+    )
     assert [drawings.first_prompt(name) for name in ("dog", "pot", "own")] == ["a sks dog", "", "a photo of sks own"]
 
 

@@ -4,6 +4,7 @@
 import base64
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,11 @@ def test_what_a_card_says(shelf: Shelf, library: Library, new_subject: Make) -> 
     }
     Coefficients(dict(subject)).save(library.folder / "plain.safetensors")
     assert shelf.entry("plain").facts()["Called up by"] == "acts on every prompt"
+    assert {entry.remark for entry in shelf.entries()} == {""}
+    new_subject(base_model="user/tiny", base_sample=(9.0,) * 24).save(library.folder / "tuned.safetensors")
+    tuned = shelf.entry("tuned")
+    assert (tuned.caption, tuned.problem) == ("tuned · sks dog", "")
+    assert re.match("The subject was trained on user/tiny, .* has other weights", tuned.remark)
     with pytest.raises(CoefficientsError, match="no subject 'cat' in"):
         shelf.entry("cat")
 

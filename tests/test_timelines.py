@@ -12,6 +12,7 @@ from coeff_diffusion import Coefficients, CoefficientsError
 from coeff_diffusion.config import TrainConfig
 from coeff_diffusion.drawing import DrawCancelled, DrawProgress, StudioError
 from coeff_diffusion.library import Library
+from coeff_diffusion.output import OutputFolder
 from coeff_diffusion.service import SubjectLoader, Timelines, Training, Trainings
 from coeff_diffusion.studio import Studio
 from coeff_diffusion.timeline import keep_step, load_timeline, save_timeline
@@ -110,6 +111,20 @@ def test_keeping_a_step(timelines: Timelines, loader: SubjectLoader) -> None:
     ]
 
 
+def test_the_card_of_a_kept_step_tells_which_it_is(timelines: Timelines, tmp_path: Path) -> None:
+    card = tmp_path / "subjects" / "rex" / "README.md"
+    card.write_bytes("# rex\n\nmein Hund \n\n## Training\n\n5 steps of 4 pictures.\n".encode("latin-1") + b"\xff")
+    for step in (2, 4):
+        timelines.keep("rex", step)
+        told = f"The subject is step {step} of this training; the figures are of its last step."
+        assert card.read_bytes() == (
+            f"# rex\n\nmein Hund \n\n## Training\n\n{told}\n\n5 steps of 4 pictures.\n".encode("latin-1") + b"\xff"
+        )
+    card.write_text("my own words")
+    timelines.keep("rex", 5)
+    assert card.read_text() == "my own words"
+
+
 def test_a_subject_that_is_on_no_step_is_not_overwritten(
     timelines: Timelines, loader: SubjectLoader, new_subject: Callable[..., Coefficients]
 ) -> None:
@@ -120,7 +135,7 @@ def test_a_subject_that_is_on_no_step_is_not_overwritten(
         timelines.keep("rex", 2)
     assert Coefficients.load(file) == new_subject(seed=77)
     with pytest.raises(CoefficientsError, match="has no step 3; it has 2, 4, 5"):
-        keep_step(file.parent / "timeline.safetensors", 3, file)
+        keep_step(OutputFolder(file.parent), 3)
 
 
 def test_what_cannot_be_drawn_is_said(timelines: Timelines, tmp_path: Path) -> None:

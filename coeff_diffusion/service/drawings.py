@@ -7,7 +7,7 @@ from pathlib import Path
 from ..cards import chunks
 from ..coefficients import Coefficients
 from ..drawing import DrawProgress, DrawRequest, Picture, StudioError
-from ..fingerprint import check_fits
+from ..fingerprint import check_fits, other_weights, weight_sample
 from ..pictures import free_path, save_picture
 from .loading import SubjectLoader
 from .messages import by_name
@@ -122,9 +122,11 @@ class Drawings:
         return strengths
 
     def describe(self, name: str) -> str:
-        """One line about a subject of the library: the words that call it up."""
+        """One line about a subject of the library: the words that call it up, and what may make it look different."""
         info = Coefficients.load(self.loader.library.path(name)).info
-        return f"{name}: write “{info.trigger}”" if info.trigger else f"{name}: acts on every prompt"
+        called = f"{name}: write “{info.trigger}”" if info.trigger else f"{name}: acts on every prompt"
+        difference = other_weights(info, weight_sample(self.loader.studio.pipe.unet))
+        return f"{called}; {difference}" if difference else called
 
     def first_prompt(self, name: str) -> str:
         """What to draw with a subject of the library to see it: the prompt it was trained on."""

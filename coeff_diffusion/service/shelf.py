@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from ..coefficients import TOKEN_OWNERS, Coefficients, CoefficientsError, CoefficientsInfo, cut
-from ..fingerprint import check_fits, check_tokens_fit
+from ..fingerprint import check_fits, check_tokens_fit, other_weights, weight_sample
 from ..library import Deleted, Library, LibraryError
 from ..studio import Studio
 from .thumbnails import best_sample, greyed, stand_in, thumbnail
@@ -32,6 +33,7 @@ class Entry:
         modified: when the file was written, local time.
         damaged: why it cannot be read; empty where it can.
         misfit: why it cannot be used with the base that is loaded; empty where it can.
+        difference: why it may look different with the base that is loaded; empty where it does not.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Entry:
     modified: datetime
     damaged: str = ""
     misfit: str = ""
+    difference: str = ""
 
     @property
     def problem(self) -> str:
@@ -49,6 +52,11 @@ class Entry:
         if self.damaged:
             return f"The file cannot be read: {self.damaged}"
         return f"It does not fit the base that is loaded: {self.misfit}" if self.misfit else ""
+
+    @property
+    def remark(self) -> str:
+        """What to know before drawing with it, as a sentence: its problem, else what is different."""
+        return self.problem or self.difference[:1].upper() + self.difference[1:]
 
     @property
     def caption(self) -> str:
@@ -87,6 +95,7 @@ class Shelf:
         self.library, self._writing = library, writing
         with torch.device("meta"):  # a structure of its own: that of the studio changes while it draws
             self._unet = UNet2DConditionModel.from_config(dict(studio.pipe.unet.config))
+        self._sample = weight_sample(studio.pipe.unet)
         encoders = {owner: getattr(studio.pipe, owner, None) for owner in TOKEN_OWNERS}
         self._widths = {k: e.get_input_embeddings().embedding_dim for k, e in encoders.items() if e is not None}
         self._look = lru_cache(REMEMBERED)(self._look_at)
@@ -141,22 +150,24 @@ class Shelf:
             stat = path.lstat()
         except OSError:
             return None
-        info, sha256, damaged, misfit = self._look(path, stat.st_mtime_ns, stat.st_size)
+        content = self._look(path, stat.st_mtime_ns, stat.st_size)
         modified = datetime.fromtimestamp(stat.st_mtime)
-        return Entry(name, path, info, sha256, stat.st_size, modified, damaged, misfit)
+        return Entry(name, path, size=stat.st_size, modified=modified, **content)
 
-    def _look_at(self, path: Path, modified: int, size: int) -> tuple[CoefficientsInfo, str, str, str]:
-        """What a file says, its hash, and what is wrong with it. Every check there is takes a few milliseconds."""
+    def _look_at(self, path: Path, modified: int, size: int) -> dict[str, Any]:
+        """The fields of `Entry` that only the content of a file tells. The checks take a few milliseconds each."""
         try:
             subject = Coefficients.load(path)
         except (CoefficientsError, OSError) as error:
-            return CoefficientsInfo(), "", str(error).removeprefix(f"{path}: ").replace(str(path), path.name), ""
+            damage = str(error).removeprefix(f"{path}: ").replace(str(path), path.name)
+            return {"info": CoefficientsInfo(), "sha256": "", "damaged": damage}
+        found = {"info": subject.info, "sha256": subject.sha256}
         try:
             check_fits(subject, self._unet)
             check_tokens_fit(subject, self._widths)
         except CoefficientsError as error:
-            return subject.info, subject.sha256, "", str(error)
-        return subject.info, subject.sha256, "", ""
+            return {**found, "misfit": str(error)}
+        return {**found, "difference": other_weights(subject.info, self._sample)}
 
 
 def _words(entry: Entry) -> str:

@@ -175,8 +175,7 @@ class Timelines:
         job = self.trainings.writing(name)
         if job is not None:
             job.kept_step = step
-        path = self._path(name)
-        keep_step(path, step, OutputFolder(path.parent).coefficients)
+        keep_step(OutputFolder(self._path(name).parent), step)
         return step
 
     def _path(self, name: str) -> Path:

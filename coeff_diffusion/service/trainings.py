@@ -197,8 +197,7 @@ class Trainings:
         try:
             result = train(job.config, self._clean_base(), on_step, on_preview, job.stop.is_set, job.say)
             if job.kept_step is not None:  # chosen on the timeline meanwhile: it outlives the last step
-                output = OutputFolder(job.folder)
-                keep_step(output.timeline, job.kept_step, output.coefficients)
+                keep_step(OutputFolder(job.folder), job.kept_step)
                 job.say(f"step {job.kept_step} stays the subject, as it was chosen on the timeline")
             state = "stopped" if result.stopped else "done"
         except TrainingCancelled:

@@ -80,7 +80,7 @@ class Detail:
         file = None if entry.damaged else _cached(self.file, told(service.exchange.file, entry.name))
         return {
             self.panel: gr.Column(visible=True),
-            self.facts: _table(entry.name, entry.problem, entry.facts()),
+            self.facts: _table(entry.name, entry.remark, entry.facts()),
             self.name: entry.name.rpartition("/")[2],
             self.file: gr.DownloadButton(value=file, interactive=file is not None),
             self.share: gr.Accordion(visible=file is not None),
@@ -139,11 +139,11 @@ class Detail:
         self.replace.click(push_over, asked, answered, **QUIET)
 
 
-def _table(name: str, problem: str, facts: Mapping[str, str]) -> str:
+def _table(name: str, remark: str, facts: Mapping[str, str]) -> str:
     """What there is to know about a subject; its words are text, never markup."""
     rows = "".join(f"<dt>{html.escape(what)}</dt><dd>{html.escape(value)}</dd>" for what, value in facts.items())
-    warning = f'<p role="note">{html.escape(problem)}</p>' if problem else ""
-    return f"<h3>{html.escape(name)}</h3>{warning}<dl>{rows}</dl>"
+    note = f'<p role="note">{html.escape(remark)}</p>' if remark else ""
+    return f"<h3>{html.escape(name)}</h3>{note}<dl>{rows}</dl>"
 
 
 def _cached(component: Any, export: Export) -> str:
