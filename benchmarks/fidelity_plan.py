@@ -172,8 +172,26 @@ def climb(start: Point, loss_at: Callable[[Point], float | None], most_moves: in
     return [], centre
 
 
+EQUAL = 0.02  # of the best point's gain over the base: less is within what another seed changes
+
+
+def gentlest(losses: Mapping[Point, float], base: float) -> Point:
+    """Of the points that are as good as the best one, the one with the lowest first rate: it drifts least.
+
+    Args:
+        losses: at all points that were tried.
+        base: the loss of the base alone.
+    """
+    best = min(losses.values())
+    equal = [point for point, loss in losses.items() if loss <= best + EQUAL * max(0.0, base - best)]
+    return min(equal, key=lambda point: (point[0], losses[point], point))
+
+
 def search(settings: Settings, method: str, results: Results) -> tuple[list[Run], tuple[float, ...] | None]:
-    """The runs that the search for a method's learning rates needs next, or the rates it found."""
+    """The runs that the search for a method's learning rates needs next, or the rates it found (see `gentlest`).
+
+    Without any runs and rates it waits for the losses of the base.
+    """
     start, subjects = METHODS[method].start, settings.search_subjects()
     if not subjects:
         return [], start
@@ -182,14 +200,22 @@ def search(settings: Settings, method: str, results: Results) -> tuple[list[Run]
         rates = tuple(map(rate_at, point))
         return [Run.make(settings, method, subject, rates=rates, drawn=False) for subject in subjects]
 
-    def loss_at(point: Point) -> float | None:
-        runs = runs_at(point)
+    losses: dict[Point, float] = {}
+
+    def total(runs: list[Run]) -> float | None:
         return sum(loss_of(results[run]) for run in runs) if all(run in results for run in runs) else None
 
-    untried, best = climb(tuple(map(place_of, start)), loss_at)
-    if not untried:
-        return [], tuple(map(rate_at, best))
-    return [run for point in untried for run in runs_at(point) if run not in results], None
+    def loss_at(point: Point) -> float | None:
+        loss = total(runs_at(point))
+        if loss is not None:
+            losses[point] = loss
+        return loss
+
+    untried, _ = climb(tuple(map(place_of, start)), loss_at)
+    if untried:
+        return [run for point in untried for run in runs_at(point) if run not in results], None
+    base = total([Run.make(settings, NOTHING, subject) for subject in subjects])
+    return [], None if base is None else tuple(map(rate_at, gentlest(losses, base)))
 
 
 def loss_of(figures: Mapping[str, Any]) -> float:

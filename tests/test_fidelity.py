@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from fidelity import execute, in_own_process, main, run_all  # noqa: E402
 from fidelity_measure import COLOURS, grounds, mean_change, nearest_colour  # noqa: E402
-from fidelity_plan import Run, climb, place_of, plan, rate_at, read_results  # noqa: E402
+from fidelity_plan import Run, climb, gentlest, place_of, plan, rate_at, read_results  # noqa: E402
 from fidelity_report import write_report  # noqa: E402
 from fidelity_settings import METHODS, NOTHING, BenchmarkError, Settings  # noqa: E402
 
@@ -150,6 +150,13 @@ def test_the_search_ends_in_a_minimum_with_neighbours(start: tuple[int, ...], be
             losses[point] = math.inf if broken else sum((a - b) ** 2 for a, b in zip(point, best, strict=True))
     assert found == best
     assert len(losses) < 25
+
+
+def test_of_equally_good_rates_the_gentlest_is_taken() -> None:
+    losses = {(-8, -6): 0.5001, (-7, -6): 0.5, (-6, -6): 0.5, (-9, -6): 0.503, (-8, -5): 0.5002}
+    assert gentlest(losses, base=0.51) == (-8, -6)
+    assert gentlest(losses, base=0.5) == (-7, -6)  # nothing was gained: only the very best counts
+    assert gentlest(losses, base=0.9) == (-9, -6)
 
 
 def test_rates_are_a_series() -> None:

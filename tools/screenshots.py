@@ -142,7 +142,9 @@ def main() -> None:
                 page.goto(f"{address}?__theme={'dark' if look == 'dark' else 'light'}")
                 open_tab(page, tab)
                 TABS[tab](page, args.subject, args.trigger)
-                take(page, args.output / f"page-{tab.lower()}-{look}.webp", full=look != "phone")
+                # On a phone one screen says enough, but for Train, where what happens is below what is asked.
+                full = look != "phone" or tab == "Train"
+                take(page, args.output / f"page-{tab.lower()}-{look}.webp", full)
                 if tab == "Train" and look == args.looks[-1] and page.locator("#train-stop").is_enabled():
                     page.locator("#train-stop").click()  # or it would go on when this script is over
                     page.locator("#train-status").get_by_text("is in the library").wait_for(timeout=WAIT)
