@@ -1,0 +1,78 @@
+"""How long people wait for the page: from the command to a page that can be used, from Draw to the first picture.
+
+    python benchmarks/page_open.py               # medians of 5 starts
+
+Needs Playwright and a Chromium (`CHROMIUM` gives its path). Each start is a fresh process with a fresh library.
+"""
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from playwright.sync_api import Browser, expect, sync_playwright
+from timing import machine
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from browsing import FLAGS, find_chromium  # noqa: E402
+
+WAIT = 120_000  # milliseconds
+
+
+def measure(browser: Browser, folder: str) -> tuple[float, float, float]:
+    """Seconds from the command to a Draw button that can be pressed; from pressing it to a preview, and the picture."""
+    flags = ["--port", "0", "--subjects_dir", f"{folder}/subjects", "--output_dir", f"{folder}/pictures"]
+    command = [sys.executable, "-m", "coeff_diffusion.cli", "studio", *flags]
+    started = time.monotonic()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
+        try:
+            assert server.stdout is not None
+            line = next(line for line in server.stdout if "http" in line)
+            page = browser.new_page()
+            page.goto(line.split(" at ")[1].split()[0])
+            button = page.locator("#draw-button")
+            expect(button).to_be_enabled(timeout=WAIT)
+            opened = time.monotonic() - started
+            page.locator("#draw-prompt textarea").fill("a cat on grass")
+            pressed = time.monotonic()
+            button.click()
+            page.locator("#draw-gallery img").first.wait_for(timeout=WAIT)
+            forming = time.monotonic() - pressed
+            page.locator("#draw-status").get_by_text("Saved in").wait_for(timeout=WAIT)
+            drawn = time.monotonic() - pressed
+            page.close()
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait()
+    return opened, forming, drawn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=find_chromium(), args=FLAGS)
+        found = []
+        for _ in range(args.repeats):
+            with tempfile.TemporaryDirectory() as folder:
+                found.append(measure(browser, folder))
+        browser.close()
+    print(machine())
+    for what, seconds in zip(
+        ("from the command to a page that can be used", "from Draw to a first preview", "from Draw to the picture"),
+        zip(*found, strict=True),
+        strict=True,
+    ):
+        print(f"{what}: {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})")
+
+
+if __name__ == "__main__":
+    main()
