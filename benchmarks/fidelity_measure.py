@@ -45,6 +45,7 @@ UNRELATED = (
 )
 TIMESTEPS = 10  # of each picture, in the middles of equal parts of the noise schedule
 BATCH = 8
+DRAWN_AT_ONCE = 8  # the same ones in every run: other batches round in another order
 
 
 def with_article(words: str) -> str:
@@ -95,7 +96,7 @@ class Measurement:
         figures: dict[str, Any] = {"subject_loss": self.loss(self.subject.unseen, [words] * len(self.subject.unseen))}
         if not self.run.drawn:
             return figures
-        pictures = [self.draw(f"{words} {ground}", seed) for seed, ground in enumerate(grounds())]
+        pictures = self.draw([f"{words} {ground}" for ground in grounds()], 0)
         self.keep(pictures, "subject")
         figures |= self.likeness(pictures)
         figures["colours"] = float(np.mean([nearest_colour(p) == c for p, c in zip(pictures, COLOURS, strict=False)]))
@@ -132,12 +133,13 @@ class Measurement:
 
     # --- pictures -----------------------------------------------------------------------------------------------------
 
-    def draw(self, prompt: str, seed: int, gate: Gate | None = None) -> Image.Image:
-        """One picture, by the path that everybody draws with."""
+    def draw(self, prompts: Sequence[str], first_seed: int, gate: Gate | None = None) -> list[Image.Image]:
+        """A picture of each prompt, each of the next seed, by the path that everybody draws with."""
         run, subjects = self.run, {} if self.name is None else {self.name: 1.0}
-        request = DrawRequest(prompt, subjects=subjects, seed=seed, gate=gate)
-        request = replace(request, steps=run.draw_steps, guidance_scale=run.guidance_scale)
-        return self.studio.draw(request)[0].image
+        common = DrawRequest("", subjects=subjects, gate=gate, steps=run.draw_steps, guidance_scale=run.guidance_scale)
+        requests = [replace(common, prompt=prompt, seed=first_seed + i) for i, prompt in enumerate(prompts)]
+        batches = [requests[start : start + DRAWN_AT_ONCE] for start in range(0, len(requests), DRAWN_AT_ONCE)]
+        return [picture.image for batch in batches for picture in self.studio.draw_batch(batch)]
 
     def keep(self, pictures: Sequence[Image.Image], what: str) -> None:
         """Save pictures of the first seed: to compare with, for the grid, and to look at."""
@@ -163,7 +165,7 @@ class Measurement:
         with_class = [f"{with_article(self.subject.class_word)} {ground}" for ground in grounds()[::5]]
         drawn: dict[str, list[Image.Image]] = {}
         for what, prompts in (("unrelated", UNRELATED), ("class", with_class)):
-            drawn[what] = [self.draw(prompt, 100 + seed, gate) for seed, prompt in enumerate(prompts)]
+            drawn[what] = self.draw(prompts, 100, gate)
             self.keep(drawn[what], what if gate is None else f"{what}-{gate}")
         paths = {what: reference_paths(self.settings, self.run, what, len(drawn[what])) for what in drawn}
         found = {"drift_loss": self.loss(paths["unrelated"], UNRELATED, gate)}

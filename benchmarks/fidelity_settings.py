@@ -28,12 +28,12 @@ class Method:
 
 METHODS = {
     NOTHING: Method("nothing (class word)"),
-    "coefficients": Method("coefficients", (2e-2,)),
-    "token": Method("token", (5e-3,)),
-    "coefficients+token": Method("coefficients + token", (1e-2, 5e-3)),
-    "lora1": Method("LoRA rank 1", (2e-3,), rank=1),
-    "lora4": Method("LoRA rank 4", (2e-3,), rank=4),
-    "attention": Method("all attention weights", (1e-4,)),
+    "coefficients": Method("coefficients", (5e-3,)),
+    "token": Method("token", (1e-2,)),
+    "coefficients+token": Method("coefficients + token", (1e-3, 1e-2)),
+    "lora1": Method("LoRA rank 1", (5e-4,), rank=1),
+    "lora4": Method("LoRA rank 4", (2e-4,), rank=4),
+    "attention": Method("all attention weights", (2e-5,)),
 }
 OURS = ("coefficients", "token", "coefficients+token")  # what the library itself trains
 

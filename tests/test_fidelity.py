@@ -94,7 +94,7 @@ def test_from_nothing_to_the_table_and_on(settings: Settings) -> None:
     text = write_report(settings)
     table = Path(settings.docs_dir, "fidelity-table.md").read_text()
     for part in (
-        "| LoRA rank 4 | 2e-3 |",
+        "| LoRA rank 4 | 2e-4 |",
         "Coefficients + token as shares of LoRA rank 4",
         "- gain in subject loss: ",
         f"| {ours['subject_loss']:.4f} |",
@@ -170,7 +170,8 @@ def test_the_search_comes_before_the_runs_that_count(settings: Settings) -> None
     def worker(run: Run, settings: Settings) -> dict[str, Any]:
         searching.append(not run.drawn)
         shown = {"similarity": 0.5} if run.drawn else {}
-        loss = 0.2 if not run.rates else 0.2 + abs(place_of(run.rates[0]) - place_of(5e-3))
+        (start,) = METHODS["lora1"].start
+        loss = 0.2 if not run.rates else 0.2 + abs(place_of(run.rates[0]) - place_of(start) - 1)
         return {"subject_loss": loss, "wall_seconds": 1.0, **shown}
 
     searching: list[bool] = []
@@ -178,7 +179,7 @@ def test_the_search_comes_before_the_runs_that_count(settings: Settings) -> None
     assert ([run.method for run in now], len(later)) == ([NOTHING] * 2 + ["lora1"] * 6, 4)
     results = run_all(settings, worker)
     assert searching == [False] * 2 + [True] * 8 + [False] * 4
-    assert {run.rates for run in results if run.drawn and run.rates} == {(5e-3,)}
+    assert {run.rates for run in results if run.drawn and run.rates} == {(rate_at(place_of(5e-4) + 1),)}
 
 
 def test_an_interrupted_benchmark_goes_on(settings: Settings) -> None:
