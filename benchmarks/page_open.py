@@ -21,7 +21,7 @@ from timing import machine
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from browsing import FLAGS, find_chromium  # noqa: E402
+from browsing import FLAGS, find_chromium  # type: ignore[import-not-found]  # noqa: E402
 
 WAIT = 120_000  # milliseconds
 

@@ -61,6 +61,7 @@ shapes = st.fixed_dictionaries(
         "dtype": st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
         "block": st.sampled_from([1, 300, 1 << 20]),
         "threads": st.sampled_from([1, 4]),
+        "kept": st.sampled_from([0, blocked.KEPT_MAPS]),
     }
 )
 
@@ -79,6 +80,7 @@ def test_blocked_errs_at_most_twice_as_much_as_plain_attention(shape: dict[str, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocked, "BLOCK_MAP", shape["block"])
         patch.setattr(blocked, "MIXED_MAP", shape["block"] // 4)
+        patch.setattr(blocked, "KEPT_MAPS", shape["kept"])
         patch.setattr(torch, "get_num_threads", lambda: shape["threads"])
         actual = recombined_attention(query, key, value, coeff, mask)
         plain = scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -102,7 +104,11 @@ def test_blocked_errs_at_most_twice_as_much_as_plain_attention(shape: dict[str, 
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("mask", ["none", "added", "blind"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_gradients_in_float64(per_sample: bool, mask: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kept", [0, blocked.KEPT_MAPS])
+def test_gradients_in_float64(
+    per_sample: bool, mask: str, threads: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocked, "KEPT_MAPS", kept)
     monkeypatch.setattr(blocked, "BLOCK_MAP", 16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     batch, queries = (2, 18) if per_sample else (1, 34)

@@ -1,7 +1,7 @@
 """Recombined attention in blocks of queries, for the CPU and any device without a kernel of its own.
 
-No tensor of all maps ever exists: a block's maps live in buffers that every block uses again. The backward computes
-them again, block by block, so training holds nothing but the inputs.
+A block's maps live in buffers that every block uses again. The backward computes them again, block by block, so
+training holds nothing but the inputs, and maps that are small as a whole. A tensor of large maps never exists.
 
 The work of a block is split so that a core keeps what it has written: buffers are group-major, `[G, H, n, M]`, and a
 group (a sample, or a part of its queries) is one thread's through all four steps. Splitting each step by itself makes
@@ -13,6 +13,7 @@ n queries of a group in a block. Buffers keep G and H in one dimension where a p
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch.autograd.function import once_differentiable
 # values less often, smaller parts stay in a core's own cache. Measured with 8 heads on cores of 1 MB.
 BLOCK_MAP = 256 * 1024
 MIXED_MAP = 32 * 1024
+KEPT_MAPS = 8 * 1024 * 1024  # entries of all maps of a layer, at most, that are kept for the backward
 
 
 def blocked_attention(
@@ -42,22 +44,27 @@ def blocked_attention(
 
 
 class BlockedAttention(torch.autograd.Function):
-    """Saves the inputs alone and computes the maps again on the way back."""
+    """Saves the inputs, and small maps; large ones are computed again on the way back."""
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, attn_mask: Tensor | None, scale: float
     ) -> Tensor:
-        ctx.save_for_backward(query, key, value, coeff, attn_mask)
+        count = query.shape[:3].numel() * key.shape[2]
+        kept = None
+        if count <= KEPT_MAPS:
+            kept = query.new_empty(count, dtype=torch.promote_types(query.dtype, torch.float32))
+        output = forward_in_blocks(query, key, value, coeff, attn_mask, scale, kept)
+        ctx.save_for_backward(query, key, value, coeff, attn_mask, kept)
         ctx.scale = scale
-        return forward_in_blocks(query, key, value, coeff, attn_mask, scale)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, coeff, attn_mask = ctx.saved_tensors
+        query, key, value, coeff, attn_mask, kept = ctx.saved_tensors
         needed = ctx.needs_input_grad[:4]
-        return (*backward_in_blocks(grad, query, key, value, coeff, attn_mask, ctx.scale, needed), None, None)
+        return (*backward_in_blocks(grad, query, key, value, coeff, attn_mask, ctx.scale, needed, kept), None, None)
 
 
 @dataclass(frozen=True)
@@ -84,11 +91,11 @@ class Plan:
         for start in range(0, self.queries, self.block):
             yield slice(start, min(start + self.block, self.queries))
 
-    def split(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """A copy of queries `[B, H, N, D]` as `[G * H, N / T, D]`."""
-        batch, heads, _, channels = x.shape
-        grouped = x.unflatten(2, (self.groups, self.queries)).transpose(1, 2)
-        return grouped.to(dtype).reshape(batch * self.groups * heads, self.queries, channels)
+    def split(self, x: Tensor, dtype: torch.dtype, scale: float = 1) -> Tensor:
+        """A copy of queries `[B, H, N, D]`, scaled, as `[G * H, N / T, D]`."""
+        grouped = x.unflatten(2, (self.groups, self.queries)).transpose(1, 2).to(dtype)
+        scaled = torch.mul(grouped, scale, out=x.new_empty(grouped.shape, dtype=dtype))
+        return scaled.view(-1, self.queries, x.shape[3])
 
     def shared(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Keys or values `[B, H, M, D]` for each group, `[G * H, M, D]`."""
@@ -155,7 +162,7 @@ def _maps(query: Tensor, key: Tensor, mask: Mask | None, rows: slice, out: Tenso
 
 
 class Mixer:
-    """Recombines the maps of a block, a few queries at a time through a small buffer.
+    """Recombines the maps of a block; in place a few queries at a time, through a small buffer.
 
     Args:
         weight: `[G, H, H]`.
@@ -163,26 +170,43 @@ class Mixer:
     """
 
     def __init__(self, weight: Tensor, plan: Plan, keys: int, like: Tensor) -> None:
-        self.weight, self.part = weight, plan.part
-        self.room = like.new_empty(weight.shape[0] * weight.shape[1] * plan.part * keys)
+        self.weight, self.part, self.keys, self.like = weight, plan.part, keys, like
 
     def __call__(self, maps: Tensor, out: Tensor, transposed: bool = False) -> None:
         """`out[h] = sum_j weight[h, j] maps[j]` (or `weight[j, h]`); both `[G * H, n, M]`, and `out` may be `maps`."""
         weight = self.weight.mT if transposed else self.weight
         groups, heads, _ = weight.shape
         maps, out = (x.view(groups, heads, *x.shape[1:]) for x in (maps, out))
+        if maps.data_ptr() != out.data_ptr() and maps.dtype == out.dtype:
+            torch.bmm(weight, maps.flatten(2), out=out.flatten(2))
+            return
         for start in range(0, maps.shape[2], self.part):
             source, target = (x[:, :, start : start + self.part].flatten(2) for x in (maps, out))
             mixed = self.room[: source.numel()].view(source.shape)
             torch.bmm(weight, source, out=mixed)
             target.copy_(mixed)
 
+    @cached_property
+    def room(self) -> Tensor:
+        """For the parts that are mixed in place."""
+        return self.like.new_empty(self.weight.shape[0] * self.weight.shape[1] * self.part * self.keys)
+
 
 @torch.no_grad()
 def forward_in_blocks(
-    query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, attn_mask: Tensor | None, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    coeff: Tensor,
+    attn_mask: Tensor | None,
+    scale: float,
+    kept: Tensor | None = None,
 ) -> Tensor:
-    """The output, `[B, H, N, Dv]`, laid out as `[B, N, H, Dv]` in memory: joining the heads costs nothing."""
+    """The output, `[B, H, N, Dv]`, laid out as `[B, N, H, Dv]` in memory: joining the heads costs nothing.
+
+    Args:
+        kept: `[B * H * N * M]`; takes the maps before they are mixed, block after block, for `backward_in_blocks`.
+    """
     (batch, heads, queries, _), keys, channels = query.shape, key.shape[2], value.shape[-1]
     dtype = torch.promote_types(query.dtype, torch.float32)
     # As PyTorch's own attention does, maps meet the values in bfloat16 where those are; scores and mixing stay float32.
@@ -190,17 +214,19 @@ def forward_in_blocks(
     narrow = torch.bfloat16 if value.dtype == torch.bfloat16 else dtype
     plan = Plan.of(query, key)
     with torch.autocast(query.device.type, enabled=False):  # which would round the products
-        q, k = plan.split(query.to(dtype) * scale, dtype), plan.shared(key, dtype)
-        v = plan.shared(value, narrow)
+        q, k, v = plan.split(query, dtype, scale), plan.shared(key, dtype), plan.shared(value, narrow)
         mask = plan.mask(attn_mask, (batch, heads, queries, keys))
         mix = Mixer(_weights(coeff, batch, plan.groups, dtype), plan, keys, q)
-        room = q.new_empty(len(q) * plan.block * keys)
-        narrow_room = room if narrow == dtype else room.to(narrow)
+        size = len(q) * plan.block * keys
+        room = q.new_empty(size) if kept is None else kept
+        in_place = kept is None and narrow == dtype
+        mixed_room = room if in_place else q.new_empty(size, dtype=narrow)
         out_room = v.new_empty(len(q) * plan.block * channels)
         result = query.new_empty(batch, queries, heads, channels)
         target = result.view(batch, plan.groups, plan.queries, heads, channels).permute(0, 1, 3, 4, 2)
         for block in plan.blocks():
-            maps, mixed = (_view(buffer, len(q), block, keys) for buffer in (room, narrow_room))
+            maps = _view(room, len(q), block, keys, kept is not None)
+            mixed = _view(mixed_room, len(q), block, keys)
             output = _view(out_room, len(q), block, channels).view(len(q), channels, -1)
             _maps(q, k, mask, block, maps)
             mix(maps, mixed)
@@ -219,6 +245,7 @@ def backward_in_blocks(
     attn_mask: Tensor | None,
     scale: float,
     needed: tuple[bool, bool, bool, bool],
+    kept: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of query, key, value and coeff that are needed.
 
@@ -229,13 +256,16 @@ def backward_in_blocks(
 
     and from the scores' gradient dS to query and key as ever. The row sum is that of the maps themselves: flash
     attention's shortcut, rowsum(dO * O), holds only where a head uses its own map.
+
+    Args:
+        kept: the maps, as `forward_in_blocks` left them; None computes them again.
     """
     (batch, heads, queries, _), keys = query.shape, key.shape[2]
     query_needed, key_needed, value_needed, coeff_needed = needed
     dtype = torch.promote_types(query.dtype, torch.float32)
     plan = Plan.of(query, key)
     with torch.autocast(query.device.type, enabled=False):
-        q, k, v = plan.split(query.to(dtype) * scale, dtype), plan.shared(key, dtype), plan.shared(value, dtype)
+        q, k, v = plan.split(query, dtype, scale), plan.shared(key, dtype), plan.shared(value, dtype)
         d_out = plan.split(grad, dtype)
         weight, mask = _weights(coeff, batch, plan.groups, dtype), plan.mask(attn_mask, (batch, heads, queries, keys))
         mix = Mixer(weight, plan, keys, q)
@@ -246,8 +276,12 @@ def backward_in_blocks(
         d_value = torch.zeros_like(v.mT, memory_format=torch.contiguous_format) if value_needed else None
         d_weight = torch.zeros_like(weight) if coeff_needed else None
         for block in plan.blocks():
-            maps, d_maps = (_view(room, len(q), block, keys) for room in rooms)
-            _maps(q, k, mask, block, maps)
+            room, d_maps = (_view(buffer, len(q), block, keys) for buffer in rooms)
+            if kept is None:
+                maps = room
+                _maps(q, k, mask, block, maps)
+            else:
+                maps = _view(kept, len(q), block, keys, True)
             torch.bmm(d_out[:, block], v.mT, out=d_maps)  # dM
             if d_weight is not None:
                 d_weight.baddbmm_(_by_group(d_maps, len(weight)), _by_group(maps, len(weight)).mT)
@@ -260,8 +294,8 @@ def backward_in_blocks(
                 if d_key is not None:
                     d_key.baddbmm_(q[:, block].mT, d_scores)
             if d_value is not None:
-                mix(maps, maps)
-                d_value.baddbmm_(d_out[:, block].mT, maps)
+                mix(maps, room)
+                d_value.baddbmm_(d_out[:, block].mT, room)
     return (
         None if d_query is None else plan.joined(d_query, batch).mul_(scale).to(query.dtype),
         None if d_key is None else plan.summed(d_key.mT, batch).to(key.dtype),
@@ -270,10 +304,10 @@ def backward_in_blocks(
     )
 
 
-def _view(buffer: Tensor, rows: int, block: slice, columns: int) -> Tensor:
-    """The beginning of a buffer as `[G * H, n, columns]`."""
-    size = block.stop - block.start
-    return buffer[: rows * size * columns].view(rows, size, columns)
+def _view(buffer: Tensor, rows: int, block: slice, columns: int, own: bool = False) -> Tensor:
+    """The beginning of a buffer as `[G * H, n, columns]`, or the part of it that is the block's own."""
+    size, start = block.stop - block.start, rows * block.start * columns if own else 0
+    return buffer[start : start + rows * size * columns].view(rows, size, columns)
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:
@@ -284,7 +318,8 @@ def _by_group(x: Tensor, groups: int) -> Tensor:
 def _weights(coeff: Tensor, batch: int, groups: int, dtype: torch.dtype) -> Tensor:
     """`I + coeff` for each group, `[G, H, H]`."""
     weight = torch.eye(coeff.shape[-1], dtype=dtype, device=coeff.device) + coeff.to(dtype)
-    return weight.expand(batch, -1, -1).repeat_interleave(groups, 0)
+    weight = weight.expand(batch, -1, -1)
+    return weight if groups == 1 else weight.repeat_interleave(groups, 0)
 
 
 def _summed(d_weight: Tensor, coeff: Tensor, groups: int) -> Tensor:
