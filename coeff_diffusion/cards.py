@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 
 from .coefficients import Coefficients, CoefficientsError, shown
 from .files import atomic_write, from_bytes, to_bytes
-from .pictures import PictureError, check_output, find_parameters, parse_parameters
+from .parameters import PictureError, parse_parameters
+from .pictures import check_output, find_parameters
 from .png import SIGNATURE, PngError, read_chunks, with_chunks
 
 CHUNK = b"coEf"

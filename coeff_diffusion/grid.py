@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .pictures import PictureError
+from .parameters import PictureError
 
 MAX_PIXELS = 64 * 1024 * 1024
 

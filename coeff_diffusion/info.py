@@ -15,7 +15,8 @@ from typing import Any
 from .cards import extract
 from .coefficients import Coefficients, cut
 from .files import PICTURES, locate, read, to_bytes
-from .pictures import PictureError, find_parameters, parse_parameters
+from .parameters import PictureError, parse_parameters
+from .pictures import find_parameters
 from .terminal import printable
 
 MOST_SHOWN = 300  # characters of a text; JSON has all of it

@@ -21,7 +21,8 @@ from .files import FILE_NAME, to_bytes
 from .layout import MAX_README, MAX_SAMPLE, MAX_SAMPLES, README, check, is_ours
 from .model_card import is_hub_id, is_public, subject_card
 from .output import OutputFolder
-from .pictures import PARAMETERS, PictureError, find_parameters, format_parameters, parse_parameters
+from .parameters import PictureError, format_parameters, parse_parameters
+from .pictures import PARAMETERS, find_parameters
 
 MAX_PIXELS = 64 * 2**20
 # Paths from the root, with a drive letter, or of a network share; not the paths of web addresses.

@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .coefficients import Coefficients, CoefficientsError
 from .images import read_image
-from .pictures import PictureError, check_output, save_picture
+from .parameters import PictureError
+from .pictures import check_output, save_picture
 from .png import SIGNATURE, pixels_alone
 from .quantized import CAPACITY, MAGIC, largest_change, pack, unpack
 

@@ -16,7 +16,8 @@ from .cards import called, extract
 from .coefficients import Coefficients, shown
 from .drawing import DrawRequest, StudioError
 from .fingerprint import base_hash
-from .pictures import Parameters, read_parameters
+from .parameters import Parameters
+from .pictures import read_parameters
 from .pipeline import base_name
 from .subjects import loaded_coefficients
 from .trigger import contains_trigger

@@ -26,7 +26,7 @@ from .drawing import (
     disagreements,
     problems,
 )
-from .pictures import format_parameters
+from .parameters import format_parameters
 from .pipeline import base_name
 from .preview import Preview
 from .recipe import placed, recorded

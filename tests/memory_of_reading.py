@@ -15,7 +15,8 @@ import torch
 
 from coeff_diffusion import Coefficients, CoefficientsError
 from coeff_diffusion.cards import extract
-from coeff_diffusion.pictures import PictureError, read_parameters
+from coeff_diffusion.parameters import PictureError
+from coeff_diffusion.pictures import read_parameters
 
 
 def memory(key: str) -> int:

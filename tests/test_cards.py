@@ -27,7 +27,8 @@ from coeff_diffusion.cards import (
 )
 from coeff_diffusion.files import to_bytes
 from coeff_diffusion.library import Library
-from coeff_diffusion.pictures import Parameters, PictureError, format_parameters, read_parameters, save_picture
+from coeff_diffusion.parameters import Parameters, PictureError, format_parameters
+from coeff_diffusion.pictures import read_parameters, save_picture
 from coeff_diffusion.png import read_chunks, with_chunks
 
 GREY = Image.linear_gradient("L").resize((32, 24))

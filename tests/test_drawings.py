@@ -11,7 +11,8 @@ from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
 from coeff_diffusion.cards import embed, extract
 from coeff_diffusion.drawing import DrawRequest, LayerStrengths, StudioError
 from coeff_diffusion.library import Library
-from coeff_diffusion.pictures import Parameters, PictureError, format_parameters, read_parameters, save_picture
+from coeff_diffusion.parameters import Parameters, PictureError, format_parameters
+from coeff_diffusion.pictures import read_parameters, save_picture
 from coeff_diffusion.service import Drawings, SubjectLoader, reach_of_sides
 from coeff_diffusion.studio import Studio
 

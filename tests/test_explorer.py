@@ -12,7 +12,8 @@ from coeff_diffusion import Coefficients
 from coeff_diffusion.coefficients import CoefficientsError
 from coeff_diffusion.drawing import DrawProgress, DrawRequest, StudioError
 from coeff_diffusion.library import Library
-from coeff_diffusion.pictures import PictureError, read_parameters
+from coeff_diffusion.parameters import PictureError
+from coeff_diffusion.pictures import read_parameters
 from coeff_diffusion.service import explorer as module
 from coeff_diffusion.service.cells import GridRequest, read_strengths, spread
 from coeff_diffusion.service.explorer import EMPTY, Explorer

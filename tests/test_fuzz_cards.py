@@ -26,7 +26,8 @@ from coeff_diffusion.cards import CHUNK, MAX_BYTES, embed, extract
 from coeff_diffusion.coefficients import MAX_INFO
 from coeff_diffusion.drawing import StudioError
 from coeff_diffusion.files import MAX_HEADER, MAX_TENSORS, to_bytes
-from coeff_diffusion.pictures import MAX_TEXT, Parameters, PictureError, format_parameters, read_parameters
+from coeff_diffusion.parameters import Parameters, PictureError, format_parameters
+from coeff_diffusion.pictures import MAX_TEXT, read_parameters
 from coeff_diffusion.png import SIGNATURE, with_chunks
 from coeff_diffusion.recipe import Part, Recipe
 

@@ -13,7 +13,8 @@ from coeff_diffusion.cards import extract
 from coeff_diffusion.cli import main
 from coeff_diffusion.drawing import StudioError, split_strength
 from coeff_diffusion.generate import GenerateConfig, generate
-from coeff_diffusion.pictures import Parameters, PictureError, format_parameters, read_parameters, save_picture
+from coeff_diffusion.parameters import Parameters, PictureError, format_parameters
+from coeff_diffusion.pictures import read_parameters, save_picture
 from coeff_diffusion.strengths import LayerStrengths
 
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from coeff_diffusion.grid import labelled_grid
-from coeff_diffusion.pictures import PictureError
+from coeff_diffusion.parameters import PictureError
 
 
 def picture(color: str, size: tuple[int, int] = (40, 40)) -> Image.Image:

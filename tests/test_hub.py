@@ -24,7 +24,8 @@ from coeff_diffusion.hub_client import HubError, HubUnreachableError, find_token
 from coeff_diffusion.layout import LayoutError, check, wanted
 from coeff_diffusion.losses import Effect
 from coeff_diffusion.model_card import model_card
-from coeff_diffusion.pictures import Parameters, format_parameters, read_parameters, save_picture
+from coeff_diffusion.parameters import Parameters, format_parameters
+from coeff_diffusion.pictures import read_parameters, save_picture
 from coeff_diffusion.publishing import local_path_in
 
 DRAWN = Parameters("a sks dog", steps=2, sampler="DDIM", seed=7, model="/data/anna/secret-base", subjects={"dog": 1.0})

@@ -19,7 +19,8 @@ from coeff_diffusion.cards import embed
 from coeff_diffusion.checkpoint import Checkpoint
 from coeff_diffusion.files import FILE_NAME, MAX_FILE, to_bytes
 from coeff_diffusion.info import InfoConfig, collect_facts, show_info
-from coeff_diffusion.pictures import Parameters, PictureError, format_parameters, save_picture
+from coeff_diffusion.parameters import Parameters, PictureError, format_parameters
+from coeff_diffusion.pictures import save_picture
 from coeff_diffusion.qr import make_qr
 from coeff_diffusion.terminal import printable
 from coeff_diffusion.timeline import save_timeline

@@ -8,16 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from coeff_diffusion.pictures import (
-    Parameters,
-    PictureError,
-    find_parameters,
-    format_parameters,
-    free_path,
-    parse_parameters,
-    read_parameters,
-    save_picture,
-)
+from coeff_diffusion.parameters import Parameters, PictureError, format_parameters, parse_parameters
+from coeff_diffusion.pictures import find_parameters, free_path, read_parameters, save_picture
 from coeff_diffusion.strengths import LayerStrengths
 
 PARAMETERS = Parameters(

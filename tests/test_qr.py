@@ -20,7 +20,7 @@ from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, l
 from coeff_diffusion.cli import main
 from coeff_diffusion.fingerprint import describe_base
 from coeff_diffusion.images import DatasetError
-from coeff_diffusion.pictures import PictureError
+from coeff_diffusion.parameters import PictureError
 from coeff_diffusion.qr import (
     GAP,
     MAX_FILE,

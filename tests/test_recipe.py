@@ -9,7 +9,8 @@ from subject_maker import make_subject
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
 from coeff_diffusion.drawing import DrawRequest, StudioError
-from coeff_diffusion.pictures import Parameters, PictureError, format_parameters, parse_parameters, save_picture
+from coeff_diffusion.parameters import Parameters, PictureError, format_parameters, parse_parameters
+from coeff_diffusion.pictures import save_picture
 from coeff_diffusion.recipe import MAX_BATCH, Base, Part, Recipe
 from coeff_diffusion.strengths import LayerStrengths
 from coeff_diffusion.studio import Studio

@@ -23,7 +23,8 @@ from coeff_diffusion.coefficients import CoefficientsInfo
 from coeff_diffusion.files import FILE_NAME, serialize, to_bytes
 from coeff_diffusion.hub_client import HubError
 from coeff_diffusion.library import Library, LibraryError
-from coeff_diffusion.pictures import Parameters, PictureError, format_parameters, save_picture
+from coeff_diffusion.parameters import Parameters, PictureError, format_parameters
+from coeff_diffusion.pictures import save_picture
 from coeff_diffusion.qr import make_qr, read_qr
 from coeff_diffusion.service import Exchange, PushRequest, ReplaceError, Shelf
 from coeff_diffusion.service.thumbnails import SIDE, greyed, stand_in, thumbnail

@@ -11,7 +11,7 @@ from subject_maker import make_subject
 
 from coeff_diffusion import Coefficients, unload_coefficients
 from coeff_diffusion.drawing import DrawCancelled, DrawProgress, DrawRequest, StudioError
-from coeff_diffusion.pictures import parse_parameters
+from coeff_diffusion.parameters import parse_parameters
 from coeff_diffusion.schedulers import SchedulerError, make_scheduler
 from coeff_diffusion.strengths import LayerStrengths
 from coeff_diffusion.studio import Studio

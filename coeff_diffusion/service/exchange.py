@@ -13,7 +13,7 @@ from ..files import FILE_NAME
 from ..hub import PullConfig, PushConfig, local_folder, pull, push
 from ..hub_client import TOKEN, Hub, HubError, HubMissingError, split_id
 from ..library import plain_name
-from ..pictures import PictureError
+from ..parameters import PictureError
 from ..qr import QrConfig, make_qr_file
 from .messages import by_name
 from .shelf import Entry, Shelf

@@ -12,7 +12,8 @@ from PIL import Image
 from ..coefficients import Coefficients, CoefficientsError
 from ..drawing import MAX_SEED, DrawCancelled, DrawProgress, Picture
 from ..grid import labelled_grid
-from ..pictures import format_parameters, free_path, parse_parameters, save_picture
+from ..parameters import format_parameters, parse_parameters
+from ..pictures import free_path, save_picture
 from .cells import Actor, Cell, GridRequest, labels, lay_out, notes
 from .loading import SubjectLoader
 from .timelines import Timelines

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..coefficients import CoefficientsError
 from ..images import DatasetError
-from ..pictures import PictureError
+from ..parameters import PictureError
 
 
 @contextmanager

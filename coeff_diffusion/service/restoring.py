@@ -9,7 +9,8 @@ from ..coefficients import Coefficients, CoefficientsError, shown
 from ..drawing import DrawRequest, LayerStrengths
 from ..fingerprint import check_fits
 from ..library import Library
-from ..pictures import Parameters, find_parameters, parse_parameters
+from ..parameters import Parameters, parse_parameters
+from ..pictures import find_parameters
 from ..recipe import Base, Recipe
 from ..schedulers import ZERO_SNR_GUIDANCE_RESCALE, SchedulerError, find_scheduler, has_zero_terminal_snr
 from ..studio import Studio

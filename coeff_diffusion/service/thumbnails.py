@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageOps
 
 from ..files import MAX_HEADER
-from ..pictures import PictureError, find_parameters, parse_parameters
+from ..parameters import PictureError, parse_parameters
+from ..pictures import find_parameters
 
 SIDE = 192  # pixels
 MOST_SAMPLES = 64  # that are looked at to find the one to show

@@ -10,7 +10,7 @@ from ..coefficients import CoefficientsError
 from ..config import ConfigError
 from ..drawing import Picture, StudioError
 from ..images import DatasetError
-from ..pictures import PictureError
+from ..parameters import PictureError
 from ..progress import TrainingError
 from ..schedulers import SchedulerError
 from ..service import Glimpse
