@@ -109,9 +109,9 @@ class TrainConfig:
     """Batches that make one update: the effect of a larger batch in the memory of a small one."""
     gradient_checkpointing: bool = False
     """Save memory by computing parts of each step twice."""
-    learning_rate: float = 1e-2
-    """Of the coefficients. They are few and start at zero: useful rates are far above LoRA's."""
-    token_learning_rate: float = 5e-3
+    learning_rate: float = 1e-3
+    """Of the coefficients. Higher ones gain no more beside a token and drift further from the base."""
+    token_learning_rate: float = 2e-2
     """Of the trigger's embedding."""
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"

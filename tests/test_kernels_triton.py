@@ -115,7 +115,7 @@ def interpret() -> None:
     """What the child process does."""
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    from coeff_diffusion.kernels.triton_kernels import supports, triton_attention
+    from coeff_diffusion.kernels.triton_attention import supports, triton_attention
 
     found: dict[str, Any] = {}
     for name, (heads, channels, dtype, per_sample, mask) in CASES.items():
@@ -201,14 +201,14 @@ def test_compiles(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from coeff_diffusion.kernels import triton_kernels
+    from coeff_diffusion.kernels import triton_kernels, triton_tiles
 
-    function = getattr(triton_kernels, f"_{kernel}_kernel")
-    first, second = triton_kernels.split_channels(channels)
-    config = triton_kernels.STATS_CONFIGS[0]
+    function = getattr(triton_kernels, f"{kernel}_kernel")
+    first, second = triton_tiles.split_channels(channels)
+    config = triton_tiles.STATS_CONFIGS[0]
     if kernel != "stats":
         itemsize = 4 if dtype == "fp32" else 2
-        config = triton_kernels.fitting(kernel, heads, first + second, itemsize, capability // 10, memory)[0]
+        config = triton_tiles.fitting(kernel, heads, first + second, itemsize, capability // 10, memory)[0]
     constants = {"H": heads, "D": channels, "D0": first, "D1": second, "MASK": mask, "KEY_ROWS": key_rows}
     constants |= config.kwargs
     plain = {"rows": "i32", "columns": "i32", "kind": "i32", "scale": "fp32", "out_scale": "fp32"}
@@ -243,7 +243,7 @@ def test_compiles(
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("major", [8, 9, 12])
 def test_every_layer_has_tiles_that_fit(kernel: str, itemsize: int, major: int) -> None:
-    from coeff_diffusion.kernels import triton_kernels as kernels
+    from coeff_diffusion.kernels import triton_tiles as kernels
 
     for heads in (1, 3, 5, 8, 10, 16, 20, 24):
         for channels in (3, 13, 40, 64, 80, 96, 128, 160, 256):
@@ -278,7 +278,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def test_is_as_exact_as_plain_attention_on_a_gpu(
     heads: int, channels: int, queries: int, keys: int, mask: str | None, dtype: torch.dtype, per_sample: bool
 ) -> None:
-    from coeff_diffusion.kernels.triton_kernels import triton_attention
+    from coeff_diffusion.kernels.triton_attention import triton_attention
 
     found = errors(triton_attention, 2, heads, channels, queries, keys, dtype, per_sample, mask, "cuda")
     assert all(ratio <= 2 for ratio in found.values()), found
@@ -287,7 +287,7 @@ def test_is_as_exact_as_plain_attention_on_a_gpu(
 @pytest.mark.gpu
 @needs_cuda
 def test_same_bits_again_and_no_maps_in_memory_on_a_gpu() -> None:
-    from coeff_diffusion.kernels.triton_kernels import triton_attention
+    from coeff_diffusion.kernels.triton_attention import triton_attention
 
     inputs = [torch.randn(2, 4096, 8, 40, device="cuda", dtype=torch.float16).transpose(1, 2) for _ in range(3)]
     inputs.append(torch.randn(8, 8, device="cuda"))
@@ -302,7 +302,7 @@ def test_same_bits_again_and_no_maps_in_memory_on_a_gpu() -> None:
 @pytest.mark.gpu
 @needs_cuda
 def test_compiles_into_one_graph_on_a_gpu() -> None:
-    from coeff_diffusion.kernels.triton_kernels import triton_attention
+    from coeff_diffusion.kernels.triton_attention import triton_attention
 
     inputs = [torch.randn(2, 64, 8, 40, device="cuda", dtype=torch.float16).transpose(1, 2) for _ in range(3)]
     inputs.append(torch.randn(8, 8, device="cuda"))

@@ -6,7 +6,7 @@ Every way computes `coeff_diffusion.recombination.recombined_attention` exactly;
 | --- | --- |
 | `plain` | coefficients that are zero or a diagonal matrix (recognized by `attachment`, when they are chosen) |
 | `folded` | cross-attention while sampling in float32: the prompt is the same in every step (asked by `attention`) |
-| `triton_kernels` | on CUDA |
+| `triton_attention` | on CUDA |
 | `blocked` | everywhere else |
 | `recombination` | a mask that learns; and what all others are tested against |
 """
@@ -31,11 +31,11 @@ __all__ = ["PromptCache", "diagonal_of", "recombined_attention", "scaled_attenti
 def _triton_kernels() -> Any:
     """The kernels for CUDA; None, with one warning, where Triton is missing or too old."""
     try:
-        from . import triton_kernels
+        from . import triton_attention
     except ImportError as error:
         warnings.warn(f"recombined attention runs without its CUDA kernels, slower: {error}", stacklevel=2)
         return None
-    return triton_kernels
+    return triton_attention
 
 
 def recombined_attention(
