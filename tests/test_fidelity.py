@@ -103,7 +103,7 @@ def test_from_nothing_to_the_table_and_on(settings: Settings) -> None:
         assert part in table
     assert "missing" not in table
     assert "all attention weights" not in table
-    assert read_image(Path(settings.docs_dir, "images", "fidelity.png")).width > 32
+    assert read_image(Path(settings.docs_dir, "images", "fidelity.webp")).width > 32
 
 
 def test_what_is_not_measured_is_not_reported(settings: Settings) -> None:
