@@ -84,12 +84,12 @@ def test_float16_scales_the_loss_and_leaves_overflowing_updates_out() -> None:
 
     optimization.update([tiny])
     assert not torch.equal(coeff, before)
-    assert optimization.learning_rates[0] == pytest.approx(9e-3)
+    assert optimization.learning_rates[0] == pytest.approx(0.9 * TrainConfig.learning_rate)
     moved, scale = coeff.detach().clone(), optimization.scaler.get_scale()
     optimization.update([lambda: (coeff.half() * 1e4).float().sum()])
     assert torch.equal(coeff, moved)
     assert optimization.scaler.get_scale() < scale
-    assert optimization.learning_rates[0] == pytest.approx(9e-3)
+    assert optimization.learning_rates[0] == pytest.approx(0.9 * TrainConfig.learning_rate)
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
