@@ -21,7 +21,7 @@ from coeff_diffusion import set_coefficients
 from coeff_diffusion.cli import guarded, parse
 from coeff_diffusion.pipeline import load_base
 
-SCALES = (2.0, 4.0, 7.5, 10.0)
+SCALES = (7.5, 4.0, 2.0)  # the default first
 
 
 def main() -> int:
