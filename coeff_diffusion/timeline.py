@@ -100,9 +100,9 @@ def keep_step(run: OutputFolder, step: int) -> Coefficients:
     if file.exists() and Coefficients.load(file).sha256 not in {kept.sha256 for kept in steps.values()}:
         raise CoefficientsError(f"{file} is on no step of {timeline} and would be lost; move or rename it first")
     steps[step].save(file)
-    if run.card.is_file():
+    if run.card.is_file() and not run.card.is_symlink():
+        text = run.card.read_bytes().decode("utf-8", errors="surrogateescape")  # someone may have edited it
         with atomic_write(run.card) as card:
-            text = run.card.read_text("utf-8", errors="surrogateescape")  # someone may have edited it
             card.write(card_of_step(text, step).encode("utf-8", errors="surrogateescape"))
     return steps[step]
 

@@ -102,6 +102,8 @@ def test_words_that_call_a_subject_up(
         "tuned: write “sks dog”; the subject was trained on user/tiny, which is of the same kind as this base but has "
         "other weights; it may look different here"
     )
+    library.put(new_subject("other", base_fingerprint="0" * 64, base_sample=(9.0,) * 24), "other")
+    assert drawings.describe("other") == "other: write “sks dog”"
     assert [drawings.first_prompt(name) for name in ("dog", "pot", "own")] == ["a sks dog", "", "a photo of sks own"]
 
 

@@ -170,16 +170,15 @@ def test_the_search_comes_before_the_runs_that_count(settings: Settings) -> None
     def worker(run: Run, settings: Settings) -> dict[str, Any]:
         searching.append(not run.drawn)
         shown = {"similarity": 0.5} if run.drawn else {}
-        (start,) = METHODS["lora1"].start
-        loss = 0.2 if not run.rates else 0.2 + abs(place_of(run.rates[0]) - place_of(start) - 1)
+        loss = 0.2 if not run.rates else 0.2 + abs(place_of(run.rates[0]) - best)
         return {"subject_loss": loss, "wall_seconds": 1.0, **shown}
 
-    searching: list[bool] = []
+    best, searching = place_of(METHODS["lora1"].start[0]) + 1, list[bool]()
     now, later = plan(settings, {})
     assert ([run.method for run in now], len(later)) == ([NOTHING] * 2 + ["lora1"] * 6, 4)
     results = run_all(settings, worker)
     assert searching == [False] * 2 + [True] * 8 + [False] * 4
-    assert {run.rates for run in results if run.drawn and run.rates} == {(rate_at(place_of(5e-4) + 1),)}
+    assert {run.rates for run in results if run.drawn and run.rates} == {(rate_at(best),)}
 
 
 def test_an_interrupted_benchmark_goes_on(settings: Settings) -> None:

@@ -113,13 +113,12 @@ def test_keeping_a_step(timelines: Timelines, loader: SubjectLoader) -> None:
 
 def test_the_card_of_a_kept_step_tells_which_it_is(timelines: Timelines, tmp_path: Path) -> None:
     card = tmp_path / "subjects" / "rex" / "README.md"
-    card.write_bytes("# rex\n\nmein Hund \n\n## Training\n\n5 steps of 4 pictures.\n".encode("latin-1") + b"\xff")
+    before, after = b"# rex\r\n\nedited in latin-1: \xe4\n\n## Training\n\n", b"5 steps of 4 pictures.\n"
+    card.write_bytes(before + after)
     for step in (2, 4):
         timelines.keep("rex", step)
-        told = f"The subject is step {step} of this training; the figures are of its last step."
-        assert card.read_bytes() == (
-            f"# rex\n\nmein Hund \n\n## Training\n\n{told}\n\n5 steps of 4 pictures.\n".encode("latin-1") + b"\xff"
-        )
+        told = f"The subject is step {step} of this training; the figures are of its last step.\n\n"
+        assert card.read_bytes() == before + told.encode() + after
     card.write_text("my own words")
     timelines.keep("rex", 5)
     assert card.read_text() == "my own words"

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..cards import chunks
 from ..coefficients import Coefficients
 from ..drawing import DrawProgress, DrawRequest, Picture, StudioError
-from ..fingerprint import check_fits, other_weights, weight_sample
+from ..fingerprint import check_fits, fingerprint, other_weights, weight_sample
 from ..pictures import free_path, save_picture
 from .loading import SubjectLoader
 from .messages import by_name
@@ -125,7 +125,13 @@ class Drawings:
         """One line about a subject of the library: the words that call it up, and what may make it look different."""
         info = Coefficients.load(self.loader.library.path(name)).info
         called = f"{name}: write “{info.trigger}”" if info.trigger else f"{name}: acts on every prompt"
-        difference = other_weights(info, weight_sample(self.loader.studio.pipe.unet))
+        unet = self.loader.studio.pipe.unet
+        if info.base_fingerprint not in (
+            "",
+            fingerprint(unet),
+        ):  # another kind of base: drawing is refused
+            return called
+        difference = other_weights(info, weight_sample(unet))
         return f"{called}; {difference}" if difference else called
 
     def first_prompt(self, name: str) -> str:
