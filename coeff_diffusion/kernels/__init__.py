@@ -7,6 +7,7 @@ Every way computes `coeff_diffusion.recombination.recombined_attention` exactly;
 | `plain` | coefficients that are zero or a diagonal matrix (recognized by `attachment`, when they are chosen) |
 | `folded` | cross-attention while sampling in float32: the prompt is the same in every step (asked by `attention`) |
 | `triton_attention` | on CUDA |
+| `native` | on CPUs in float32, where there is a compiler |
 | `blocked` | everywhere else |
 | `recombination` | a mask that learns; and what all others are tested against |
 """
@@ -20,6 +21,7 @@ from torch import Tensor, compiler
 from torch.nn.functional import scaled_dot_product_attention
 
 from .. import recombination
+from . import native
 from .blocked import blocked_attention
 from .folded import PromptCache
 from .plain import diagonal_of, scaled_attention
@@ -81,4 +83,6 @@ def recombined_attention(
     kernels = _triton_kernels() if query.is_cuda else None
     if kernels is not None and kernels.supports(query, key, value, attn_mask):
         return kernels.triton_attention(query, key, value, coeff, attn_mask, scale)
+    if native.supports(query, key, value, attn_mask):
+        return native.native_attention(query, key, value, coeff, scale)
     return blocked_attention(query, key, value, coeff, attn_mask, scale)

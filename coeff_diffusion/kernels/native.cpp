@@ -1,0 +1,523 @@
+// Recombined attention on CPUs, float32, forward and backward. `native.py` compiles this file and calls it.
+//
+// A thread takes a block of queries through all heads: scores and maps of the whole block, [H, n, M], then, a few keys
+// at a time, what mixing makes of them, and its product with the values. Nothing of the size of all maps exists, and
+// what a thread has written comes back from its own cache. The backward computes the maps again from the row's
+// log-sum-exp. With A the maps, W = I + coeff and dO the gradient of the output:
+//
+//     dM[h] = dO[h] V[h]^T                dW[h, j] = sum dM[h] * A[j]          dV[h] = (sum_j W[h, j] A[j])^T dO[h]
+//     dA[j] = sum_h W[h, j] dM[h]         dS[j] = A[j] * (dA[j] - rowsum(dA[j] * A[j]))
+//     dQ[j] = scale dS[j] K[j]            dK[j] = scale dS[j]^T Q[j]
+//
+// All of it is made of one product of small matrices, `product`, and passes over rows.
+//
+// Legend: B samples, H heads, N queries, M keys, D channels of a key, E of a value, n queries of a block.
+// Matrices are padded to whole vectors: Mp keys, Dp and Ep channels.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace {
+
+using Size = std::int64_t;
+
+constexpr Size VECTOR = 8;   // floats
+constexpr Size LINE = 16;    // floats of a cache line
+constexpr Size PANEL = 32;   // keys that are packed side by side
+constexpr Size KEYS = 128;   // keys that are mixed at once
+constexpr Size QUERIES = 32; // most queries of a block
+constexpr Size MOST_THREADS = 256;
+constexpr Size MAPS = 8 << 20;  // entries of the maps that all threads hold at once, at most
+
+typedef float Vec __attribute__((vector_size(32), aligned(4), may_alias));
+typedef std::int32_t IntVec __attribute__((vector_size(32), aligned(4), may_alias));
+
+inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
+inline void store(float* to, Vec x) { *reinterpret_cast<Vec*>(to) = x; }
+inline Vec all(float x) { return Vec{} + x; }
+inline Vec larger(Vec x, Vec y) { return x > y ? x : y; }
+inline Size padded(Size count, Size unit) { return (count + unit - 1) / unit * unit; }
+
+inline float sum(Vec x) {
+    return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
+}
+
+// e^x for x <= 0, to about one unit in the last place (the method of the Cephes library); 0 only below e^-87.
+inline Vec exponential(Vec x) {
+    x = larger(x, all(-87.0f));
+    const Vec magic = all(12582912.0f);  // adding it rounds to an integer
+    Vec whole = (x * 1.44269504f + magic) - magic;
+    Vec rest = x - whole * 0.693359375f;
+    rest = rest + whole * 2.12194440e-4f;
+    Vec y = all(1.9875691500e-4f);
+    y = y * rest + 1.3981999507e-3f;
+    y = y * rest + 8.3334519073e-3f;
+    y = y * rest + 4.1665795894e-2f;
+    y = y * rest + 1.6666665459e-1f;
+    y = y * rest + 5.0000001201e-1f;
+    y = y * (rest * rest) + rest + 1.0f;
+    IntVec power = (__builtin_convertvector(whole, IntVec) + 127) << 23;
+    return y * reinterpret_cast<Vec&>(power);
+}
+
+// C[r, :] (+)= sum_i A[r, i] B[i, :] for R rows and C columns of vectors, held in registers.
+// A is read at a + r * a_row + i * a_step.
+template <int R, int C>
+void tile(Size steps, const float* a, Size a_row, Size a_step, const float* b, Size b_step, float* c, Size c_row,
+          bool add) {
+    Vec total[R][C];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < C; ++v) total[r][v] = add ? load(c + r * c_row + v * VECTOR) : Vec{};
+    for (Size i = 0; i < steps; ++i) {
+        Vec row[C];
+#pragma GCC unroll 8
+        for (int v = 0; v < C; ++v) row[v] = load(b + i * b_step + v * VECTOR);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            Vec factor = all(a[r * a_row + i * a_step]);
+#pragma GCC unroll 8
+            for (int v = 0; v < C; ++v) total[r][v] += factor * row[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < C; ++v) store(c + r * c_row + v * VECTOR, total[r][v]);
+}
+
+#ifdef __AVX512VL__
+constexpr int TILE_ROWS = 4, TILE_COLUMNS = 5;  // of 32 registers
+#else
+constexpr int TILE_ROWS = 4, TILE_COLUMNS = 2;  // of 16
+#endif
+
+using Tile = void (*)(Size, const float*, Size, Size, const float*, Size, float*, Size, bool);
+constexpr Tile TILES[4][5] = {
+    {tile<1, 1>, tile<1, 2>, tile<1, 3>, tile<1, 4>, tile<1, 5>},
+    {tile<2, 1>, tile<2, 2>, tile<2, 3>, tile<2, 4>, tile<2, 5>},
+    {tile<3, 1>, tile<3, 2>, tile<3, 3>, tile<3, 4>, tile<3, 5>},
+    {tile<4, 1>, tile<4, 2>, tile<4, 3>, tile<4, 4>, tile<4, 5>},
+};
+
+// C (+)= A B for matrices of any height; `columns` is a multiple of VECTOR.
+inline void product(Size rows, Size columns, Size steps, const float* a, Size a_row, Size a_step, const float* b,
+                    Size b_step, float* c, Size c_row, bool add) {
+    Size wide = columns / VECTOR;
+    const Size strips = (wide + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    for (Size left = strips, column = 0; left > 0; --left) {  // strips of equal width, as far as it goes
+        Size width = (wide + left - 1) / left;
+        for (Size row = 0; row < rows; row += TILE_ROWS) {
+            Size height = std::min<Size>(TILE_ROWS, rows - row);
+            TILES[height - 1][width - 1](steps, a + row * a_row, a_row, a_step, b + column, b_step,
+                                         c + row * c_row + column, c_row, add);
+        }
+        wide -= width;
+        column += width * VECTOR;
+    }
+}
+
+struct Shape {
+    Size batch, heads, queries, keys, channels, value_channels;
+};
+
+// A tensor [B, H, rows, channels] whose channels lie side by side; strides in floats.
+struct View {
+    float* data;
+    Size batch, head, row;
+
+    float* at(Size b, Size h, Size r) const { return data + b * batch + h * head + r * row; }
+};
+
+// How the work is cut.
+struct Plan {
+    Size H, N, M, D, E, Mp, Dp, Ep;
+    Size block, blocks, threads;
+
+    Plan(const Shape& s, Size wanted_threads)
+        : H(s.heads), N(s.queries), M(s.keys), D(s.channels), E(s.value_channels),
+          Mp(padded(M, PANEL)), Dp(padded(D, VECTOR)), Ep(padded(E, VECTOR)) {
+        const Size most_threads = std::min(wanted_threads, MOST_THREADS);
+        Size share = padded((N + most_threads - 1) / most_threads, TILE_ROWS);
+        Size room = std::max<Size>(TILE_ROWS, MAPS / (H * Mp * most_threads) / TILE_ROWS * TILE_ROWS);
+        block = std::min({QUERIES, share, room});
+        blocks = (N + block - 1) / block;
+        threads = std::min(most_threads, blocks);
+    }
+    Size weights() const { return padded(H * H, LINE); }
+    Size panels() const { return padded(H * Mp * D, LINE); }        // keys, packed for scores
+    Size value_panels() const { return padded(H * Mp * E, LINE); }  // values, packed alike
+    Size key_rows() const { return padded(H * M * Dp, LINE); }
+    Size value_rows() const { return padded(H * M * Ep, LINE); }
+    Size maps() const { return H * block * Mp; }
+    Size mixed() const { return H * block * KEYS; }
+    Size query_rows() const { return H * padded(block * Dp, LINE); }
+    Size out_rows() const { return H * padded(block * Ep, LINE); }
+    Size row_sums() const { return padded(H * block, LINE); }
+    Size sums() const { return weights() * VECTOR + key_rows() + value_rows(); }
+    // Of one thread, and of all together.
+    Size forward_room() const { return maps() + mixed() + query_rows() + out_rows() + row_sums() + weights(); }
+    Size backward_room() const {
+        return sums() + 2 * (maps() + mixed() + query_rows()) + out_rows() + row_sums();
+    }
+    Size forward_total() const { return weights() + panels() + value_rows() + threads * forward_room(); }
+    Size backward_total() const {
+        return weights() + panels() + value_panels() + key_rows() + threads * backward_room();
+    }
+};
+
+// Hands out parts of a buffer, each at the beginning of a cache line.
+struct Room {
+    float* next;
+    float* take(Size count) {
+        float* taken = next;
+        next += padded(count, LINE);
+        return taken;
+    }
+};
+
+// Rows [count, channels] of one head as panels [Mp / PANEL][channels][PANEL], zeros behind the last.
+void pack_panels(const View& from, Size b, Size h, Size count, Size channels, float* to) {
+    for (Size start = 0; start < count; start += PANEL, to += channels * PANEL) {
+        Size rows = std::min(PANEL, count - start);
+        if (rows < PANEL) std::memset(to, 0, sizeof(float) * channels * PANEL);
+        for (Size r = 0; r < rows; ++r) {
+            const float* row = from.at(b, h, start + r);
+            for (Size c = 0; c < channels; ++c) to[c * PANEL + r] = row[c];
+        }
+    }
+}
+
+// Rows [count, channels] times a factor, at a distance of `width` >= channels, zeros between.
+void pack_rows(const View& from, Size b, Size h, Size first, Size count, Size channels, Size width, float factor,
+               float* to) {
+    for (Size r = 0; r < count; ++r, to += width) {
+        const float* row = from.at(b, h, first + r);
+        for (Size c = 0; c < channels; ++c) to[c] = row[c] * factor;
+        for (Size c = channels; c < width; ++c) to[c] = 0;
+    }
+}
+
+// Row h of the weights, I + coeff.
+void add_identity(const float* coeff, Size heads, Size h, float* weight) {
+    std::memcpy(weight + h * heads, coeff + h * heads, sizeof(float) * heads);
+    weight[h * heads + h] += 1;
+}
+
+void unpack_rows(const float* from, Size width, Size count, Size channels, const View& to, Size b, Size h, Size first) {
+    for (Size r = 0; r < count; ++r, from += width) std::memcpy(to.at(b, h, first + r), from, sizeof(float) * channels);
+}
+
+// Rows against panels: to[r, m] = rows[r] . packed[m] for the keys [first, first + columns).
+void scores(Size count, Size channels, const float* rows, Size width, const float* panels, Size first, Size columns,
+            float* to, Size to_row) {
+    const float* panel = panels + first * channels;
+    for (Size start = 0; start < columns; start += PANEL, panel += channels * PANEL)
+        product(count, PANEL, channels, rows, width, 1, panel, PANEL, to + start, to_row, false);
+}
+
+// x -> e^(x - shift) in place for `count` entries, zeros from there to `end`; returns the sum.
+float exponentials(float* x, Size count, Size end, float shift) {
+    Vec total[2] = {Vec{}, Vec{}};
+    Size i = 0;
+    for (; i + 2 * VECTOR <= count; i += 2 * VECTOR) {
+        for (int part = 0; part < 2; ++part) {
+            Vec y = exponential(load(x + i + part * VECTOR) - shift);
+            store(x + i + part * VECTOR, y);
+            total[part] += y;
+        }
+    }
+    for (; i + VECTOR <= count; i += VECTOR) {
+        Vec y = exponential(load(x + i) - shift);
+        store(x + i, y);
+        total[0] += y;
+    }
+    if (i < count) {
+        Vec rest = all(-87.0f);
+        for (Size k = i; k < count; ++k) rest[k - i] = x[k] - shift;
+        rest = exponential(rest);
+        for (Size k = i; k < count; ++k) total[1][k - i] += x[k] = rest[k - i];
+    }
+    std::fill(x + count, x + end, 0.0f);
+    return sum(total[0] + total[1]);
+}
+
+float largest(const float* x, Size count) {
+    Size i = 0;
+    float most = -INFINITY;
+    if (count >= 4 * VECTOR) {
+        Vec part[4] = {load(x), load(x + VECTOR), load(x + 2 * VECTOR), load(x + 3 * VECTOR)};
+        for (i = 4 * VECTOR; i + 4 * VECTOR <= count; i += 4 * VECTOR)
+            for (int p = 0; p < 4; ++p) part[p] = larger(part[p], load(x + i + p * VECTOR));
+        Vec both = larger(larger(part[0], part[1]), larger(part[2], part[3]));
+        for (int k = 0; k < VECTOR; ++k) most = std::max(most, both[k]);
+    }
+    for (; i < count; ++i) most = std::max(most, x[i]);
+    return most;
+}
+
+float dot(const float* x, const float* y, Size count) {  // count: a multiple of VECTOR
+    Vec total[2] = {Vec{}, Vec{}};
+    Size i = 0;
+    for (; i + 2 * VECTOR <= count; i += 2 * VECTOR)
+        for (int p = 0; p < 2; ++p) total[p] += load(x + i + p * VECTOR) * load(y + i + p * VECTOR);
+    for (; i < count; i += VECTOR) total[0] += load(x + i) * load(y + i);
+    return sum(total[0] + total[1]);
+}
+
+// totals[r * row + c] += x[r, :] * y[c, :], vector by vector, for R rows x and C rows y.
+template <int R, int C>
+void dots(const float* x, Size x_row, const float* y, Size y_row, Size count, Vec* totals, Size row) {
+    Vec total[R][C];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) total[r][c] = totals[r * row + c];
+    for (Size i = 0; i < count; i += VECTOR) {
+        Vec right[C];
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) right[c] = load(y + c * y_row + i);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            Vec left = load(x + r * x_row + i);
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) total[r][c] += left * right[c];
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) totals[r * row + c] = total[r][c];
+}
+
+using Dots = void (*)(const float*, Size, const float*, Size, Size, Vec*, Size);
+constexpr Dots DOTS[4][2] = {
+    {dots<1, 1>, dots<1, 2>}, {dots<2, 1>, dots<2, 2>}, {dots<3, 1>, dots<3, 2>}, {dots<4, 1>, dots<4, 2>}};
+
+void forward_block(const Plan& p, float scale, Size b, Size first, const View& query, const float* weight,
+                   const float* panels, const float* values, const View& output, float* log_sums, Room room) {
+    const Size H = p.H, n = std::min(p.block, p.N - first);
+    float* maps = room.take(p.maps());
+    float* mixed = room.take(p.mixed());
+    float* rows = room.take(p.query_rows());
+    float* out = room.take(p.out_rows());
+    float* inverse = room.take(p.row_sums());
+    float* row_weight = room.take(p.weights());
+    for (Size j = 0; j < H; ++j) {
+        float* map = maps + j * n * p.Mp;
+        pack_rows(query, b, j, first, n, p.D, p.D, scale, rows);
+        scores(n, p.D, rows, p.D, panels + j * p.Mp * p.D, 0, p.Mp, map, p.Mp);
+        for (Size i = 0; i < n; ++i) {
+            float most = largest(map + i * p.Mp, p.M);
+            float total = exponentials(map + i * p.Mp, p.M, p.Mp, most);
+            inverse[j * n + i] = 1 / total;
+            if (log_sums) log_sums[(b * H + j) * p.N + first + i] = most + std::log(total);
+        }
+    }
+    for (Size start = 0; start < p.M; start += KEYS) {
+        const Size columns = std::min(KEYS, p.Mp - start), keys = std::min(KEYS, p.M - start);
+        for (Size i = 0; i < n; ++i) {  // what divides a row of maps is part of its weights
+            for (Size h = 0; h < H; ++h)
+                for (Size j = 0; j < H; ++j) row_weight[h * H + j] = weight[h * H + j] * inverse[j * n + i];
+            product(H, columns, H, row_weight, H, 1, maps + i * p.Mp + start, n * p.Mp, mixed + i * KEYS, n * KEYS,
+                    false);
+        }
+        for (Size h = 0; h < H; ++h)
+            product(n, p.Ep, keys, mixed + h * n * KEYS, KEYS, 1, values + (h * p.M + start) * p.Ep, p.Ep,
+                    out + h * n * p.Ep, p.Ep, start > 0);
+    }
+    for (Size h = 0; h < H; ++h) unpack_rows(out + h * n * p.Ep, p.Ep, n, p.E, output, b, h, first);
+}
+
+// What a thread of the backward adds up over its blocks.
+struct Sums {
+    float *weight, *key, *value;  // [H, H, VECTOR], [H, M, Dp], [H, M, Ep]; null where they are not needed
+};
+
+void backward_block(const Plan& p, float scale, Size b, Size first, const View& grad, const View& query,
+                    const float* weight, const float* log_sums, const float* panels, const float* value_panels,
+                    const float* key_rows, const View& query_grad, const Sums& sums, Room room) {
+    const Size H = p.H, n = std::min(p.block, p.N - first);
+    const bool scores_needed = query_grad.data || sums.key;
+    float* maps = room.take(p.maps());        // A
+    float* map_grads = room.take(p.maps());   // dA
+    float* mixed = room.take(p.mixed());
+    float* mixed_grads = room.take(p.mixed());  // dM
+    float* rows = room.take(p.query_rows());
+    float* row_grads = room.take(p.query_rows());
+    float* out_grads = room.take(p.out_rows());
+    float* row_sums = room.take(p.row_sums());
+    for (Size h = 0; h < H; ++h) {
+        pack_rows(query, b, h, first, n, p.D, p.Dp, scale, rows + h * n * p.Dp);
+        pack_rows(grad, b, h, first, n, p.E, p.Ep, 1, out_grads + h * n * p.Ep);
+    }
+    std::fill(row_sums, row_sums + H * n, 0.0f);
+    for (Size start = 0; start < p.M; start += KEYS) {
+        const Size columns = std::min(KEYS, p.Mp - start), keys = std::min(KEYS, p.M - start);
+        for (Size h = 0; h < H; ++h) {
+            float* map = maps + h * n * p.Mp + start;
+            scores(n, p.D, rows + h * n * p.Dp, p.Dp, panels + h * p.Mp * p.D, start, columns, map, p.Mp);
+            for (Size i = 0; i < n; ++i)
+                exponentials(map + i * p.Mp, keys, columns, log_sums[(b * H + h) * p.N + first + i]);
+            scores(n, p.E, out_grads + h * n * p.Ep, p.Ep, value_panels + h * p.Mp * p.E, start, columns,
+                   mixed_grads + h * n * KEYS, KEYS);
+        }
+        for (Size i = 0; i < n; ++i) {
+            float* map = maps + i * p.Mp + start;              // of head j at + j * n * Mp
+            const float* mixed_grad = mixed_grads + i * KEYS;  // of head h at + h * n * KEYS
+            if (sums.weight) {
+                Vec* totals = reinterpret_cast<Vec*>(sums.weight);
+                for (Size h = 0; h < H; h += 4)
+                    for (Size j = 0; j < H; j += 2)
+                        DOTS[std::min<Size>(4, H - h) - 1][std::min<Size>(2, H - j) - 1](
+                            mixed_grad + h * n * KEYS, n * KEYS, map + j * n * p.Mp, n * p.Mp, columns,
+                            totals + h * H + j, H);
+            }
+            if (scores_needed) {
+                float* map_grad = map_grads + i * p.Mp + start;
+                product(H, columns, H, weight, 1, H, mixed_grad, n * KEYS, map_grad, n * p.Mp, false);
+                for (Size j = 0; j < H; ++j)
+                    row_sums[j * n + i] += dot(map_grad + j * n * p.Mp, map + j * n * p.Mp, columns);
+            }
+            if (sums.value)
+                product(H, columns, H, weight, H, 1, map, n * p.Mp, mixed + i * KEYS, n * KEYS, false);
+        }
+        if (sums.value)
+            for (Size h = 0; h < H; ++h)
+                product(keys, p.Ep, n, mixed + h * n * KEYS, 1, KEYS, out_grads + h * n * p.Ep, p.Ep,
+                        sums.value + (h * p.M + start) * p.Ep, p.Ep, true);
+    }
+    if (!scores_needed) return;
+    for (Size j = 0; j < H; ++j) {
+        float* score_grads = mixed;  // dS of one head and some keys
+        for (Size start = 0; start < p.M; start += KEYS) {
+            const Size columns = std::min(KEYS, p.Mp - start), keys = std::min(KEYS, p.M - start);
+            for (Size i = 0; i < n; ++i) {
+                const float* map = maps + (j * n + i) * p.Mp + start;
+                const float* map_grad = map_grads + (j * n + i) * p.Mp + start;
+                for (Size m = 0; m < columns; m += VECTOR)
+                    store(score_grads + i * KEYS + m, load(map + m) * (load(map_grad + m) - row_sums[j * n + i]));
+            }
+            if (query_grad.data)
+                product(n, p.Dp, keys, score_grads, KEYS, 1, key_rows + (j * p.M + start) * p.Dp, p.Dp, row_grads,
+                        p.Dp, start > 0);
+            if (sums.key)
+                product(keys, p.Dp, n, score_grads, 1, KEYS, rows + j * n * p.Dp, p.Dp,
+                        sums.key + (j * p.M + start) * p.Dp, p.Dp, true);
+        }
+        if (query_grad.data) {
+            for (Size i = 0; i < n * p.Dp; ++i) row_grads[i] *= scale;
+            unpack_rows(row_grads, p.Dp, n, p.D, query_grad, b, j, first);
+        }
+    }
+}
+
+// The rows of all threads, added up in order, into a gradient of keys or values.
+void add_up(const Sums* sums, float* Sums::*which, Size threads, Size count, Size channels, Size width, Size b, Size h,
+            const View& to) {
+    for (Size r = 0; r < count; ++r) {
+        float* row = to.at(b, h, r);
+        const Size at = (h * count + r) * width;
+        for (Size c = 0; c < channels; ++c) {
+            float total = 0;
+            for (Size t = 0; t < threads; ++t) total += (sums[t].*which)[at + c];
+            row[c] = total;
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Floats of scratch memory that the calls below need.
+std::int64_t coeff_forward_room(const Shape* shape, std::int64_t threads) { return Plan(*shape, threads).forward_total(); }
+std::int64_t coeff_backward_room(const Shape* shape, std::int64_t threads) { return Plan(*shape, threads).backward_total(); }
+
+// coeff: [H, H] at a distance of coeff_batch from sample to sample. log_sums: [B, H, N], or null.
+void coeff_forward(const Shape* shape, float scale, const View* query, const View* key, const View* value,
+                   const float* coeff, std::int64_t coeff_batch, const View* output, float* log_sums, float* scratch,
+                   std::int64_t threads) {
+    const Plan p(*shape, threads);
+    Room room{scratch};
+    float* weight = room.take(p.weights());
+    float* panels = room.take(p.panels());
+    float* values = room.take(p.value_rows());
+#pragma omp parallel num_threads(p.threads)
+    for (Size b = 0; b < shape->batch; ++b) {
+#pragma omp for schedule(static)
+        for (Size h = 0; h < p.H; ++h) {
+            add_identity(coeff + b * coeff_batch, p.H, h, weight);
+            pack_panels(*key, b, h, p.M, p.D, panels + h * p.Mp * p.D);
+            pack_rows(*value, b, h, 0, p.M, p.E, p.Ep, 1, values + h * p.M * p.Ep);
+        }
+#pragma omp for schedule(dynamic)
+        for (Size block = 0; block < p.blocks; ++block) {
+            Size thread = 0;
+#ifdef _OPENMP
+            thread = omp_get_thread_num();
+#endif
+            forward_block(p, scale, b, block * p.block, *query, weight, panels, values, *output,
+                          log_sums, Room{room.next + thread * p.forward_room()});
+        }
+    }
+}
+
+// Gradients are written where their View has data; weight_grad: [B, H, H], or null.
+void coeff_backward(const Shape* shape, float scale, const View* grad, const View* query, const View* key,
+                    const View* value, const float* coeff, std::int64_t coeff_batch, const float* log_sums,
+                    const View* query_grad, const View* key_grad, const View* value_grad, float* weight_grad,
+                    float* scratch, std::int64_t threads) {
+    const Plan p(*shape, threads);
+    Room room{scratch};
+    float* weight = room.take(p.weights());
+    float* panels = room.take(p.panels());
+    float* value_panels = room.take(p.value_panels());
+    float* key_rows = room.take(p.key_rows());
+    Sums sums[MOST_THREADS];
+    for (Size t = 0; t < p.threads; ++t) {
+        Room own{room.next + t * p.backward_room()};
+        sums[t].weight = weight_grad ? own.take(p.weights() * VECTOR) : nullptr;
+        sums[t].key = key_grad->data ? own.take(p.key_rows()) : nullptr;
+        sums[t].value = value_grad->data ? own.take(p.value_rows()) : nullptr;
+    }
+#pragma omp parallel num_threads(p.threads)
+    for (Size b = 0; b < shape->batch; ++b) {
+#pragma omp for schedule(static)
+        for (Size h = 0; h < p.H; ++h) {
+            add_identity(coeff + b * coeff_batch, p.H, h, weight);
+            pack_panels(*key, b, h, p.M, p.D, panels + h * p.Mp * p.D);
+            pack_panels(*value, b, h, p.M, p.E, value_panels + h * p.Mp * p.E);
+            if (query_grad->data) pack_rows(*key, b, h, 0, p.M, p.D, p.Dp, 1, key_rows + h * p.M * p.Dp);
+        }
+#pragma omp for schedule(static)
+        for (Size t = 0; t < p.threads; ++t) {  // the same blocks by the same sums every time: bitwise the same result
+            if (sums[t].weight) std::fill_n(sums[t].weight, p.H * p.H * VECTOR, 0.0f);
+            if (sums[t].key) std::fill_n(sums[t].key, p.key_rows(), 0.0f);
+            if (sums[t].value) std::fill_n(sums[t].value, p.value_rows(), 0.0f);
+            for (Size block = t * p.blocks / p.threads; block < (t + 1) * p.blocks / p.threads; ++block)
+                backward_block(p, scale, b, block * p.block, *grad, *query, weight, log_sums, panels, value_panels,
+                               key_rows, *query_grad, sums[t], Room{room.next + t * p.backward_room() + p.sums()});
+        }
+#pragma omp for schedule(static)
+        for (Size h = 0; h < p.H; ++h) {
+            if (key_grad->data) add_up(sums, &Sums::key, p.threads, p.M, p.D, p.Dp, b, h, *key_grad);
+            if (value_grad->data) add_up(sums, &Sums::value, p.threads, p.M, p.E, p.Ep, b, h, *value_grad);
+            for (Size j = 0; weight_grad && j < p.H; ++j) {
+                float total = 0;
+                for (Size t = 0; t < p.threads; ++t)
+                    total += sum(load(sums[t].weight + (h * p.H + j) * VECTOR));
+                weight_grad[(b * p.H + h) * p.H + j] = total;
+            }
+        }
+    }
+}
+
+}  // extern "C"

@@ -1,0 +1,174 @@
+"""Recombined attention on CPUs in float32: `native.cpp` as one differentiable operator.
+
+Legend: B samples, H heads, N queries, M keys, D channels of a key, E of a value.
+"""
+
+import ctypes
+import functools
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import recombination
+from .native_build import BuildError, load
+
+Needed = tuple[bool, bool, bool, bool]  # whether the gradients of query, key, value and coeff are wanted
+TOLERANCE = 1e-5  # of the check after loading: a wrong result is off by its own size
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "heads", "queries", "keys", "channels", "value_channels")]
+
+
+class _View(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "head", "row"))]
+
+
+_SHAPE, _VIEW, _DATA = ctypes.POINTER(_Shape), ctypes.POINTER(_View), ctypes.c_void_p
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel; None, with one warning, where it cannot be had."""
+    try:
+        found = _declared(load())
+        _check(found)
+    except BuildError as error:
+        warnings.warn(f"recombined attention runs without its CPU kernel, slower: {error}", stacklevel=2)
+        return None
+    return found
+
+
+def supports(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
+    """Whether the kernel computes this: float32 on a CPU, without a mask."""
+    return (
+        query.device.type == "cpu"
+        and query.dtype == key.dtype == value.dtype == torch.float32
+        and attn_mask is None
+        and min(query.numel(), key.numel(), value.numel()) > 0
+        and library() is not None
+    )
+
+
+def native_attention(query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, scale: float | None = None) -> Tensor:
+    """See `kernels.recombined_attention`; differentiable once in query, key, value and coeff."""
+    kernel = library()
+    assert kernel is not None, "ask `supports` first"
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value, coeff)):
+        output: Tensor = NativeAttention.apply(query, key, value, coeff, scale)
+        return output
+    return _forward(kernel, query, key, value, coeff, scale, None)
+
+
+class NativeAttention(torch.autograd.Function):
+    """Saves the inputs and the log-sum-exp of every row of the maps, `[B, H, N]`."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, scale: float) -> Tensor:
+        log_sums = query.new_empty(query.shape[:3])
+        ctx.save_for_backward(query, key, value, coeff, log_sums)
+        ctx.scale = scale
+        return _forward(library(), query, key, value, coeff, scale, log_sums)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_backward(library(), grad, *ctx.saved_tensors, ctx.scale, ctx.needs_input_grad[:4]), None)
+
+
+def _forward(
+    kernel: Any, query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, scale: float, log_sums: Tensor | None
+) -> Tensor:
+    """The output, `[B, H, N, E]`, laid out as `[B, N, H, E]` in memory: joining the heads costs nothing."""
+    query, key, value, coeff = _readable(query), _readable(key), _readable(value), _matrices(coeff)
+    shape, threads = _shape(query, key, value), torch.get_num_threads()
+    output = _empty(*query.shape[:3], value.shape[3], query)
+    room = query.new_empty(kernel.coeff_forward_room(shape, threads))
+    kernel.coeff_forward(
+        shape, scale, _view(query), _view(key), _view(value), coeff.data_ptr(), _distance(coeff), _view(output),
+        None if log_sums is None else log_sums.data_ptr(), room.data_ptr(), threads,
+    )  # fmt: skip
+    return output
+
+
+def _backward(
+    kernel: Any, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, log_sums: Tensor, scale: float,
+    needed: Needed,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """The gradients of query, key, value and coeff that are needed."""
+    grad, query, key, value = _readable(grad), _readable(query), _readable(key), _readable(value)
+    matrices, shape, threads = _matrices(coeff), _shape(query, key, value), torch.get_num_threads()
+    grads = [_empty(*x.shape, x) if need else None for x, need in zip((query, key, value), needed, strict=False)]
+    coeff_grad = query.new_empty(len(query), *coeff.shape[-2:]) if needed[3] else None
+    room = query.new_empty(kernel.coeff_backward_room(shape, threads))
+    kernel.coeff_backward(
+        shape, scale, _view(grad), _view(query), _view(key), _view(value), matrices.data_ptr(), _distance(matrices),
+        log_sums.data_ptr(), *map(_view, grads), None if coeff_grad is None else coeff_grad.data_ptr(),
+        room.data_ptr(), threads,
+    )  # fmt: skip
+    if coeff_grad is not None:
+        coeff_grad = (coeff_grad if coeff.ndim == 3 else coeff_grad.sum(0)).to(coeff.dtype)
+    return (*grads, coeff_grad)
+
+
+def _readable(x: Tensor) -> Tensor:
+    """Channels side by side; the other dimensions may lie anyhow."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _matrices(coeff: Tensor) -> Tensor:
+    return coeff.to(torch.float32).contiguous()
+
+
+def _distance(coeff: Tensor) -> int:
+    """From one sample's matrix to the next one's."""
+    return coeff.stride(0) if coeff.ndim == 3 else 0
+
+
+def _shape(query: Tensor, key: Tensor, value: Tensor) -> _Shape:
+    batch, heads, queries, channels = query.shape
+    return _Shape(batch, heads, queries, key.shape[2], channels, value.shape[3])
+
+
+def _view(x: Tensor | None) -> _View:
+    return _View(None, 0, 0, 0) if x is None else _View(x.data_ptr(), *x.stride()[:3])
+
+
+def _empty(batch: int, heads: int, rows: int, channels: int, like: Tensor) -> Tensor:
+    """`[B, H, rows, channels]` over `[B, rows, H, channels]`."""
+    return like.new_empty(batch, rows, heads, channels).transpose(1, 2)
+
+
+def _declared(kernel: ctypes.CDLL) -> ctypes.CDLL:
+    """Tell ctypes what the functions of `native.cpp` take; structures go by reference."""
+    number = ctypes.c_int64
+    for room in (kernel.coeff_forward_room, kernel.coeff_backward_room):
+        room.argtypes, room.restype = [_SHAPE, number], number
+    kernel.coeff_forward.argtypes = [
+        _SHAPE, ctypes.c_float, *[_VIEW] * 3, _DATA, number, _VIEW, _DATA, _DATA, number,
+    ]  # fmt: skip
+    kernel.coeff_backward.argtypes = [
+        _SHAPE, ctypes.c_float, *[_VIEW] * 4, _DATA, number, _DATA, *[_VIEW] * 3, _DATA, _DATA, number,
+    ]  # fmt: skip
+    kernel.coeff_forward.restype = kernel.coeff_backward.restype = None
+    return kernel
+
+
+@torch.no_grad()
+def _check(kernel: ctypes.CDLL) -> None:
+    """A compiler can be wrong about a CPU: compute something small and look.
+
+    Raises:
+        BuildError: the result is wrong.
+    """
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 3, rows, 12, generator=generator) for rows in (37, 45, 45))
+    coeff = torch.randn(3, 3, generator=generator)
+    actual = _forward(kernel, query, key, value, coeff, 0.3, None)
+    expected = recombination.recombined_attention(query, key, value, coeff, None, 0.3)
+    if not torch.allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE):
+        raise BuildError("what was compiled computes something else")
