@@ -1,40 +1,17 @@
-"""Every way of computing recombined attention, held against float64 and against plain attention's own error."""
+"""Recombined attention by the public function, in blocks and where SDPA does all of it, held against float64."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from exactness import Attention, Watch, assert_as_exact_as_plain, error, exact
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from coeff_diffusion import recombination
 from coeff_diffusion.kernels import blocked, diagonal_of, recombined_attention, scaled_attention
-
-Attention = Callable[..., Tensor]
-
-
-def exact(query: Tensor, key: Tensor, value: Tensor, coeff: Tensor | None, *rest: Any) -> Tensor:
-    """The reference in float64; plain attention where there are no coefficients."""
-    coeff = torch.zeros(query.shape[1], query.shape[1]) if coeff is None else coeff
-    return recombination.recombined_attention(query.double(), key.double(), value.double(), coeff.double(), *rest)
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    """The largest error, in units of the largest value (a hundredth where all values are near zero)."""
-    return float((actual.double() - expected).abs().max() / expected.double().abs().max().clamp_min(0.01))
-
-
-def gradients(attention: Attention, inputs: list[Tensor], *rest: Any) -> list[Tensor]:
-    """Of a sum with fixed random weights, by query, key, value and, where there are any, the coefficients."""
-    double = attention is exact
-    leaves = [(x.double() if double else x).detach().clone().requires_grad_() for x in inputs]
-    output = attention(*leaves, *rest)
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return list(torch.autograd.grad((output.double() * weights).sum(), leaves))
+from coeff_diffusion.kernels.blocked import blocked_attention
 
 
 def masked(kind: str, batch: int, heads: int, queries: int, keys: int, dtype: torch.dtype) -> Tensor | None:
@@ -61,7 +38,6 @@ shapes = st.fixed_dictionaries(
         "dtype": st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
         "block": st.sampled_from([1, 300, 1 << 20]),
         "threads": st.sampled_from([1, 4]),
-        "kept": st.sampled_from([0, blocked.KEPT_MAPS]),
     }
 )
 
@@ -76,39 +52,18 @@ def test_blocked_errs_at_most_twice_as_much_as_plain_attention(shape: dict[str, 
     )
     coeff = 0.2 * torch.randn(*([batch] if shape["per_sample"] else []), heads, heads)
     mask = masked(shape["mask"], batch, heads, shape["queries"], shape["keys"], dtype)
-    double = mask.double() if mask is not None and mask.dtype != torch.bool else mask
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocked, "BLOCK_MAP", shape["block"])
         patch.setattr(blocked, "MIXED_MAP", shape["block"] // 4)
-        patch.setattr(blocked, "KEPT_MAPS", shape["kept"])
         patch.setattr(torch, "get_num_threads", lambda: shape["threads"])
-        actual = recombined_attention(query, key, value, coeff, mask)
-        plain = scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        # A tiny problem may come out without any error by luck: a few roundings are always allowed.
-        allowed = 2 * error(plain, exact(query, key, value, None, double)) + 4 * torch.finfo(dtype).eps
-        assert actual.dtype == dtype
-        assert error(actual, exact(query, key, value, coeff, double)) <= allowed
-
-        if shape["mask"] == "blind":
-            return  # PyTorch's own gradients are NaN there; the next test has ours
-        own = gradients(recombined_attention, [query, key, value, coeff], mask)
-        best = gradients(exact, [query, key, value, coeff], double)
-        plain_own = gradients(lambda q, k, v: scaled_dot_product_attention(q, k, v, mask), [query, key, value])
-        zero = torch.zeros(heads, heads)
-        plain_best = gradients(exact, [query, key, value, zero], double)[:3]
-        for ours, right, theirs, plain_right in zip(own, best, plain_own, plain_best, strict=False):
-            assert error(ours, right) <= 2 * error(theirs, plain_right) + 8 * torch.finfo(dtype).eps
-        assert error(own[3], best[3]) <= 32 * torch.finfo(dtype).eps  # a sum over all maps, of rounded gradients
+        # PyTorch's own gradients are NaN where a query may attend to nothing; the next test has ours.
+        assert_as_exact_as_plain(blocked_attention, [query, key, value, coeff], mask, train=shape["mask"] != "blind")
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("mask", ["none", "added", "blind"])
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("kept", [0, blocked.KEPT_MAPS])
-def test_gradients_in_float64(
-    per_sample: bool, mask: str, threads: int, kept: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blocked, "KEPT_MAPS", kept)
+def test_gradients_in_float64(per_sample: bool, mask: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked, "BLOCK_MAP", 16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     batch, queries = (2, 18) if per_sample else (1, 34)
@@ -123,42 +78,26 @@ def test_gradients_in_float64(
 def test_gradients_that_nobody_needs_are_not_computed() -> None:
     query, key, value = (torch.randn(1, 4, 6, 8) for _ in range(3))
     coeff = torch.randn(4, 4, requires_grad=True)
-    with LargestTensor() as seen:
-        recombined_attention(query, key, value, coeff).sum().backward()
+    with Watch() as seen:
+        blocked_attention(query, key, value, coeff).sum().backward()
     assert coeff.grad is not None
-    assert seen.count["aten._softmax_backward_data"] == 0
-
-
-class LargestTensor(TorchDispatchMode):
-    """Watches every operation, forward and backward: the most elements of a tensor, and how often each was called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-        self.count: dict[str, int] = {"aten._softmax_backward_data": 0}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = str(func.overloadpacket)
-        self.count[name] = self.count.get(name, 0) + 1
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return result
+    assert "aten.bmm" in seen.count  # the probe has looked inside
+    assert "aten._softmax_backward_data" not in seen.count
 
 
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_all_maps_never_exist_at_once(train: bool, masked: bool) -> None:
+@pytest.mark.parametrize("attention", [recombined_attention, blocked_attention])
+def test_all_maps_never_exist_at_once(attention: Attention, train: bool, masked: bool) -> None:
     batch, heads, tokens = 1, 8, 4096
     query, key, value = (torch.randn(batch, heads, tokens, 8, requires_grad=train) for _ in range(3))
     coeff = torch.randn(heads, heads, requires_grad=train)
     mask = torch.randn(1, 1, 1, tokens) if masked else None
-    with LargestTensor() as seen:
-        output = recombined_attention(query, key, value, coeff, mask)
+    with Watch() as seen:
+        output = attention(query, key, value, coeff, mask)
         if train:
             output.sum().backward()
-    assert seen.count["aten.bmm"] > 64  # the probe has looked inside
+    assert seen.elements >= 64 * tokens  # the probe has looked inside
     assert seen.elements < batch * heads * tokens * tokens // 16
 
 
@@ -166,9 +105,9 @@ def test_blocks_use_their_buffers_again() -> None:
     query, key, value = (torch.randn(1, 4, n, 8) for n in (512, 64, 64))
     created = []
     for queries in (256, 512):
-        with pytest.MonkeyPatch.context() as patch, LargestTensor() as seen:
+        with pytest.MonkeyPatch.context() as patch, Watch() as seen:
             patch.setattr(blocked, "BLOCK_MAP", 64 * 64)
-            recombined_attention(query[:, :, :queries], key, value, torch.randn(4, 4))
+            blocked_attention(query[:, :, :queries], key, value, torch.randn(4, 4))
         created.append(seen.count["aten.new_empty"])
     assert created[0] == created[1]  # twice the blocks, not one buffer more
 
@@ -202,11 +141,22 @@ def test_a_mask_that_learns() -> None:
     assert mask.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_nothing_to_attend_to(train: bool) -> None:
+    query, key, value, coeff = (*(torch.randn(2, 4, n, 8, requires_grad=train) for n in (6, 5, 5)), torch.randn(4, 4))
+    none = key[:, :, :0], value[:, :, :0]
+    assert recombined_attention(query, *none, coeff).shape == (2, 4, 6, 8)
+    assert not recombined_attention(query, *none, coeff).any()
+    assert recombined_attention(query[:, :, :0], key, value, coeff).shape == (2, 4, 0, 8)
+    assert recombined_attention(query[:0], key[:0], value[:0], coeff).shape == (0, 4, 6, 8)
+
+
 def test_autocast_does_not_round_the_mixing() -> None:
     query, key, value, coeff = (*(torch.randn(2, 4, n, 8) for n in (6, 5, 5)), torch.randn(4, 4))
-    expected = recombined_attention(query, key, value, coeff)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(recombined_attention(query, key, value, coeff), expected)
+    for attention in (recombined_attention, blocked_attention):
+        expected = attention(query, key, value, coeff)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(attention(query, key, value, coeff), expected)
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (1, 4, 4), (3, 4, 4), (4,), (4, 3)])

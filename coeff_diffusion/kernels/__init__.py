@@ -9,7 +9,7 @@ Every way computes `coeff_diffusion.recombination.recombined_attention` exactly;
 | `triton_attention` | on CUDA |
 | `native` | on CPUs in float32, where there is a compiler |
 | `blocked` | everywhere else |
-| `recombination` | a mask that learns; and what all others are tested against |
+| `recombination` | a mask that learns, and nothing to compute; and what all others are tested against |
 """
 
 import functools
@@ -74,7 +74,7 @@ def recombined_attention(
             f"coeff is {list(coeff.shape)}, but a query of {batch} samples and {heads} heads needs "
             f"[{heads}, {heads}] or [{batch}, {heads}, {heads}]"
         )
-    if attn_mask is not None and attn_mask.requires_grad:
+    if (attn_mask is not None and attn_mask.requires_grad) or 0 in (*query.shape, key.shape[2], value.shape[3]):
         return recombination.recombined_attention(query, key, value, coeff, attn_mask, scale)
     if compiler.is_compiling():
         from .compiled import compiled_attention

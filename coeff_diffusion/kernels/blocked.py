@@ -1,7 +1,7 @@
 """Recombined attention in blocks of queries, for the CPU and any device without a kernel of its own.
 
 A block's maps live in buffers that every block uses again. The backward computes them again, block by block, so
-training holds nothing but the inputs, and maps that are small as a whole. A tensor of large maps never exists.
+training holds nothing but the inputs, and a tensor of all maps never exists.
 
 The work of a block is split so that a core keeps what it has written: buffers are group-major, `[G, H, n, M]`, and a
 group (a sample, or a part of its queries) is one thread's through all four steps. Splitting each step by itself makes
@@ -24,7 +24,6 @@ from torch.autograd.function import once_differentiable
 # values less often, smaller parts stay in a core's own cache. Measured with 8 heads on cores of 1 MB.
 BLOCK_MAP = 256 * 1024
 MIXED_MAP = 32 * 1024
-KEPT_MAPS = 8 * 1024 * 1024  # entries of all maps of a layer, at most, that are kept for the backward
 
 
 def blocked_attention(
@@ -44,27 +43,22 @@ def blocked_attention(
 
 
 class BlockedAttention(torch.autograd.Function):
-    """Saves the inputs, and small maps; large ones are computed again on the way back."""
+    """Saves the inputs alone; the maps are computed again on the way back."""
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, attn_mask: Tensor | None, scale: float
     ) -> Tensor:
-        count = query.shape[:3].numel() * key.shape[2]
-        kept = None
-        if count <= KEPT_MAPS:
-            kept = query.new_empty(count, dtype=torch.promote_types(query.dtype, torch.float32))
-        output = forward_in_blocks(query, key, value, coeff, attn_mask, scale, kept)
-        ctx.save_for_backward(query, key, value, coeff, attn_mask, kept)
+        ctx.save_for_backward(query, key, value, coeff, attn_mask)
         ctx.scale = scale
-        return output
+        return forward_in_blocks(query, key, value, coeff, attn_mask, scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, coeff, attn_mask, kept = ctx.saved_tensors
+        query, key, value, coeff, attn_mask = ctx.saved_tensors
         needed = ctx.needs_input_grad[:4]
-        return (*backward_in_blocks(grad, query, key, value, coeff, attn_mask, ctx.scale, needed, kept), None, None)
+        return (*backward_in_blocks(grad, query, key, value, coeff, attn_mask, ctx.scale, needed), None, None)
 
 
 @dataclass(frozen=True)
@@ -194,19 +188,9 @@ class Mixer:
 
 @torch.no_grad()
 def forward_in_blocks(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    coeff: Tensor,
-    attn_mask: Tensor | None,
-    scale: float,
-    kept: Tensor | None = None,
+    query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, attn_mask: Tensor | None, scale: float
 ) -> Tensor:
-    """The output, `[B, H, N, Dv]`, laid out as `[B, N, H, Dv]` in memory: joining the heads costs nothing.
-
-    Args:
-        kept: `[B * H * N * M]`; takes the maps before they are mixed, block after block, for `backward_in_blocks`.
-    """
+    """The output, `[B, H, N, Dv]`, laid out as `[B, N, H, Dv]` in memory: joining the heads costs nothing."""
     (batch, heads, queries, _), keys, channels = query.shape, key.shape[2], value.shape[-1]
     dtype = torch.promote_types(query.dtype, torch.float32)
     # As PyTorch's own attention does, maps meet the values in bfloat16 where those are; scores and mixing stay float32.
@@ -218,14 +202,13 @@ def forward_in_blocks(
         mask = plan.mask(attn_mask, (batch, heads, queries, keys))
         mix = Mixer(_weights(coeff, batch, plan.groups, dtype), plan, keys, q)
         size = len(q) * plan.block * keys
-        room = q.new_empty(size) if kept is None else kept
-        in_place = kept is None and narrow == dtype
-        mixed_room = room if in_place else q.new_empty(size, dtype=narrow)
+        room = q.new_empty(size)
+        mixed_room = room if narrow == dtype else q.new_empty(size, dtype=narrow)
         out_room = v.new_empty(len(q) * plan.block * channels)
         result = query.new_empty(batch, queries, heads, channels)
         target = result.view(batch, plan.groups, plan.queries, heads, channels).permute(0, 1, 3, 4, 2)
         for block in plan.blocks():
-            maps = _view(room, len(q), block, keys, kept is not None)
+            maps = _view(room, len(q), block, keys)
             mixed = _view(mixed_room, len(q), block, keys)
             output = _view(out_room, len(q), block, channels).view(len(q), channels, -1)
             _maps(q, k, mask, block, maps)
@@ -245,7 +228,6 @@ def backward_in_blocks(
     attn_mask: Tensor | None,
     scale: float,
     needed: tuple[bool, bool, bool, bool],
-    kept: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of query, key, value and coeff that are needed.
 
@@ -256,9 +238,6 @@ def backward_in_blocks(
 
     and from the scores' gradient dS to query and key as ever. The row sum is that of the maps themselves: flash
     attention's shortcut, rowsum(dO * O), holds only where a head uses its own map.
-
-    Args:
-        kept: the maps, as `forward_in_blocks` left them; None computes them again.
     """
     (batch, heads, queries, _), keys = query.shape, key.shape[2]
     query_needed, key_needed, value_needed, coeff_needed = needed
@@ -276,12 +255,8 @@ def backward_in_blocks(
         d_value = torch.zeros_like(v.mT, memory_format=torch.contiguous_format) if value_needed else None
         d_weight = torch.zeros_like(weight) if coeff_needed else None
         for block in plan.blocks():
-            room, d_maps = (_view(buffer, len(q), block, keys) for buffer in rooms)
-            if kept is None:
-                maps = room
-                _maps(q, k, mask, block, maps)
-            else:
-                maps = _view(kept, len(q), block, keys, True)
+            maps, d_maps = (_view(room, len(q), block, keys) for room in rooms)
+            _maps(q, k, mask, block, maps)
             torch.bmm(d_out[:, block], v.mT, out=d_maps)  # dM
             if d_weight is not None:
                 d_weight.baddbmm_(_by_group(d_maps, len(weight)), _by_group(maps, len(weight)).mT)
@@ -294,8 +269,8 @@ def backward_in_blocks(
                 if d_key is not None:
                     d_key.baddbmm_(q[:, block].mT, d_scores)
             if d_value is not None:
-                mix(maps, room)
-                d_value.baddbmm_(d_out[:, block].mT, room)
+                mix(maps, maps)
+                d_value.baddbmm_(d_out[:, block].mT, maps)
     return (
         None if d_query is None else plan.joined(d_query, batch).mul_(scale).to(query.dtype),
         None if d_key is None else plan.summed(d_key.mT, batch).to(key.dtype),
@@ -304,10 +279,10 @@ def backward_in_blocks(
     )
 
 
-def _view(buffer: Tensor, rows: int, block: slice, columns: int, own: bool = False) -> Tensor:
-    """The beginning of a buffer as `[G * H, n, columns]`, or the part of it that is the block's own."""
-    size, start = block.stop - block.start, rows * block.start * columns if own else 0
-    return buffer[start : start + rows * size * columns].view(rows, size, columns)
+def _view(buffer: Tensor, rows: int, block: slice, columns: int) -> Tensor:
+    """The beginning of a buffer as `[G * H, n, columns]`."""
+    size = block.stop - block.start
+    return buffer[: rows * size * columns].view(rows, size, columns)
 
 
 def _by_group(x: Tensor, groups: int) -> Tensor:

@@ -5,8 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .blocked import backward_in_blocks
-
 
 @torch.library.custom_op("coeff_diffusion::recombined_attention", mutates_args=())
 def forward_op(
@@ -30,10 +28,6 @@ def backward_op(
     needed: list[bool],
 ) -> list[Tensor]:  # fmt: skip
     """The gradients of query, key, value and coeff; empty tensors for those that are not needed."""
-    if not query.is_cuda:
-        flags = (needed[0], needed[1], needed[2], needed[3])
-        found = backward_in_blocks(grad, query, key, value, coeff, attn_mask, scale, flags)
-        return [grad.new_empty(0) if one is None else one.contiguous() for one in found]  # strides as promised below
     from . import recombined_attention
 
     inputs = [x.detach().requires_grad_(need) for x, need in zip((query, key, value, coeff), needed, strict=True)]
@@ -41,7 +35,7 @@ def backward_op(
     with torch.enable_grad():
         output = recombined_attention(query, key, value, coeff, attn_mask, scale)
     grads = iter(torch.autograd.grad(output, [x for x in inputs if x.requires_grad], grad))
-    return [next(grads).contiguous() if need else grad.new_empty(0) for need in needed]
+    return [next(grads).contiguous() if need else grad.new_empty(0) for need in needed]  # strides as promised below
 
 
 @backward_op.register_fake

@@ -27,30 +27,36 @@ namespace {
 
 using Size = std::int64_t;
 
-constexpr Size VECTOR = 8;   // floats
+#ifdef __AVX512F__
+constexpr int VECTOR = 16;  // floats
+#else
+constexpr int VECTOR = 8;
+#endif
 constexpr Size LINE = 16;    // floats of a cache line
 constexpr Size PANEL = 32;   // keys that are packed side by side
-constexpr Size KEYS = 128;   // keys that are mixed at once
+constexpr Size KEYS = 256;   // keys that are mixed at once
 constexpr Size QUERIES = 32; // most queries of a block
 constexpr Size MOST_THREADS = 256;
 constexpr Size MAPS = 8 << 20;  // entries of the maps that all threads hold at once, at most
 
-typedef float Vec __attribute__((vector_size(32), aligned(4), may_alias));
-typedef std::int32_t IntVec __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float Vec __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias));
+typedef std::int32_t IntVec __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias));
 
 inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
 inline void store(float* to, Vec x) { *reinterpret_cast<Vec*>(to) = x; }
-inline Vec all(float x) { return Vec{} + x; }
+inline Vec all(float x) { return x - Vec{}; }
 inline Vec larger(Vec x, Vec y) { return x > y ? x : y; }
 inline Size padded(Size count, Size unit) { return (count + unit - 1) / unit * unit; }
 
 inline float sum(Vec x) {
-    return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
+    for (int half = VECTOR / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) x[i] += x[i + half];
+    return x[0];
 }
 
-// e^x for x <= 0, to about one unit in the last place (the method of the Cephes library); 0 only below e^-87.
+// e^x for x <= 0, to about one unit in the last place (the method of the Cephes library); never less than e^-87.
 inline Vec exponential(Vec x) {
-    x = larger(x, all(-87.0f));
+    x = x < -87.0f ? all(-87.0f) : x;  // NaN stays
     const Vec magic = all(12582912.0f);  // adding it rounds to an integer
     Vec whole = (x * 1.44269504f + magic) - magic;
     Vec rest = x - whole * 0.693359375f;
@@ -93,7 +99,7 @@ void tile(Size steps, const float* a, Size a_row, Size a_step, const float* b, S
         for (int v = 0; v < C; ++v) store(c + r * c_row + v * VECTOR, total[r][v]);
 }
 
-#ifdef __AVX512VL__
+#ifdef __AVX512F__
 constexpr int TILE_ROWS = 4, TILE_COLUMNS = 5;  // of 32 registers
 #else
 constexpr int TILE_ROWS = 4, TILE_COLUMNS = 2;  // of 16

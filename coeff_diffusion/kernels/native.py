@@ -48,7 +48,6 @@ def supports(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None
         query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype == torch.float32
         and attn_mask is None
-        and min(query.numel(), key.numel(), value.numel()) > 0
         and library() is not None
     )
 
@@ -77,7 +76,9 @@ class NativeAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_backward(library(), grad, *ctx.saved_tensors, ctx.scale, ctx.needs_input_grad[:4]), None)
+        query, key, value, coeff, log_sums = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:4]
+        return (*_backward(library(), grad, query, key, value, coeff, log_sums, ctx.scale, needed), None)
 
 
 def _forward(
@@ -86,7 +87,7 @@ def _forward(
     """The output, `[B, H, N, E]`, laid out as `[B, N, H, E]` in memory: joining the heads costs nothing."""
     query, key, value, coeff = _readable(query), _readable(key), _readable(value), _matrices(coeff)
     shape, threads = _shape(query, key, value), torch.get_num_threads()
-    output = _empty(*query.shape[:3], value.shape[3], query)
+    output = _empty(query, value.shape[3])
     room = query.new_empty(kernel.coeff_forward_room(shape, threads))
     kernel.coeff_forward(
         shape, scale, _view(query), _view(key), _view(value), coeff.data_ptr(), _distance(coeff), _view(output),
@@ -102,7 +103,7 @@ def _backward(
     """The gradients of query, key, value and coeff that are needed."""
     grad, query, key, value = _readable(grad), _readable(query), _readable(key), _readable(value)
     matrices, shape, threads = _matrices(coeff), _shape(query, key, value), torch.get_num_threads()
-    grads = [_empty(*x.shape, x) if need else None for x, need in zip((query, key, value), needed, strict=False)]
+    grads = [_empty(x, x.shape[3]) if need else None for x, need in zip((query, key, value), needed, strict=False)]
     coeff_grad = query.new_empty(len(query), *coeff.shape[-2:]) if needed[3] else None
     room = query.new_empty(kernel.coeff_backward_room(shape, threads))
     kernel.coeff_backward(
@@ -138,8 +139,9 @@ def _view(x: Tensor | None) -> _View:
     return _View(None, 0, 0, 0) if x is None else _View(x.data_ptr(), *x.stride()[:3])
 
 
-def _empty(batch: int, heads: int, rows: int, channels: int, like: Tensor) -> Tensor:
+def _empty(like: Tensor, channels: int) -> Tensor:
     """`[B, H, rows, channels]` over `[B, rows, H, channels]`."""
+    batch, heads, rows, _ = like.shape
     return like.new_empty(batch, rows, heads, channels).transpose(1, 2)
 
 

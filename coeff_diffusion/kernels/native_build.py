@@ -68,7 +68,7 @@ def _flags() -> list[str]:
 
 
 def _openmp() -> Path | None:
-    """PyTorch's own OpenMP, whose threads the kernel has to share: a second pool would fight with them for the cores."""
+    """PyTorch's own OpenMP, whose threads the kernel shares: a second pool would fight with them for the cores."""
     found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     return found[0] if found else None
 

@@ -1,0 +1,268 @@
+"""The CPU kernel: exact, the same bits every time, and done without where it cannot be compiled."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from exactness import Watch, assert_as_exact_as_plain, error, exact
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from coeff_diffusion.kernels import blocked, native, native_build, recombined_attention
+from coeff_diffusion.kernels.native import native_attention
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Whatever a test does about PyTorch's threads ends with it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler() -> None:
+    if native.library() is None:
+        pytest.skip("no C++ compiler: the kernel is not in use here")
+
+
+def inputs(batch: int, heads: int, queries: int, keys: int, channels: int, value_channels: int) -> list[Tensor]:
+    """Query, key, value as a layer's projections leave them, `[B, N, H, D]` in memory, and coefficients per sample."""
+    sizes = ((queries, channels), (keys, channels), (keys, value_channels))
+    projected = [torch.randn(batch, rows, heads, width).transpose(1, 2) for rows, width in sizes]
+    return [*projected, 0.3 * torch.randn(batch, heads, heads)]
+
+
+shapes = st.fixed_dictionaries(
+    {
+        "batch": st.integers(1, 3),
+        "heads": st.integers(1, 21),
+        "queries": st.integers(1, 150),
+        "keys": st.integers(1, 300),
+        "channels": st.sampled_from([1, 3, 8, 24, 40, 64, 80, 160]),
+        "value_channels": st.sampled_from([1, 8, 40, 96, 160]),
+    }
+)
+
+
+@pytest.mark.usefixtures("threads")
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(shape=shapes, per_sample=st.booleans(), threads=st.sampled_from([1, 2, 5]))
+def test_errs_at_most_twice_as_much_as_plain_attention(shape: dict[str, int], per_sample: bool, threads: int) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    *projected, coeff = inputs(**shape)
+    coeff = coeff if per_sample else coeff[0]
+    train = shape["keys"] > 1  # the maps of one key are 1: queries and keys have no gradient but rounding
+    assert_as_exact_as_plain(
+        lambda q, k, v, c, mask: native_attention(q, k, v, c), [*projected, coeff], None, train=train
+    )
+
+
+@pytest.mark.parametrize("size", [30.0, 1e4])
+def test_scores_of_any_size(size: float) -> None:
+    query, key, value, coeff = inputs(1, 3, 50, 70, 8, 8)
+    best = exact(size * query, key, value, coeff)
+    assert error(native_attention(size * query, key, value, coeff), best) < 1e-3  # float32 rounds such scores alike
+    assert error(blocked.blocked_attention(size * query, key, value, coeff), best) < 1e-3
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    query, key, value, coeff = inputs(1, 3, 50, 70, 8, 8)
+    query[0, 1, 7, 2] = torch.nan
+    output = native_attention(query, key, value, coeff)
+    assert output[0, :, 7].isnan().all()  # every head uses that map
+    assert output.isnan().any(-1).sum() == 3
+
+
+def test_tensors_may_lie_anyhow() -> None:
+    query, key, value, coeff = inputs(2, 4, 37, 45, 16, 16)
+    expected = native_attention(query, key, value, coeff)
+    turned = query.contiguous(), key.mT.contiguous().mT, value[:1].expand(2, -1, -1, -1)
+    assert torch.equal(native_attention(*turned[:2], value, coeff.mT.contiguous().mT), expected)
+    again = native_attention(query, key, value[:1].expand(2, -1, -1, -1).contiguous(), coeff)
+    assert torch.equal(native_attention(query, key, turned[2], coeff), again)
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_same_bits_every_time() -> None:
+    tensors = [x.requires_grad_() for x in inputs(2, 8, 200, 300, 40, 40)]
+    weights = torch.randn(2, 8, 200, 40)
+    outputs = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        outputs.append(native_attention(*tensors).detach())
+        runs = [torch.autograd.grad((native_attention(*tensors) * weights).sum(), tensors) for _ in range(3)]
+        for run in runs[1:]:
+            assert all(map(torch.equal, run, runs[0]))
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+def test_a_sample_does_not_depend_on_its_batch() -> None:
+    tensors = inputs(3, 5, 60, 77, 24, 24)
+    whole = native_attention(*tensors)
+    for sample in range(3):
+        assert torch.equal(native_attention(*(x[sample : sample + 1] for x in tensors))[0], whole[sample])
+
+
+@pytest.mark.parametrize("needed", range(4))
+def test_each_gradient_by_itself(needed: int) -> None:
+    tensors = [x.detach().requires_grad_() for x in inputs(2, 3, 50, 70, 8, 16)]
+    everything = torch.autograd.grad(native_attention(*tensors).square().sum(), tensors)
+    alone = [x.detach().requires_grad_(i == needed) for i, x in enumerate(tensors)]
+    native_attention(*alone).square().sum().backward()
+    assert torch.equal(alone[needed].grad, everything[needed])  # type: ignore[arg-type]
+    assert all(x.grad is None for i, x in enumerate(alone) if i != needed)
+
+
+def test_only_one_derivative() -> None:
+    tensors = [x.requires_grad_() for x in inputs(1, 2, 5, 6, 4, 4)]
+    (first,) = torch.autograd.grad(native_attention(*tensors).square().sum(), tensors[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_what_it_is_used_for() -> None:
+    query, key, value, coeff = inputs(1, 2, 5, 6, 4, 4)
+    mask = torch.zeros(5, 6)
+    assert native.supports(query, key, value, None)
+    assert not native.supports(query, key, value, mask)
+    assert not native.supports(query.bfloat16(), key.bfloat16(), value.bfloat16(), None)
+    with Watch() as seen:
+        recombined_attention(query, key, value, coeff)
+    assert "aten.bmm" not in seen.count
+    with Watch() as seen:
+        recombined_attention(query, key, value, coeff, mask)
+    assert "aten.bmm" in seen.count
+
+
+# ---- compiling -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "coeff-diffusion"
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`native.library` that has not looked yet."""
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)
+    return native.library
+
+
+def fake_compiler(folder: Path, body: str) -> str:
+    script = folder / "compiler"
+    script.write_text(f"#!/bin/sh\n{body}\n")
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_compiled_once(cache: Path) -> None:
+    first = native_build.load()
+    (made,) = cache.iterdir()  # nothing half done is left
+    assert cache.stat().st_mode & 0o077 == 0
+    before = made.stat().st_mtime_ns
+    second = native_build.load()
+    assert made.stat().st_mtime_ns == before
+    assert isinstance(first, ctypes.CDLL)
+    assert isinstance(second, ctypes.CDLL)
+
+
+def test_another_compiler_makes_another_library(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native_build.load()
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, 'exec c++ "$@"'))
+    native_build.load()
+    assert len(list(cache.iterdir())) == 2
+
+
+def without(library: Any, reason: str) -> None:
+    """Attention works, with one warning, and computes the same."""
+    tensors = inputs(1, 3, 20, 30, 8, 8)
+    with pytest.warns(UserWarning, match=f"without its CPU kernel, slower: .*{reason}"):
+        assert library() is None
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda: None)
+        torch.testing.assert_close(recombined_attention(*tensors), exact(*tensors).float())
+
+
+@pytest.mark.usefixtures("cache")
+def test_without_a_compiler(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    without(library, r"no C\+\+ compiler found \(c\+\+, g\+\+, clang\+\+\)")
+
+
+def test_not_wanted(library: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COEFF_DIFFUSION_NATIVE", "0")
+    without(library, "COEFF_DIFFUSION_NATIVE is 0")
+    assert not cache.exists()
+
+
+def test_a_compiler_that_fails(library: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = 'test "$1" = --version && exit; echo "native.cpp:1:2: error: no such thing" >&2; exit 1'
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, body))
+    without(library, "failed: native.cpp:1:2: error: no such thing")
+    assert not list(cache.iterdir())
+
+
+def test_a_compiler_that_hangs(library: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_build, "TIMEOUT", 0.2)
+    monkeypatch.setenv("CXX", fake_compiler(tmp_path, 'test "$1" = --version || exec sleep 60'))
+    without(library, "took more than 0.2 seconds")
+    assert not list(cache.iterdir())
+
+
+def test_a_library_that_is_broken(library: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native_build.load()
+    (made,) = cache.iterdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    broken = tmp_path / "other" / cache.name / made.name
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"not a library")
+    without(library, made.name)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_compiler_that_is_wrong(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = tmp_path / "wrong.cpp"
+    source = native_build.SOURCE.read_text()
+    assert "weight[h * heads + h] += 1;" in source
+    wrong.write_text(source.replace("weight[h * heads + h] += 1;", ""))
+    monkeypatch.setattr(native_build, "SOURCE", wrong)
+    without(library, "computes something else")
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_cache_of_somebody_else(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    without(library, "belongs to somebody else")
+
+
+def test_shares_the_threads_of_pytorch() -> None:
+    """A second OpenMP would bring threads of its own, which fight with PyTorch's for the cores."""
+    script = (
+        "import os, torch\n"
+        "torch.set_num_threads(2)\n"
+        "from coeff_diffusion.kernels import native, recombined_attention\n"
+        "x = torch.randn(1, 4, 512, 16)\n"
+        "torch.nn.functional.scaled_dot_product_attention(x, x, x)\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "recombined_attention(x, x, x, torch.randn(4, 4))\n"
+        "print(native.library() is not None, before, len(os.listdir('/proc/self/task')))\n"
+    )
+    if not Path("/proc/self/task").exists():
+        pytest.skip("needs /proc")
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded, before, after = run.stdout.split()
+    assert loaded == "True"
+    assert before == after
