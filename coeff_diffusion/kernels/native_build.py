@@ -1,4 +1,4 @@
-"""Compiles `native.cpp` for this CPU, once, and loads it.
+"""Compiles `native.cpp` for the CPU at hand, once, and loads it.
 
 The library lies in the user's cache (`$XDG_CACHE_HOME` or `~/.cache`, folder `coeff-diffusion`), named after what it
 was made from: source, compiler and flags. `CXX` chooses the compiler; `COEFF_DIFFUSION_NATIVE=0` does without.
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("native.cpp")
+HEADER = Path(__file__).with_name("native_matrices.h")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 # By what PyTorch itself found out about the CPU; other CPUs have no more than the compiler takes for granted.
@@ -59,7 +60,7 @@ def _cache() -> Path:
 
 def _name(compiler: str) -> str:
     version = _run([compiler, "--version"])
-    parts = [SOURCE.read_text(), compiler, version, *_flags(), str(_openmp()), torch.__version__]
+    parts = [SOURCE.read_text(), HEADER.read_text(), compiler, version, *_flags(), str(_openmp()), torch.__version__]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -77,7 +78,7 @@ def _build(compiler: str, library: Path) -> None:
     openmp = _openmp()
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made, built = Path(folder) / "native.o", Path(folder) / "native.so"
-        _run([compiler, *_flags(), "-fopenmp", "-c", str(SOURCE), "-o", str(made)])
+        _run([compiler, *_flags(), "-fopenmp", "-I", str(HEADER.parent), "-c", str(SOURCE), "-o", str(made)])
         _run([compiler, "-shared", str(made), str(openmp) if openmp else "-fopenmp", "-o", str(built)])
         built.replace(library)
 
