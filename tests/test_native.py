@@ -31,7 +31,7 @@ def threads() -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def _compiler() -> None:
     if native.library() is None:
-        pytest.skip("no C++ compiler: the kernel is not in use here")
+        pytest.skip("there is no kernel for this machine, or no compiler")
 
 
 def inputs(batch: int, heads: int, queries: int, keys: int, channels: int, value_channels: int) -> list[Tensor]:
@@ -202,10 +202,24 @@ def test_without_a_compiler(library: Any, tmp_path: Path, monkeypatch: pytest.Mo
     without(library, r"no C\+\+ compiler found \(c\+\+, g\+\+, clang\+\+\)")
 
 
-def test_not_wanted(library: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COEFF_DIFFUSION_NATIVE", "0")
-    without(library, "COEFF_DIFFUSION_NATIVE is 0")
+@pytest.mark.parametrize("where", ["not wanted", "another CPU", "another system"])
+def test_not_meant_to_be(where: str, library: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if where == "not wanted":
+        monkeypatch.setenv("COEFF_DIFFUSION_NATIVE", "0")
+    elif where == "another CPU":
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NEON")
+    else:
+        monkeypatch.setattr(sys, "platform", "darwin")
+    assert library() is None
     assert not cache.exists()
+
+
+def test_narrower_vectors(library: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    narrow = library()
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr(native, "library", lambda: narrow)
+    assert_as_exact_as_plain(lambda *x: native_attention(*x[:4]), inputs(2, 5, 70, 300, 40, 24), None, train=True)
 
 
 def test_a_compiler_that_fails(library: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

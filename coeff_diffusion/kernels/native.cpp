@@ -43,28 +43,40 @@ struct View {
     float* at(Size b, Size h, Size r) const { return data + b * batch + h * head + r * row; }
 };
 
+// Maps of a block, or a part of them, [H, n, columns]. Were the distances powers of two, as the sizes often are, all
+// heads would compete for the same few lines of the nearest cache: rows and heads keep off each other.
+struct Stack {
+    Size columns, row, head;
+
+    Stack(Size block, Size columns)
+        : columns(columns), row(columns + LINE), head((block * row + APART - 1) / APART * APART + TILE_COLUMNS * LINE) {}
+    static constexpr Size APART = 64 * LINE;  // floats that are cached in the same place
+    Size at(Size h, Size i) const { return h * head + i * row; }
+};
+
 // How the work is cut.
 struct Plan {
     Size H, N, M, D, E, Mp, Dp, Ep;
     Size block, blocks, threads;
+    Stack map, mix;  // all keys, and KEYS of them
 
     Plan(const Shape& s, Size wanted_threads)
         : H(s.heads), N(s.queries), M(s.keys), D(s.channels), E(s.value_channels),
-          Mp(padded(M, PANEL)), Dp(padded(D, VECTOR)), Ep(padded(E, VECTOR)) {
-        const Size most_threads = std::min(wanted_threads, MOST_THREADS);
-        Size share = padded((N + most_threads - 1) / most_threads, TILE_ROWS);
-        Size room = std::max<Size>(TILE_ROWS, MAPS / (H * Mp * most_threads) / TILE_ROWS * TILE_ROWS);
-        block = std::min({QUERIES, share, room});
-        blocks = (N + block - 1) / block;
-        threads = std::min(most_threads, blocks);
+          Mp(padded(M, PANEL)), Dp(padded(D, VECTOR)), Ep(padded(E, VECTOR)),
+          block(block_of(std::min(wanted_threads, MOST_THREADS))), blocks((N + block - 1) / block),
+          threads(std::min({wanted_threads, MOST_THREADS, blocks})), map(block, Mp), mix(block, KEYS) {}
+    Size block_of(Size threads) const {
+        Size share = padded((N + threads - 1) / threads, TILE_ROWS);
+        Size room = std::max<Size>(TILE_ROWS, MAPS / (H * Mp * threads) / TILE_ROWS * TILE_ROWS);
+        return std::min({QUERIES, share, room});
     }
     Size weights() const { return padded(H * H, LINE); }
     Size panels() const { return padded(H * Mp * D, LINE); }        // keys, packed for scores
     Size value_panels() const { return padded(H * Mp * E, LINE); }  // values, packed alike
     Size key_rows() const { return padded(H * M * Dp, LINE); }
     Size value_rows() const { return padded(H * M * Ep, LINE); }
-    Size maps() const { return H * block * Mp; }
-    Size mixed() const { return H * block * KEYS; }
+    Size maps() const { return H * map.head; }
+    Size mixed() const { return H * mix.head; }
     Size query_rows() const { return H * padded(block * Dp, LINE); }
     Size out_rows() const { return H * padded(block * Ep, LINE); }
     Size row_sums() const { return padded(H * block, LINE); }
@@ -132,12 +144,12 @@ void forward_block(const Plan& p, float scale, Size b, Size first, const View& q
     float* inverse = room.take(p.row_sums());
     float* row_weight = room.take(p.weights());
     for (Size j = 0; j < H; ++j) {
-        float* map = maps + j * n * p.Mp;
         pack_rows(query, b, j, first, n, p.D, p.D, scale, rows);
-        scores(n, p.D, rows, p.D, panels + j * p.Mp * p.D, 0, p.Mp, map, p.Mp);
+        scores(n, p.D, rows, p.D, panels + j * p.Mp * p.D, 0, p.Mp, maps + p.map.at(j, 0), p.map.row);
         for (Size i = 0; i < n; ++i) {
-            float most = largest(map + i * p.Mp, p.M);
-            float total = exponentials(map + i * p.Mp, p.M, p.Mp, most);
+            float* row = maps + p.map.at(j, i);
+            float most = largest(row, p.M);
+            float total = exponentials(row, p.M, p.Mp, most);
             inverse[j * n + i] = 1 / total;
             if (log_sums) log_sums[(b * H + j) * p.N + first + i] = most + std::log(total);
         }
@@ -147,11 +159,11 @@ void forward_block(const Plan& p, float scale, Size b, Size first, const View& q
         for (Size i = 0; i < n; ++i) {  // what divides a row of maps is part of its weights
             for (Size h = 0; h < H; ++h)
                 for (Size j = 0; j < H; ++j) row_weight[h * H + j] = weight[h * H + j] * inverse[j * n + i];
-            product(H, columns, H, row_weight, H, 1, maps + i * p.Mp + start, n * p.Mp, mixed + i * KEYS, n * KEYS,
-                    false);
+            product(H, columns, H, row_weight, H, 1, maps + p.map.at(0, i) + start, p.map.head,
+                    mixed + p.mix.at(0, i), p.mix.head, false);
         }
         for (Size h = 0; h < H; ++h)
-            product(n, p.Ep, keys, mixed + h * n * KEYS, KEYS, 1, values + (h * p.M + start) * p.Ep, p.Ep,
+            product(n, p.Ep, keys, mixed + p.mix.at(h, 0), p.mix.row, 1, values + (h * p.M + start) * p.Ep, p.Ep,
                     out + h * n * p.Ep, p.Ep, start > 0);
     }
     for (Size h = 0; h < H; ++h) unpack_rows(out + h * n * p.Ep, p.Ep, n, p.E, output, b, h, first);
@@ -183,36 +195,35 @@ void backward_block(const Plan& p, float scale, Size b, Size first, const View& 
     for (Size start = 0; start < p.M; start += KEYS) {
         const Size columns = std::min(KEYS, p.Mp - start), keys = std::min(KEYS, p.M - start);
         for (Size h = 0; h < H; ++h) {
-            float* map = maps + h * n * p.Mp + start;
-            scores(n, p.D, rows + h * n * p.Dp, p.Dp, panels + h * p.Mp * p.D, start, columns, map, p.Mp);
+            float* map = maps + p.map.at(h, 0) + start;
+            scores(n, p.D, rows + h * n * p.Dp, p.Dp, panels + h * p.Mp * p.D, start, columns, map, p.map.row);
             for (Size i = 0; i < n; ++i)
-                exponentials(map + i * p.Mp, keys, columns, log_sums[(b * H + h) * p.N + first + i]);
+                exponentials(map + i * p.map.row, keys, columns, log_sums[(b * H + h) * p.N + first + i]);
             scores(n, p.E, out_grads + h * n * p.Ep, p.Ep, value_panels + h * p.Mp * p.E, start, columns,
-                   mixed_grads + h * n * KEYS, KEYS);
+                   mixed_grads + p.mix.at(h, 0), p.mix.row);
         }
         for (Size i = 0; i < n; ++i) {
-            float* map = maps + i * p.Mp + start;              // of head j at + j * n * Mp
-            const float* mixed_grad = mixed_grads + i * KEYS;  // of head h at + h * n * KEYS
+            const float* map = maps + p.map.at(0, i) + start;  // of the first head
+            const float* mixed_grad = mixed_grads + p.mix.at(0, i);
             if (sums.weight) {
-                Vec* totals = reinterpret_cast<Vec*>(sums.weight);
                 for (Size h = 0; h < H; h += 4)
                     for (Size j = 0; j < H; j += 2)
                         DOTS[std::min<Size>(4, H - h) - 1][std::min<Size>(2, H - j) - 1](
-                            mixed_grad + h * n * KEYS, n * KEYS, map + j * n * p.Mp, n * p.Mp, columns,
-                            totals + h * H + j, H);
+                            mixed_grad + h * p.mix.head, p.mix.head, map + j * p.map.head, p.map.head, columns,
+                            sums.weight + (h * H + j) * VECTOR, H);
             }
             if (scores_needed) {
-                float* map_grad = map_grads + i * p.Mp + start;
-                product(H, columns, H, weight, 1, H, mixed_grad, n * KEYS, map_grad, n * p.Mp, false);
+                float* map_grad = map_grads + p.map.at(0, i) + start;
+                product(H, columns, H, weight, 1, H, mixed_grad, p.mix.head, map_grad, p.map.head, false);
                 for (Size j = 0; j < H; ++j)
-                    row_sums[j * n + i] += dot(map_grad + j * n * p.Mp, map + j * n * p.Mp, columns);
+                    row_sums[j * n + i] += dot(map_grad + j * p.map.head, map + j * p.map.head, columns);
             }
             if (sums.value)
-                product(H, columns, H, weight, H, 1, map, n * p.Mp, mixed + i * KEYS, n * KEYS, false);
+                product(H, columns, H, weight, H, 1, map, p.map.head, mixed + p.mix.at(0, i), p.mix.head, false);
         }
         if (sums.value)
             for (Size h = 0; h < H; ++h)
-                product(keys, p.Ep, n, mixed + h * n * KEYS, 1, KEYS, out_grads + h * n * p.Ep, p.Ep,
+                product(keys, p.Ep, n, mixed + p.mix.at(h, 0), 1, p.mix.row, out_grads + h * n * p.Ep, p.Ep,
                         sums.value + (h * p.M + start) * p.Ep, p.Ep, true);
     }
     if (!scores_needed) return;
@@ -221,16 +232,16 @@ void backward_block(const Plan& p, float scale, Size b, Size first, const View& 
         for (Size start = 0; start < p.M; start += KEYS) {
             const Size columns = std::min(KEYS, p.Mp - start), keys = std::min(KEYS, p.M - start);
             for (Size i = 0; i < n; ++i) {
-                const float* map = maps + (j * n + i) * p.Mp + start;
-                const float* map_grad = map_grads + (j * n + i) * p.Mp + start;
+                const float* map = maps + p.map.at(j, i) + start;
+                const float* map_grad = map_grads + p.map.at(j, i) + start;
                 for (Size m = 0; m < columns; m += VECTOR)
-                    store(score_grads + i * KEYS + m, load(map + m) * (load(map_grad + m) - row_sums[j * n + i]));
+                    store(score_grads + i * p.mix.row + m, load(map + m) * (load(map_grad + m) - row_sums[j * n + i]));
             }
             if (query_grad.data)
-                product(n, p.Dp, keys, score_grads, KEYS, 1, key_rows + (j * p.M + start) * p.Dp, p.Dp, row_grads,
+                product(n, p.Dp, keys, score_grads, p.mix.row, 1, key_rows + (j * p.M + start) * p.Dp, p.Dp, row_grads,
                         p.Dp, start > 0);
             if (sums.key)
-                product(keys, p.Dp, n, score_grads, 1, KEYS, rows + j * n * p.Dp, p.Dp,
+                product(keys, p.Dp, n, score_grads, 1, p.mix.row, rows + j * n * p.Dp, p.Dp,
                         sums.key + (j * p.M + start) * p.Dp, p.Dp, true);
         }
         if (query_grad.data) {

@@ -32,10 +32,11 @@ _SHAPE, _VIEW, _DATA = ctypes.POINTER(_Shape), ctypes.POINTER(_View), ctypes.c_v
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernel; None, with one warning, where it cannot be had."""
+    """The compiled kernel; None where there is none for this machine or, with one warning, where it cannot be had."""
     try:
-        found = _declared(load())
-        _check(found)
+        found = load()
+        if found is not None:
+            _check(_declared(found))
     except BuildError as error:
         warnings.warn(f"recombined attention runs without its CPU kernel, slower: {error}", stacklevel=2)
         return None

@@ -1,4 +1,4 @@
-"""Compiles `native.cpp` for the CPU at hand, once, and loads it.
+"""Compiles `native.cpp` for the CPU at hand, once, and loads it: on Linux, where the CPU has AVX2 or AVX-512.
 
 The library lies in the user's cache (`$XDG_CACHE_HOME` or `~/.cache`, folder `coeff-diffusion`), named after what it
 was made from: source, compiler and flags. `CXX` chooses the compiler; `COEFF_DIFFUSION_NATIVE=0` does without.
@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ SOURCE = Path(__file__).with_name("native.cpp")
 HEADER = Path(__file__).with_name("native_matrices.h")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
-# By what PyTorch itself found out about the CPU; other CPUs have no more than the compiler takes for granted.
+# By what PyTorch itself found out about the CPU. With narrower vectors than these the kernel is no faster than PyTorch.
 CPU_FLAGS = {
     "AVX512": ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma"],
     "AVX2": ["-mavx2", "-mfma"],
@@ -27,18 +28,18 @@ TIMEOUT = 120  # seconds
 
 
 class BuildError(Exception):
-    """There is no compiled kernel; the message says why."""
+    """The kernel could not be compiled or loaded."""
 
 
-def load() -> ctypes.CDLL:
-    """The compiled kernel, from the cache or made now (a few seconds).
+def load() -> ctypes.CDLL | None:
+    """The compiled kernel, from the cache or made now (a few seconds); None where it is not meant to be.
 
     Raises:
-        BuildError: it is not wanted, there is no compiler, or the compiler fails.
+        BuildError: there is no compiler, or it fails.
     """
-    if os.environ.get("COEFF_DIFFUSION_NATIVE") == "0":
-        raise BuildError("COEFF_DIFFUSION_NATIVE is 0")
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", *COMPILERS))), None)
+    if os.environ.get("COEFF_DIFFUSION_NATIVE") == "0" or sys.platform != "linux" or _cpu() not in CPU_FLAGS:
+        return None
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX") or COMPILERS[0], *COMPILERS))), None)
     if compiler is None:
         raise BuildError(f"no C++ compiler found ({', '.join(COMPILERS)})")
     try:
@@ -53,7 +54,7 @@ def load() -> ctypes.CDLL:
 def _cache() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coeff-diffusion"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+    if folder.stat().st_uid != os.getuid():
         raise BuildError(f"{folder} belongs to somebody else: code is not loaded from there")
     return folder
 
@@ -64,8 +65,12 @@ def _name(compiler: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+def _cpu() -> str:
+    return torch.backends.cpu.get_cpu_capability()
+
+
 def _flags() -> list[str]:
-    return [*FLAGS, *CPU_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])]
+    return [*FLAGS, *CPU_FLAGS[_cpu()]]
 
 
 def _openmp() -> Path | None:

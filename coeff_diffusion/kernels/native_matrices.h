@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 namespace {
 
@@ -21,11 +22,15 @@ constexpr int TILE_ROWS = 4, TILE_COLUMNS = 2;  // of 16
 #endif
 constexpr Size PANEL = 32;                      // columns that are packed side by side
 
-typedef float Vec __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias));
-typedef std::int32_t IntVec __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias));
+typedef float Vec __attribute__((vector_size(4 * VECTOR)));
+typedef std::int32_t IntVec __attribute__((vector_size(4 * VECTOR)));
 
-inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
-inline void store(float* to, Vec x) { *reinterpret_cast<Vec*>(to) = x; }
+inline Vec load(const float* from) {
+    Vec x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+}
+inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
 inline Vec broadcast(float x) { return x - Vec{}; }
 inline Vec larger(Vec x, Vec y) { return x > y ? x : y; }
 inline Size padded(Size count, Size unit) { return (count + unit - 1) / unit * unit; }
@@ -50,8 +55,10 @@ inline Vec exponential(Vec x) {
     y = y * rest + 1.6666665459e-1f;
     y = y * rest + 5.0000001201e-1f;
     y = y * (rest * rest) + rest + 1.0f;
-    IntVec power = (__builtin_convertvector(whole, IntVec) + 127) << 23;
-    return y * reinterpret_cast<Vec&>(power);
+    IntVec bits = (__builtin_convertvector(whole, IntVec) + 127) << 23;
+    Vec power;
+    std::memcpy(&power, &bits, sizeof power);
+    return y * power;
 }
 
 // C[r, :] (+)= sum_i A[r, i] B[i, :] for R rows and C columns of vectors, held in registers.
@@ -163,14 +170,14 @@ float dot(const float* x, const float* y, Size count) {  // count: a multiple of
     return sum(total[0] + total[1]);
 }
 
-// totals[r * row + c] += x[r, :] * y[c, :], vector by vector, for R rows x and C rows y.
+// totals[r, c] += x[r, :] * y[c, :], vector by vector, for R rows x and C rows y.
 template <int R, int C>
-void dots(const float* x, Size x_row, const float* y, Size y_row, Size count, Vec* totals, Size row) {
+void dots(const float* x, Size x_row, const float* y, Size y_row, Size count, float* totals, Size row) {
     Vec total[R][C];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) total[r][c] = totals[r * row + c];
+        for (int c = 0; c < C; ++c) total[r][c] = load(totals + (r * row + c) * VECTOR);
     for (Size i = 0; i < count; i += VECTOR) {
         Vec right[C];
 #pragma GCC unroll 8
@@ -185,10 +192,10 @@ void dots(const float* x, Size x_row, const float* y, Size y_row, Size count, Ve
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) totals[r * row + c] = total[r][c];
+        for (int c = 0; c < C; ++c) store(totals + (r * row + c) * VECTOR, total[r][c]);
 }
 
-using Dots = void (*)(const float*, Size, const float*, Size, Size, Vec*, Size);
+using Dots = void (*)(const float*, Size, const float*, Size, Size, float*, Size);
 constexpr Dots DOTS[4][2] = {
     {dots<1, 1>, dots<1, 2>}, {dots<2, 1>, dots<2, 2>}, {dots<3, 1>, dots<3, 2>}, {dots<4, 1>, dots<4, 2>}};
 
