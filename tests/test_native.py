@@ -51,20 +51,21 @@ shapes = st.fixed_dictionaries(
         "value_channels": st.sampled_from([1, 8, 40, 96, 160]),
     }
 )
+dtypes = st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16])
 
 
 @pytest.mark.usefixtures("threads")
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(shape=shapes, per_sample=st.booleans(), threads=st.sampled_from([1, 2, 5]))
-def test_errs_at_most_twice_as_much_as_plain_attention(shape: dict[str, int], per_sample: bool, threads: int) -> None:
+@given(shape=shapes, dtype=dtypes, per_sample=st.booleans(), threads=st.sampled_from([1, 2, 5]))
+def test_errs_at_most_twice_as_much_as_plain_attention(
+    shape: dict[str, int], dtype: torch.dtype, per_sample: bool, threads: int
+) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     *projected, coeff = inputs(**shape)
-    coeff = coeff if per_sample else coeff[0]
+    tensors = [*(x.to(dtype) for x in projected), coeff if per_sample else coeff[0]]
     train = shape["keys"] > 1  # the maps of one key are 1: queries and keys have no gradient but rounding
-    assert_as_exact_as_plain(
-        lambda q, k, v, c, mask: native_attention(q, k, v, c), [*projected, coeff], None, train=train
-    )
+    assert_as_exact_as_plain(lambda *x: native_attention(*x[:4]), tensors, None, train=train)
 
 
 @pytest.mark.parametrize("size", [30.0, 1e4])
@@ -136,7 +137,8 @@ def test_what_it_is_used_for() -> None:
     mask = torch.zeros(5, 6)
     assert native.supports(query, key, value, None)
     assert not native.supports(query, key, value, mask)
-    assert not native.supports(query.bfloat16(), key.bfloat16(), value.bfloat16(), None)
+    assert native.supports(query.bfloat16(), key.bfloat16(), value.bfloat16(), None)
+    assert not native.supports(query.double(), key.double(), value.double(), None)
     with Watch() as seen:
         recombined_attention(query, key, value, coeff)
     assert "aten.bmm" not in seen.count

@@ -7,7 +7,7 @@ Every way computes `coeff_diffusion.recombination.recombined_attention` exactly;
 | `plain` | coefficients that are zero or a diagonal matrix (recognized by `attachment`, when they are chosen) |
 | `folded` | cross-attention while sampling in float32: the prompt is the same in every step (asked by `attention`) |
 | `triton_attention` | on CUDA |
-| `native` | on CPUs in float32, where there is a compiler |
+| `native` | on CPUs, without a mask, where there is a compiler |
 | `blocked` | everywhere else |
 | `recombination` | a mask that learns, and nothing to compute; and what all others are tested against |
 """

@@ -1,4 +1,4 @@
-"""Recombined attention on CPUs in float32: `native.cpp` as one differentiable operator.
+"""Recombined attention on CPUs: `native.cpp` as one differentiable operator, in float32 whatever the inputs are.
 
 Legend: B samples, H heads, N queries, M keys, D channels of a key, E of a value.
 """
@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from .. import recombination
 from .native_build import BuildError, load
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Needed = tuple[bool, bool, bool, bool]  # whether the gradients of query, key, value and coeff are wanted
 TOLERANCE = 1e-5  # of the check after loading: a wrong result is off by its own size
 
@@ -44,10 +45,11 @@ def library() -> ctypes.CDLL | None:
 
 
 def supports(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
-    """Whether the kernel computes this: float32 on a CPU, without a mask."""
+    """Whether the kernel computes this: on a CPU, at most float32, without a mask."""
     return (
         query.device.type == "cpu"
-        and query.dtype == key.dtype == value.dtype == torch.float32
+        and query.dtype in DTYPES
+        and query.dtype == key.dtype == value.dtype
         and attn_mask is None
         and library() is not None
     )
@@ -58,6 +60,8 @@ def native_attention(query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, s
     kernel = library()
     assert kernel is not None, "ask `supports` first"
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if query.dtype != torch.float32:
+        return native_attention(query.float(), key.float(), value.float(), coeff, scale).to(query.dtype)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value, coeff)):
         output: Tensor = NativeAttention.apply(query, key, value, coeff, scale)
         return output
