@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("native.cpp")
-HEADER = Path(__file__).with_name("native_matrices.h")
+HEADERS = sorted(SOURCE.parent.glob("native_*.h"))
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ["-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math"]
 # By what PyTorch itself found out about the CPU. With narrower vectors than these the kernel is no faster than PyTorch.
@@ -61,7 +61,8 @@ def _cache() -> Path:
 
 def _name(compiler: str) -> str:
     version = _run([compiler, "--version"])
-    parts = [SOURCE.read_text(), HEADER.read_text(), compiler, version, *_flags(), str(_openmp()), torch.__version__]
+    sources = [path.read_text() for path in (SOURCE, *HEADERS)]
+    parts = [*sources, compiler, version, *_flags(), str(_openmp()), torch.__version__]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -83,7 +84,7 @@ def _build(compiler: str, library: Path) -> None:
     openmp = _openmp()
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made, built = Path(folder) / "native.o", Path(folder) / "native.so"
-        _run([compiler, *_flags(), "-fopenmp", "-I", str(HEADER.parent), "-c", str(SOURCE), "-o", str(made)])
+        _run([compiler, *_flags(), "-fopenmp", "-I", str(HEADERS[0].parent), "-c", str(SOURCE), "-o", str(made)])
         _run([compiler, "-shared", str(made), str(openmp) if openmp else "-fopenmp", "-o", str(built)])
         built.replace(library)
 

@@ -195,8 +195,15 @@ void dots(const float* x, Size x_row, const float* y, Size y_row, Size count, fl
         for (int c = 0; c < C; ++c) store(totals + (r * row + c) * VECTOR, total[r][c]);
 }
 
-using Dots = void (*)(const float*, Size, const float*, Size, Size, float*, Size);
-constexpr Dots DOTS[4][2] = {
-    {dots<1, 1>, dots<1, 2>}, {dots<2, 1>, dots<2, 2>}, {dots<3, 1>, dots<3, 2>}, {dots<4, 1>, dots<4, 2>}};
+// totals[h, j] += x[h, :] * y[j, :], vector by vector, for `count` rows x and as many rows y.
+inline void add_dots(Size count, Size columns, const float* x, Size x_row, const float* y, Size y_row, float* totals) {
+    using Dots = void (*)(const float*, Size, const float*, Size, Size, float*, Size);
+    static constexpr Dots DOTS[4][2] = {
+        {dots<1, 1>, dots<1, 2>}, {dots<2, 1>, dots<2, 2>}, {dots<3, 1>, dots<3, 2>}, {dots<4, 1>, dots<4, 2>}};
+    for (Size h = 0; h < count; h += 4)
+        for (Size j = 0; j < count; j += 2)
+            DOTS[std::min<Size>(4, count - h) - 1][std::min<Size>(2, count - j) - 1](
+                x + h * x_row, x_row, y + j * y_row, y_row, columns, totals + (h * count + j) * VECTOR, count);
+}
 
 }  // namespace
