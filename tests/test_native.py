@@ -250,10 +250,10 @@ def test_a_library_that_is_broken(library: Any, cache: Path, tmp_path: Path, mon
 
 @pytest.mark.usefixtures("cache")
 def test_a_compiler_that_is_wrong(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = tmp_path / "wrong.cpp"
     source = native_build.SOURCE.read_text()
-    assert "weight[h * heads + h] += 1;" in source
-    wrong.write_text(source.replace("weight[h * heads + h] += 1;", ""))
+    wrong = tmp_path / "wrong.cpp"
+    wrong.write_text(source.replace("weight[h * H + j] * inverse", "2 * weight[h * H + j] * inverse"))
+    assert wrong.read_text() != source
     monkeypatch.setattr(native_build, "SOURCE", wrong)
     without(library, "computes something else")
 

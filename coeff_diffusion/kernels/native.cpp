@@ -126,8 +126,10 @@ struct Backward {
             for (Size i = 0; i < n; ++i) {
                 const float* map = maps + p.map.at(j, i) + start;
                 const float* map_grad = map_grads + p.map.at(j, i) + start;
+                const float row_sum = row_sums[i];
+                float* score_grad = score_grads + i * p.mix.row;
                 for (Size m = 0; m < columns; m += VECTOR)
-                    store(score_grads + i * p.mix.row + m, load(map + m) * (load(map_grad + m) - row_sums[i]));
+                    store(score_grad + m, load(map + m) * (load(map_grad + m) - row_sum));
             }
             if (query_grad.data)
                 product(n, p.Dp, keys, score_grads, p.mix.row, 1, key_rows + (j * p.M + start) * p.Dp, p.Dp, row_grads,

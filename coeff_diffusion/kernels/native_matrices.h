@@ -22,15 +22,11 @@ constexpr int TILE_ROWS = 4, TILE_COLUMNS = 2;  // of 16
 #endif
 constexpr Size PANEL = 32;                      // columns that are packed side by side
 
-typedef float Vec __attribute__((vector_size(4 * VECTOR)));
-typedef std::int32_t IntVec __attribute__((vector_size(4 * VECTOR)));
+typedef float Vec __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias));
+typedef std::int32_t IntVec __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias));
 
-inline Vec load(const float* from) {
-    Vec x;
-    std::memcpy(&x, from, sizeof x);
-    return x;
-}
-inline void store(float* to, Vec x) { std::memcpy(to, &x, sizeof x); }
+inline Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
+inline void store(float* to, Vec x) { *reinterpret_cast<Vec*>(to) = x; }
 inline Vec broadcast(float x) { return x - Vec{}; }
 inline Vec larger(Vec x, Vec y) { return x > y ? x : y; }
 inline Size padded(Size count, Size unit) { return (count + unit - 1) / unit * unit; }
