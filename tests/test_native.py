@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from exactness import Watch, assert_as_exact_as_plain, error, exact
+from exactness import Watch, assert_as_exact_as_plain, error, exact, gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from coeff_diffusion.kernels import blocked, native, native_build, recombined_attention
 from coeff_diffusion.kernels.native import native_attention
@@ -66,6 +67,26 @@ def test_errs_at_most_twice_as_much_as_plain_attention(
     tensors = [*(x.to(dtype) for x in projected), coeff if per_sample else coeff[0]]
     train = shape["keys"] > 1  # the maps of one key are 1: queries and keys have no gradient but rounding
     assert_as_exact_as_plain(lambda *x: native_attention(*x[:4]), tensors, None, train=train)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(16, 4096), (4096, 16)])
+def test_long_sums_do_not_add_up_their_roundings(queries: int, keys: int) -> None:
+    def mean_error(actual: Tensor, expected: Tensor) -> float:
+        return float((actual - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+    tensors = inputs(1, 4, queries, keys, 40, 40)
+    output = native_attention(*tensors)
+    plain_tensors, zero = tensors[:3], torch.zeros(4, 4)
+    plain = scaled_dot_product_attention(*plain_tensors)
+    assert mean_error(output, exact(*tensors)) < 1.5 * mean_error(plain, exact(*plain_tensors, zero))
+    own, best = gradients(native_attention, tensors), gradients(exact, tensors)
+    plain_own = gradients(scaled_dot_product_attention, plain_tensors)
+    plain_best = gradients(exact, [*plain_tensors, zero])
+    errors = [mean_error(*pair) for pair in zip(own, best, strict=True)]
+    plain_errors = [mean_error(*pair) for pair in zip(plain_own, plain_best, strict=False)]
+    for ours, theirs in zip(errors, plain_errors, strict=False):
+        assert ours < 1.5 * theirs
+    assert errors[3] < 2 * max(plain_errors)
 
 
 @pytest.mark.parametrize("size", [30.0, 1e4])

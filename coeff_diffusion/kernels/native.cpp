@@ -79,11 +79,13 @@ struct Backward {
         float* rows = room.take(p.query_rows());
         float* out_grads = room.take(p.out_rows());
         float* row_sums = room.take(p.row_sums());
+        float* weight_grads = room.take(p.weights() * VECTOR);
         for (Size h = 0; h < H; ++h) {
             pack_rows(query, b, h, first, n, p.D, p.Dp, scale, rows + h * n * p.Dp);
             pack_rows(grad, b, h, first, n, p.E, p.Ep, 1, out_grads + h * n * p.Ep);
         }
-        std::fill(row_sums, row_sums + H * n, 0.0f);
+        std::fill_n(row_sums, H * n, 0.0f);
+        std::fill_n(weight_grads, H * H * VECTOR, 0.0f);
         for (Size start = 0; start < p.M; start += KEYS) {
             const Size columns = std::min(KEYS, p.Mp - start), keys = std::min(KEYS, p.M - start);
             for (Size h = 0; h < H; ++h) {
@@ -97,7 +99,7 @@ struct Backward {
             for (Size i = 0; i < n; ++i) {  // pointers to the first head's rows; p.map.head and p.mix.head lead on
                 const float* map = maps + p.map.at(0, i) + start;
                 const float* mixed_grad = mixed_grads + p.mix.at(0, i);
-                if (sums.weight) add_dots(H, columns, mixed_grad, p.mix.head, map, p.map.head, sums.weight);
+                if (sums.weight) add_dots(H, columns, mixed_grad, p.mix.head, map, p.map.head, weight_grads);
                 if (scores_needed) {
                     float* map_grad = map_grads + p.map.at(0, i) + start;
                     product(H, columns, H, weight, 1, H, mixed_grad, p.mix.head, map_grad, p.map.head, false);
@@ -112,6 +114,8 @@ struct Backward {
                     product(keys, p.Ep, n, mixed + p.mix.at(h, 0), 1, p.mix.row, out_grads + h * n * p.Ep, p.Ep,
                             sums.value + (h * p.M + start) * p.Ep, p.Ep, true);
         }
+        if (sums.weight)
+            for (Size i = 0; i < H * H * VECTOR; ++i) sums.weight[i] += weight_grads[i];
         if (!scores_needed) return;
         for (Size j = 0; j < H; ++j)
             scores_of(b, j, first, n, maps, map_grads, row_sums + j * n, rows + j * n * p.Dp, mixed, sums, room);

@@ -57,16 +57,13 @@ inline Vec exponential(Vec x) {
     return y * power;
 }
 
-// C[r, :] (+)= sum_i A[r, i] B[i, :] for R rows and C columns of vectors, held in registers.
+// C[r, :] (+)= sum_i A[r, i] B[i, :] for R rows and C columns of vectors, held in registers. What was there is added
+// last: a sum of many products is a sum of short sums then, which rounds less.
 // A is read at a + r * a_row + i * a_step.
 template <int R, int C>
 void tile(Size steps, const float* a, Size a_row, Size a_step, const float* b, Size b_step, float* c, Size c_row,
           bool add) {
-    Vec total[R][C];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < C; ++v) total[r][v] = add ? load(c + r * c_row + v * VECTOR) : Vec{};
+    Vec total[R][C] = {};
     for (Size i = 0; i < steps; ++i) {
         Vec row[C];
 #pragma GCC unroll 8
@@ -81,7 +78,10 @@ void tile(Size steps, const float* a, Size a_row, Size a_step, const float* b, S
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int v = 0; v < C; ++v) store(c + r * c_row + v * VECTOR, total[r][v]);
+        for (int v = 0; v < C; ++v) {
+            float* to = c + r * c_row + v * VECTOR;
+            store(to, add ? load(to) + total[r][v] : total[r][v]);
+        }
 }
 
 using Tile = void (*)(Size, const float*, Size, Size, const float*, Size, float*, Size, bool);
@@ -169,11 +169,7 @@ float dot(const float* x, const float* y, Size count) {  // count: a multiple of
 // totals[r, c] += x[r, :] * y[c, :], vector by vector, for R rows x and C rows y.
 template <int R, int C>
 void dots(const float* x, Size x_row, const float* y, Size y_row, Size count, float* totals, Size row) {
-    Vec total[R][C];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) total[r][c] = load(totals + (r * row + c) * VECTOR);
+    Vec total[R][C] = {};
     for (Size i = 0; i < count; i += VECTOR) {
         Vec right[C];
 #pragma GCC unroll 8
@@ -188,7 +184,10 @@ void dots(const float* x, Size x_row, const float* y, Size y_row, Size count, fl
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) store(totals + (r * row + c) * VECTOR, total[r][c]);
+        for (int c = 0; c < C; ++c) {
+            float* to = totals + (r * row + c) * VECTOR;
+            store(to, load(to) + total[r][c]);
+        }
 }
 
 // totals[h, j] += x[h, :] * y[j, :], vector by vector, for `count` rows x and as many rows y.

@@ -71,7 +71,7 @@ struct Plan {
     // Of one thread, and of all together.
     Size forward_room() const { return maps() + mixed() + query_rows() + out_rows() + row_sums() + weights(); }
     Size backward_room() const {
-        return sums() + 2 * (maps() + mixed() + query_rows()) + out_rows() + row_sums();
+        return sums() + 2 * (maps() + mixed() + query_rows()) + out_rows() + row_sums() + weights() * VECTOR;
     }
     Size forward_total() const { return weights() + panels() + value_rows() + threads * forward_room(); }
     Size backward_total() const {
