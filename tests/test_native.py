@@ -105,6 +105,16 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert output.isnan().any(-1).sum() == 3
 
 
+@pytest.mark.parametrize("wrong", range(5))
+def test_shapes_that_do_not_fit(wrong: int) -> None:
+    query, key, value, coeff = inputs(2, 4, 6, 7, 8, 8)
+    key, value = [
+        (key[:1], value), (key[:, :3], value[:, :3]), (key[..., :5], value), (key[:, :, :6], value), (key, value[:1])
+    ][wrong]  # fmt: skip
+    with pytest.raises(ValueError, match=r"query, key and value do not fit each other: \[2, 4, 6, 8\]"):
+        native_attention(query, key, value, coeff)
+
+
 def test_tensors_may_lie_anyhow() -> None:
     query, key, value, coeff = inputs(2, 4, 37, 45, 16, 16)
     expected = native_attention(query, key, value, coeff)
@@ -116,8 +126,8 @@ def test_tensors_may_lie_anyhow() -> None:
 
 @pytest.mark.usefixtures("threads")
 def test_the_same_bits_every_time() -> None:
-    tensors = [x.requires_grad_() for x in inputs(2, 8, 200, 300, 40, 40)]
-    weights = torch.randn(2, 8, 200, 40)
+    tensors = [x.requires_grad_() for x in inputs(2, 8, 300, 300, 40, 40)]
+    weights = torch.randn(2, 8, 300, 40)
     outputs = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
@@ -279,10 +289,25 @@ def test_a_compiler_that_is_wrong(library: Any, tmp_path: Path, monkeypatch: pyt
     without(library, "computes something else")
 
 
-@pytest.mark.usefixtures("cache")
-def test_a_cache_of_somebody_else(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_of_somebody_else(library: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    without(library, "belongs to somebody else")
+    without(library, "others than you may write to .*coeff-diffusion")
+    monkeypatch.undo()
+    cache.chmod(0o777)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache.parent))
+    monkeypatch.setattr(native, "library", library)
+    without(library, "others than you may write to .*coeff-diffusion")
+
+
+def test_no_place_for_a_cache(library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    without(library, "Could not determine home directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    without(library, "/dev/null")
 
 
 def test_shares_the_threads_of_pytorch() -> None:

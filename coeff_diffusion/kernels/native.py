@@ -136,7 +136,11 @@ def _distance(coeff: Tensor) -> int:
 
 
 def _shape(query: Tensor, key: Tensor, value: Tensor) -> _Shape:
+    """What the kernel goes by; it would read past the end of tensors that do not fit."""
     batch, heads, queries, channels = query.shape
+    if key.shape[:2] != query.shape[:2] or key.shape[3] != channels or value.shape[:3] != key.shape[:3]:
+        shapes = ", ".join(str(list(x.shape)) for x in (query, key, value))
+        raise ValueError(f"query, key and value do not fit each other: {shapes}")
     return _Shape(batch, heads, queries, key.shape[2], channels, value.shape[3])
 
 

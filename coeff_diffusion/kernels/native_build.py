@@ -47,15 +47,16 @@ def load() -> ctypes.CDLL | None:
         if not library.exists():
             _build(compiler, library)
         return ctypes.CDLL(str(library))
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows where home is
         raise BuildError(str(error)) from error
 
 
 def _cache() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coeff-diffusion"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise BuildError(f"{folder} belongs to somebody else: code is not loaded from there")
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise BuildError(f"others than you may write to {folder}: code is not loaded from there")
     return folder
 
 

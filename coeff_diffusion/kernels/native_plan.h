@@ -17,6 +17,7 @@ constexpr Size KEYS = 256;         // keys that are mixed at once
 constexpr Size QUERIES = 32;       // of a block, at most: the maps of a head then fit a core's cache
 constexpr Size MAPS = 8 << 20;     // entries of the maps that all threads hold at once, at most
 constexpr Size MOST_THREADS = 32;  // each has sums of its own in the backward, twice the size of the keys
+static_assert(KEYS % PANEL == 0 && PANEL % VECTOR == 0 && QUERIES % TILE_ROWS == 0);
 
 struct Shape {
     Size batch, heads, queries, keys, channels, value_channels;
