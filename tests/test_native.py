@@ -156,6 +156,25 @@ def test_each_gradient_by_itself(needed: int) -> None:
     assert all(x.grad is None for i, x in enumerate(alone) if i != needed)
 
 
+def test_training_uses_its_memory_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def largest(tensors: list[Tensor]) -> int:
+        with Watch() as seen:
+            output = native_attention(*tensors)
+            if output.requires_grad:
+                output.sum().backward()
+        return seen.elements
+
+    small, large = inputs(1, 4, 32, 64, 8, 8), inputs(1, 4, 64, 256, 8, 8)
+    monkeypatch.setattr(native, "_kept", native._Kept())
+    trained = [[x.detach().requires_grad_() for x in tensors] for tensors in (small, large)]
+    first = largest(trained[1])
+    assert largest(trained[1]) < first
+    assert largest(trained[0]) < first  # a smaller layer takes a part of it
+    assert largest(large) > largest(trained[1])  # sampling gives back what it took
+    monkeypatch.setattr(native, "KEPT_ROOM", 0)
+    assert largest(trained[1]) == first
+
+
 def test_only_one_derivative() -> None:
     tensors = [x.requires_grad_() for x in inputs(1, 2, 5, 6, 4, 4)]
     (first,) = torch.autograd.grad(native_attention(*tensors).square().sum(), tensors[:1], create_graph=True)
@@ -210,6 +229,15 @@ def test_compiled_once(cache: Path) -> None:
     assert made.stat().st_mtime_ns == before
     assert isinstance(first, ctypes.CDLL)
     assert isinstance(second, ctypes.CDLL)
+
+
+@pytest.mark.usefixtures("cache")
+def test_another_default_device(library: Any) -> None:
+    tensors = [x.requires_grad_() for x in inputs(1, 2, 5, 6, 4, 4)]
+    with torch.device("meta"):
+        assert library() is not None
+        native_attention(*tensors).sum().backward()
+    assert all(x.grad is not None and x.grad.device.type == "cpu" for x in tensors)
 
 
 def test_another_compiler_makes_another_library(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
