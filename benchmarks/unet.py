@@ -7,6 +7,8 @@ Weights are random: time does not depend on them. Ratios are taken turn by turn 
 """
 
 import argparse
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -104,17 +106,33 @@ class Way:
         self.predict().float().square().mean().backward()
 
 
+def coefficients(unet: UNet2DConditionModel, subjects: int = 1, seed: int = 0) -> dict[str, Tensor]:
+    """For all layers, of one subject or of another one for each sample."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = [subjects] if subjects > 1 else []
+    return {
+        path: 0.1 * torch.randn(*shape, heads, heads, generator=generator) for path, heads in layer_heads(unet).items()
+    }
+
+
 def sampling(unet: UNet2DConditionModel, inputs: dict[str, Any], subjects: int = 1, kernel: Any = None) -> Way:
-    """All layers recombined, by one subject or by another one for each sample."""
+    """All layers recombined."""
     way = Way(unet, inputs, kernel)
     attach(way.unet, trainable=False)
-    generator = torch.Generator().manual_seed(0)
-    coeffs = {
-        path: 0.1 * torch.randn(subjects, heads, heads, generator=generator)
-        for path, heads in layer_heads(way.unet).items()
-    }
-    activate(way.unet, coeffs if subjects > 1 else {path: coeff[0] for path, coeff in coeffs.items()})
+    activate(way.unet, coefficients(way.unet, subjects))
     return way
+
+
+def exchange(topology: str, unet: UNet2DConditionModel, inputs: dict[str, Any], repeats: int = 20) -> None:
+    """Print how long it takes to let another subject act."""
+    way = sampling(unet, inputs)
+    subjects = [coefficients(way.unet, seed=seed) for seed in (1, 2)]
+    seconds = []
+    for turn in range(repeats):
+        started = time.perf_counter()
+        activate(way.unet, subjects[turn % 2])
+        seconds.append(time.perf_counter() - started)
+    print(f"| {topology}, another subject | recombined | {statistics.median(seconds):.4f} s | | |", flush=True)
 
 
 def training(unet: UNet2DConditionModel, inputs: dict[str, Any], kernel: Any = None) -> Way:
@@ -160,6 +178,7 @@ def measure(topology: str, args: argparse.Namespace) -> None:
             columns["naive"] = sampling(unet, inputs, kernel=naive).sample
         columns["LoRA rank 4"] = lora(unet, inputs).sample
         compare(f"{topology}, sampling, batch {batch}", columns, args.repeats)
+    exchange(topology, unet, make_inputs(unet, args.batch[0]))
     inputs = make_inputs(unet, args.train_batch)
     columns = {"LoRA rank 4": lora(unet, inputs).train, "recombined": training(unet, inputs).train}
     if args.naive:
