@@ -25,7 +25,7 @@ LAYERS = {
     "SDXL self, 32 x 32": (2, 20, 1024, 1024, 64),
     "embedded base self, 8 x 8": (2, 8, 64, 64, 16),
 }
-SMALL, RUNS = 300, 50  # a layer of so few queries is so often computed in a turn: microseconds cannot be timed
+SMALL, RUNS = 300, 50  # a layer of fewer queries than SMALL is computed RUNS times a turn: one run is too short to time
 
 
 def measure(name: str, dtype: torch.dtype, repeats: int, naive: bool) -> None:
