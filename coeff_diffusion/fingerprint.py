@@ -57,7 +57,7 @@ def weight_sample(unet: UNet2DConditionModel) -> tuple[float, ...]:
     weights = [part.weight for part in (unet.conv_in, unet.conv_out, layers[len(layers) // 2].to_v)]
     if any(weight.is_meta for weight in weights):
         return ()
-    return tuple(value for weight in weights for value in _spread(weight, 8))
+    return tuple(value for weight in weights for value in spread(weight, 8))
 
 
 def base_hash(unet: UNet2DConditionModel, *others: nn.Module) -> str | None:
@@ -74,7 +74,7 @@ def base_hash(unet: UNet2DConditionModel, *others: nn.Module) -> str | None:
     ends = [weights[i] for weights in parameters for i in (0, -1)]
     if not sample or any(weight.is_meta for weight in ends):
         return None
-    numbers = [*sample, *(value for weight in ends for value in _spread(weight, 8))]
+    numbers = [*sample, *(value for weight in ends for value in spread(weight, 8))]
     return hashlib.sha256(json.dumps([fingerprint(unet), numbers]).encode()).hexdigest()[:12]
 
 
@@ -151,7 +151,9 @@ def check_tokens_fit(coefficients: Coefficients, widths: Mapping[str, int]) -> N
             )
 
 
-def _spread(weight: Tensor, count: int) -> list[float]:
+def spread(weight: Tensor, count: int) -> list[float]:
+    """`count` numbers of a tensor, from its first to its last, evenly spread; six digits of each."""
     flat = weight.detach().flatten()
-    index = torch.linspace(0, flat.numel() - 1, count).long().to(flat.device)
+    # In integers: float32 cannot count to the last of 49,408 x 768 weights, and rounds it to one past the end.
+    index = torch.tensor([i * (flat.numel() - 1) // (count - 1) for i in range(count)], device=flat.device)
     return [float(f"{value:.6g}") for value in flat[index].float().tolist()]
