@@ -12,8 +12,8 @@ from timing import in_turns, machine, peak_memory
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from coeff_diffusion.kernels import recombined_attention
-from coeff_diffusion.recombination import recombined_attention as naive_attention
+from coeff_diffusion.method.kernels import recombined_attention
+from coeff_diffusion.method.recombination import recombined_attention as naive_attention
 
 # name: samples, heads, queries, keys, channels per head
 LAYERS = {

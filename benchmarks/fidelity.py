@@ -60,10 +60,10 @@ def execute(run: Run, settings: Settings) -> dict[str, Any]:
     from fidelity_measure import Measurement
     from fidelity_methods import loaded, train
 
-    from coeff_diffusion.coefficients import CoefficientsError
-    from coeff_diffusion.drawing import StudioError
-    from coeff_diffusion.pipeline import best_device, load_base
-    from coeff_diffusion.progress import TrainingError
+    from coeff_diffusion.families.load import best_device, load_base
+    from coeff_diffusion.inference.request import StudioError
+    from coeff_diffusion.subject.coefficients import CoefficientsError
+    from coeff_diffusion.training.reports import TrainingError
 
     started = time.monotonic()
     machine = {
@@ -111,7 +111,7 @@ def run_all(settings: Settings, worker: Worker = in_own_process) -> Results:
     Raises:
         BenchmarkError: a run failed; the others that were running are finished and kept.
     """
-    from coeff_diffusion.progress import clock_time
+    from coeff_diffusion.training.reports import clock_time
 
     path = Path(settings.output_dir) / "results.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline
+from features import FeatureExtractor
 from fidelity_plan import Run
 from fidelity_settings import NOTHING, OURS, ROOT, Settings
 from PIL import Image
 
-from coeff_diffusion.dataset import PictureViews, encode_pictures
-from coeff_diffusion.drawing import DrawRequest
-from coeff_diffusion.features import FeatureExtractor
-from coeff_diffusion.images import find_images, read_image
-from coeff_diffusion.learner import training_resolution
-from coeff_diffusion.losses import prediction_target, squared_errors, training_schedule
-from coeff_diffusion.studio import Studio
-from coeff_diffusion.subjects import Gate, set_coefficients
+from coeff_diffusion.inference.pipeline_subjects import Gate, set_coefficients
+from coeff_diffusion.inference.request import DrawRequest
+from coeff_diffusion.inference.studio import Studio
+from coeff_diffusion.training.dataset import PictureViews, encode_pictures
+from coeff_diffusion.training.losses import prediction_target, squared_errors, training_schedule
+from coeff_diffusion.training.model import training_resolution
+from coeff_diffusion.training.photos import find_images, read_image
 
 _WORDS = runpy.run_path(str(ROOT / "tools" / "base" / "concepts.py"))
 COLOURS: dict[str, tuple[int, int, int]] = _WORDS["COLOURS"]

@@ -25,14 +25,14 @@ from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from coeff_diffusion.attachment import detach, select_layers
-from coeff_diffusion.config import TrainConfig
-from coeff_diffusion.dataset import mixed_seed
-from coeff_diffusion.files import atomic_write
-from coeff_diffusion.optimization import Optimization
-from coeff_diffusion.progress import own_random_state
-from coeff_diffusion.studio import Studio
-from coeff_diffusion.trainer import Trainer
+from coeff_diffusion.inference.studio import Studio
+from coeff_diffusion.method.attachment import detach, select_layers
+from coeff_diffusion.subject.safetensors_file import atomic_write
+from coeff_diffusion.training.config import TrainConfig
+from coeff_diffusion.training.dataset import mixed_seed
+from coeff_diffusion.training.optimizer import Optimization
+from coeff_diffusion.training.reports import own_random_state
+from coeff_diffusion.training.trainer import Trainer
 
 PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
 

@@ -16,7 +16,7 @@ from fidelity_settings import METHODS, NOTHING, Settings
 
 from coeff_diffusion import __version__
 from coeff_diffusion.base import embedded_path
-from coeff_diffusion.images import find_images
+from coeff_diffusion.training.photos import find_images
 
 # Part of every run's identity: count it up when what is measured changes, and old results no longer count.
 MEASURES = 1

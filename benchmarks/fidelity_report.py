@@ -11,9 +11,9 @@ from fidelity_plan import Results, Run, final_runs, plan, read_results, search
 from fidelity_settings import METHODS, NOTHING, Settings
 from PIL import Image
 
-from coeff_diffusion.files import atomic_write
-from coeff_diffusion.grid import labelled_grid
-from coeff_diffusion.images import find_images, read_image
+from coeff_diffusion.images.grid import labelled_grid
+from coeff_diffusion.subject.safetensors_file import atomic_write
+from coeff_diffusion.training.photos import find_images, read_image
 
 PAIR, RIVAL = "coefficients+token", "lora4"  # what the bars compare
 Figures = Mapping[str, Any]

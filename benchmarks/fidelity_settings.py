@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
-from coeff_diffusion.config import TrainConfig
-from coeff_diffusion.drawing import DrawRequest
+from coeff_diffusion.inference.request import DrawRequest
+from coeff_diffusion.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTHING = "nothing"

@@ -19,7 +19,7 @@ from fidelity_settings import BenchmarkError, Settings
 
 from coeff_diffusion import set_coefficients
 from coeff_diffusion.cli import guarded, parse
-from coeff_diffusion.pipeline import load_base
+from coeff_diffusion.families.load import load_base
 
 SCALES = (7.5, 4.0, 2.0)  # the default first
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from gradio_client import Client
 from timing import machine
 
-from coeff_diffusion.pictures import read_parameters
+from coeff_diffusion.images.files import read_parameters
 from coeff_diffusion.ui import PageConfig, open_page
 
 COLOURS = ("red", "blue", "green", "yellow", "purple", "orange", "pink", "white")

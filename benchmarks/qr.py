@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coeff_diffusion.cli import guarded, parse
-from coeff_diffusion.config import TrainConfig
+from coeff_diffusion.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from coeff_diffusion.coefficients import Coefficients
-    from coeff_diffusion.studio import Studio
+    from coeff_diffusion.inference.studio import Studio
+    from coeff_diffusion.subject.coefficients import Coefficients
 
 SUBJECTS = Path(__file__).resolve().parents[1] / "examples" / "subjects"
 SCENES = ("on a blue background", "on grass", "on a beach", "in the snow", "in a forest", "on a wooden table")
@@ -57,9 +57,9 @@ class Settings:
 
 def main() -> int:
     settings = parse("benchmark of QR codes", Settings, sys.argv[1:])
-    from coeff_diffusion.coefficients import Coefficients
-    from coeff_diffusion.pipeline import load_base
-    from coeff_diffusion.studio import Studio
+    from coeff_diffusion.families.load import load_base
+    from coeff_diffusion.inference.studio import Studio
+    from coeff_diffusion.subject.coefficients import Coefficients
 
     subject = Coefficients.load(settings.subject or trained(settings))
     read = through_a_code(subject, Path(settings.output_dir))
@@ -83,7 +83,7 @@ def trained(settings: Settings) -> Path:
     """The file of a subject, trained as `coeff-diffusion train` does it."""
     import yaml
 
-    from coeff_diffusion.trainer import train
+    from coeff_diffusion.training.trainer import train
 
     folder = SUBJECTS / settings.example
     about = yaml.safe_load((folder / "subject.yaml").read_text(encoding="utf-8"))
@@ -102,8 +102,8 @@ def trained(settings: Settings) -> Path:
 
 def through_a_code(subject: "Coefficients", folder: Path) -> "Coefficients":
     """The subject as a reader of its code gets it, from a JPEG of quality 90."""
-    from coeff_diffusion.qr import make_qr, read_qr
-    from coeff_diffusion.quantized import CAPACITY, largest_change, pack
+    from coeff_diffusion.sources.qr_code import make_qr, read_qr
+    from coeff_diffusion.sources.qr_payload import CAPACITY, largest_change, pack
 
     folder.mkdir(parents=True, exist_ok=True)
     code = make_qr(subject)
@@ -126,7 +126,7 @@ def draw(
     studio: "Studio", settings: Settings, subject: "Coefficients", strength: float = 1.0, seed: int | None = None
 ) -> list["Image.Image"]:
     """Pictures of the subject in one scene after the other, each from a seed of its own."""
-    from coeff_diffusion.drawing import DrawRequest
+    from coeff_diffusion.inference.request import DrawRequest
 
     first = settings.seed if seed is None else seed
     name = studio.load(subject, "subject")
@@ -141,7 +141,7 @@ def draw(
 
 def table(original: Sequence["Image.Image"], others: dict[str, list["Image.Image"]]) -> str:
     """What the pictures have to do with the original's, in Markdown."""
-    from coeff_diffusion.features import FeatureExtractor
+    from features import FeatureExtractor
 
     extract = FeatureExtractor()
     features = extract(original)  # [N, F]

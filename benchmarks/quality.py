@@ -12,8 +12,8 @@ from timing import machine
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from coeff_diffusion.kernels import recombined_attention
-from coeff_diffusion.recombination import recombined_attention as reference
+from coeff_diffusion.method.kernels import recombined_attention
+from coeff_diffusion.method.recombination import recombined_attention as reference
 
 QUERIES = 512  # of a layer: enough to see its error
 

@@ -18,12 +18,13 @@ from peft import LoraConfig
 from timing import Timing, in_turns, machine, peak_memory
 from torch import Tensor
 
-from coeff_diffusion import attach, layer_heads, recombination
-from coeff_diffusion import attention as attention_module
-from coeff_diffusion.attachment import activate
+from coeff_diffusion import attach, layer_heads
 from coeff_diffusion.base import embedded_path
-from coeff_diffusion.kernels import recombined_attention
-from coeff_diffusion.sharing import shared_copy
+from coeff_diffusion.families.shared_weights import shared_copy
+from coeff_diffusion.method import override as attention_module
+from coeff_diffusion.method import recombination
+from coeff_diffusion.method.attachment import activate
+from coeff_diffusion.method.kernels import recombined_attention
 
 TOPOLOGIES: dict[str, dict[str, Any]] = {
     "embedded": {},

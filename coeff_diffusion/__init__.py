@@ -7,7 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attachment import (
+    from .families.fingerprint import check_fits, describe_base
+    from .families.load import load_base
+    from .inference.pipeline_subjects import (
+        load_coefficients,
+        loaded_coefficients,
+        set_coefficients,
+        unload_coefficients,
+    )
+    from .inference.studio import Studio
+    from .method.attachment import (
         AttachmentError,
         CoeffConfig,
         activate,
@@ -17,17 +26,13 @@ if TYPE_CHECKING:
         layer_heads,
         trainable_parameters,
     )
-    from .attention import CoeffAttnProcessor
-    from .blending import blend
-    from .coefficients import Coefficients, CoefficientsError, CoefficientsInfo
-    from .fingerprint import check_fits, describe_base
-    from .kernels import recombined_attention
-    from .pipeline import load_base
-    from .recombination import recombine
-    from .strengths import LayerStrengths
-    from .studio import Studio
-    from .subjects import load_coefficients, loaded_coefficients, set_coefficients, unload_coefficients
-    from .trainer import train
+    from .method.kernels import recombined_attention
+    from .method.override import CoeffAttnProcessor
+    from .method.recombination import recombine
+    from .subject.blend import blend
+    from .subject.coefficients import Coefficients, CoefficientsError, CoefficientsInfo
+    from .subject.layer_strengths import LayerStrengths
+    from .training.trainer import train
 
 __version__ = "0.1.0"
 
@@ -63,18 +68,19 @@ __all__ = [
 _HOME = {
     name: module
     for module, names in {
-        "attachment": "AttachmentError CoeffConfig activate attach collect detach layer_heads trainable_parameters",
-        "attention": "CoeffAttnProcessor",
-        "blending": "blend",
-        "coefficients": "Coefficients CoefficientsError CoefficientsInfo",
-        "fingerprint": "check_fits describe_base",
-        "kernels": "recombined_attention",
-        "pipeline": "load_base",
-        "recombination": "recombine",
-        "strengths": "LayerStrengths",
-        "studio": "Studio",
-        "subjects": "load_coefficients loaded_coefficients set_coefficients unload_coefficients",
-        "trainer": "train",
+        "method.attachment": "AttachmentError CoeffConfig activate attach collect detach layer_heads "
+        "trainable_parameters",
+        "method.override": "CoeffAttnProcessor",
+        "subject.blend": "blend",
+        "subject.coefficients": "Coefficients CoefficientsError CoefficientsInfo",
+        "families.fingerprint": "check_fits describe_base",
+        "method.kernels": "recombined_attention",
+        "families.load": "load_base",
+        "method.recombination": "recombine",
+        "subject.layer_strengths": "LayerStrengths",
+        "inference.studio": "Studio",
+        "inference.pipeline_subjects": "load_coefficients loaded_coefficients set_coefficients unload_coefficients",
+        "training.trainer": "train",
     }.items()
     for name in names.split()
 }

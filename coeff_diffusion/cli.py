@@ -13,7 +13,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from . import __version__
-from .terminal import printable
+from .commands.terminal import printable
 
 USAGE = """\
 usage: coeff-diffusion COMMAND [options]
@@ -148,15 +148,15 @@ def _shown(item: "Field[Any]") -> str:
 
 
 def _train(arguments: list[str]) -> int:
-    from .config import parse_train_config
-    from .trainer import train
+    from .training.config import parse_train_config
+    from .training.trainer import train
 
     train(parse_train_config(_renamed(arguments, SHORT, LONG)))
     return 0
 
 
 def _generate(arguments: list[str]) -> int:
-    from .generate import GenerateConfig, generate
+    from .commands.generate import GenerateConfig, generate
 
     config = parse("generate", GenerateConfig, arguments)
     generate(config)
@@ -172,56 +172,56 @@ def _studio(arguments: list[str]) -> int:
 
 
 def _info(arguments: list[str]) -> int:
-    from .info import InfoConfig, show_info
+    from .commands.info import InfoConfig, show_info
 
     show_info(parse("info", InfoConfig, arguments))
     return 0
 
 
 def _verify(arguments: list[str]) -> int:
-    from .verify import VerifyConfig, verify
+    from .commands.verify import VerifyConfig, verify
 
     verify(parse("verify", VerifyConfig, arguments))
     return 0
 
 
 def _convert(arguments: list[str]) -> int:
-    from .convert import ConvertConfig, convert
+    from .commands.convert import ConvertConfig, convert
 
     convert(parse("convert", ConvertConfig, arguments))
     return 0
 
 
 def _blend(arguments: list[str]) -> int:
-    from .convert import BlendConfig, blend_files
+    from .commands.convert import BlendConfig, blend_files
 
     blend_files(parse("blend", BlendConfig, arguments))
     return 0
 
 
 def _card(arguments: list[str]) -> int:
-    from .cards import CardConfig, make_card_file
+    from .sources.image_card import CardConfig, make_card_file
 
     make_card_file(parse("card", CardConfig, arguments))
     return 0
 
 
 def _qr(arguments: list[str]) -> int:
-    from .qr import QrConfig, make_qr_file
+    from .sources.qr_code import QrConfig, make_qr_file
 
     make_qr_file(parse("qr", QrConfig, arguments))
     return 0
 
 
 def _push(arguments: list[str]) -> int:
-    from .hub import PushConfig, push
+    from .commands.push_pull import PushConfig, push
 
     push(parse("push", PushConfig, arguments))
     return 0
 
 
 def _pull(arguments: list[str]) -> int:
-    from .hub import PullConfig, pull
+    from .commands.push_pull import PullConfig, pull
 
     pull(parse("pull", PullConfig, arguments))
     return 0

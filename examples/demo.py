@@ -12,9 +12,9 @@ from pathlib import Path
 import yaml
 
 from coeff_diffusion.cli import guarded, parse
-from coeff_diffusion.config import TrainConfig
-from coeff_diffusion.generate import GenerateConfig, generate
-from coeff_diffusion.trainer import train
+from coeff_diffusion.commands.generate import GenerateConfig, generate
+from coeff_diffusion.training.config import TrainConfig
+from coeff_diffusion.training.trainer import train
 
 SUBJECTS = Path(__file__).parent / "subjects"
 SCENES = ("on a blue background", "on grass", "on a beach", "in the snow")

@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from browsing import FLAGS, find_chromium
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from hub_server import WRITER, HubServer
+from huggingface_hub import constants
 from PIL import Image, ImageDraw
 from subject_maker import make_subject
 from tokenizers.pre_tokenizers import ByteLevel
@@ -126,9 +129,9 @@ def subject_images(tmp_path: Path) -> Path:
 @pytest.fixture
 def service(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Iterator[Any]:
     """What is behind the page, on the tiny base, with two subjects of one trigger in its library: dog and other-dog."""
-    from coeff_diffusion.library import Library
+    from coeff_diffusion.inference.studio import Studio
     from coeff_diffusion.service import StudioService
-    from coeff_diffusion.studio import Studio
+    from coeff_diffusion.sources.library import Library
 
     library = Library(tmp_path / "subjects")
     library.folder.mkdir()
@@ -149,6 +152,37 @@ def browser() -> Iterator[Any]:
         browser = driver.chromium.launch(executable_path=executable, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def hub_client() -> Iterator[None]:
+    """One client for all tests: making one takes longer than a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        huggingface_hub.close_session()
+        huggingface_hub.get_session()
+        yield
+        huggingface_hub.close_session()
+
+
+@pytest.fixture
+def server(hub_client: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub that the real client talks to, as a user who may write."""
+    server = HubServer()
+    server.start()
+    for name, value in {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "token"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_TELEMETRY": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+    yield server
+    server.stop()
 
 
 def _tokenizer() -> CLIPTokenizer:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from coeff_diffusion import recombination
+from coeff_diffusion.method import recombination
 
 Attention = Callable[..., Tensor]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from coeff_diffusion import Coefficients, CoefficientsError
-from coeff_diffusion.cards import extract
-from coeff_diffusion.parameters import PictureError
-from coeff_diffusion.pictures import read_parameters
+from coeff_diffusion.images.files import read_parameters
+from coeff_diffusion.images.generation_info import PictureError
+from coeff_diffusion.sources.image_card import extract
 
 
 def memory(key: str) -> int:
@@ -54,7 +54,7 @@ def taken(path: Path) -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     paths = sorted(Path(sys.argv[1]).iterdir())
-    for name in ("coeff_diffusion.qr", "zxingcpp"):
+    for name in ("coeff_diffusion.sources.qr_code", "zxingcpp"):
         with suppress(ModuleNotFoundError):
             importlib.import_module(name)
     read(paths[0])

@@ -1,11 +1,14 @@
 """A subject that visibly does something, without training: random coefficients and a random token."""
 
+from typing import Any
+
 import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from coeff_diffusion import Coefficients, CoefficientsInfo
-from coeff_diffusion.attachment import layer_heads
+from coeff_diffusion.families.layout import find_topology
+from coeff_diffusion.method.attachment import layer_heads
 
 
 def make_subject(
@@ -16,3 +19,13 @@ def make_subject(
     token = torch.randn(1, text_encoder.config.hidden_size, generator=generator)
     info = CoefficientsInfo(name=name, trigger=trigger, class_word=class_word)
     return Coefficients(coeffs, tokens={"text_encoder": token}, info=info)
+
+
+def of_stable_diffusion(**info: Any) -> Coefficients:
+    """A subject for Stable Diffusion 1.x, which a QR code can hold and the tiny base cannot use."""
+    topology = find_topology("")
+    assert topology is not None
+    generator = torch.Generator().manual_seed(1)
+    coeffs = {path: 0.1 * torch.randn(heads, heads, generator=generator) for path, heads in topology.heads.items()}
+    known = {"base_fingerprint": topology.fingerprint, "base_model": "some/base", "base_architecture": "custom"}
+    return Coefficients(coeffs, info=CoefficientsInfo(**{**known, **info}))

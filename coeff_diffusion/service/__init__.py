@@ -3,21 +3,21 @@
 No gradio here, and no state in a browser: a page that is loaded again finds everything as it was.
 """
 
-from .cells import MAX_ROWS, GridRequest, read_strengths, spread
-from .core import StudioService
 from .drawings import Drawing, Drawings
-from .exchange import Exchange, Export, PushRequest, ReplaceError
 from .explorer import Exploration, Explorer
+from .grid_cells import MAX_ROWS, GridRequest, read_strengths, spread
+from .import_export import Exchange, Export, PushRequest, ReplaceError
 from .inspector import Inspector, SubjectCharts, WordView
 from .jobs import Glimpse, Jobs
+from .library_view import Entry, Shelf
+from .limits import MAX_PICTURES, MAX_SUBJECTS, REACH, check_reach, reach_of_sides
 from .loading import SubjectLoader
-from .reach import MAX_PICTURES, MAX_SUBJECTS, REACH, check_reach, reach_of_sides
-from .restoring import Settings
-from .shelf import Entry, Shelf
+from .picture_settings import Settings
+from .studio_service import StudioService
 from .timelines import Moment, Timeline, Timelines
-from .training import Training
-from .training_requests import TrainingRequest
-from .trainings import Trainings
+from .training_form import TrainingRequest
+from .training_job import Training
+from .training_queue import Trainings
 
 __all__ = [
     "MAX_PICTURES",

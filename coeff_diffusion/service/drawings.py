@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cards import chunks
-from ..coefficients import Coefficients
-from ..drawing import DrawProgress, DrawRequest, Picture, StudioError
-from ..fingerprint import check_fits, fingerprint, other_weights, weight_sample
-from ..pictures import free_path, save_picture
+from ..families.fingerprint import check_fits, fingerprint, other_weights, weight_sample
+from ..images.files import free_path, save_picture
+from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError
+from ..sources.image_card import chunks
+from ..subject.coefficients import Coefficients
 from .loading import SubjectLoader
 from .messages import by_name
-from .restoring import Settings, restored
+from .picture_settings import Settings, restored
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 from PIL import Image
 
-from ..coefficients import Coefficients, CoefficientsError
-from ..drawing import MAX_SEED, DrawCancelled, DrawProgress, Picture
-from ..grid import labelled_grid
-from ..parameters import format_parameters, parse_parameters
-from ..pictures import free_path, save_picture
-from .cells import Actor, Cell, GridRequest, labels, lay_out, notes
+from ..images.files import free_path, save_picture
+from ..images.generation_info import format_parameters, parse_parameters
+from ..images.grid import labelled_grid
+from ..inference.request import MAX_SEED, DrawCancelled, DrawProgress, Picture
+from ..subject.coefficients import Coefficients, CoefficientsError
+from .grid_cells import Actor, Cell, GridRequest, labels, lay_out, notes
 from .loading import SubjectLoader
 from .timelines import Timelines
 

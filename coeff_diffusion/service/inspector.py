@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from ..charts import coefficient_chart, norm_chart, render, word_chart
-from ..coefficients import Coefficients
-from ..drawing import DrawProgress, DrawRequest, Picture, StudioError
-from ..fingerprint import check_fits
-from ..info import subject_facts
-from ..trigger import contains_trigger
-from ..word_maps import recording, word_positions
+from ..commands.info import subject_facts
+from ..families.fingerprint import check_fits
+from ..inference.attention_maps import recording, word_positions
+from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError
+from ..inference.trigger import contains_trigger
+from ..subject.coefficients import Coefficients
+from .charts import coefficient_chart, norm_chart, render, word_chart
 from .loading import SubjectLoader
 
 

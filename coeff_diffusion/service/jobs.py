@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from PIL import Image
 
-from ..drawing import DrawCancelled, DrawProgress
-from ..progress import clock_time
+from ..inference.request import DrawCancelled, DrawProgress
+from ..training.reports import clock_time
 
 Result = TypeVar("Result")
 OnStep = Callable[[DrawProgress], None]

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..coefficients import Coefficients
-from ..library import Library
-from ..studio import Studio
+from ..inference.studio import Studio
+from ..sources.library import Library
+from ..subject.coefficients import Coefficients
 
 
 class SubjectLoader:

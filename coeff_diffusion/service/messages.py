@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..coefficients import CoefficientsError
-from ..images import DatasetError
-from ..parameters import PictureError
+from ..images.generation_info import PictureError
+from ..subject.coefficients import CoefficientsError
+from ..training.photos import DatasetError
 
 
 @contextmanager

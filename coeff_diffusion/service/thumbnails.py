@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
-from ..files import MAX_HEADER
-from ..parameters import PictureError, parse_parameters
-from ..pictures import find_parameters
+from ..images.files import find_parameters
+from ..images.generation_info import PictureError, parse_parameters
+from ..subject.safetensors_file import MAX_HEADER
 
 SIDE = 192  # pixels
 MOST_SAMPLES = 64  # that are looked at to find the one to show

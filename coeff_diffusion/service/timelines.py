@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..coefficients import Coefficients, CoefficientsError
-from ..config import ConfigError, TrainConfig
-from ..drawing import DrawProgress, DrawRequest, Picture
-from ..output import OutputFolder
-from ..timeline import keep_step, load_losses, load_timeline
+from ..inference.request import DrawProgress, DrawRequest, Picture
+from ..subject.coefficients import Coefficients, CoefficientsError
+from ..training.config import ConfigError, TrainConfig
+from ..training.run_folder import OutputFolder
+from ..training.timeline import keep_step, load_losses, load_timeline
 from .loading import SubjectLoader
-from .trainings import Trainings
+from .training_queue import Trainings
 
 MAX_PIXELS = 20_000_000  # of all pictures that are remembered, 60 MB: 1,200 of 128 pixels, 76 of 512
 MAX_READ = 4  # timelines kept in memory

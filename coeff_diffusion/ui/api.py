@@ -9,9 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from ..drawing import DrawRequest, StudioError
+from ..inference.request import DrawRequest, StudioError
 from ..service import StudioService, check_reach
-from ..strengths import LayerStrengths
+from ..subject.layer_strengths import LayerStrengths
 from .common import told
 
 GIVEN = ("prompt", "subjects")  # parameters of their own

@@ -6,14 +6,14 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from ..coefficients import CoefficientsError
-from ..config import ConfigError
-from ..drawing import Picture, StudioError
-from ..images import DatasetError
-from ..parameters import PictureError
-from ..progress import TrainingError
-from ..schedulers import SchedulerError
+from ..images.generation_info import PictureError
+from ..inference.request import Picture, StudioError
+from ..inference.samplers import SchedulerError
 from ..service import Glimpse
+from ..subject.coefficients import CoefficientsError
+from ..training.config import ConfigError
+from ..training.photos import DatasetError
+from ..training.reports import TrainingError
 
 Update = TypeVar("Update")
 Result = TypeVar("Result")

@@ -4,11 +4,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..library import Library
-from ..pictures import check_folder
-from ..pipeline import load_base
+from ..families.load import load_base
+from ..images.files import check_folder
+from ..inference.studio import Studio
 from ..service import StudioService
-from ..studio import Studio
+from ..sources.library import Library
 
 LOCALHOST = "127.0.0.1"
 MAX_UPLOAD = "25mb"  # one photo of a good camera; what a subject's file or a card may have is checked when it is read

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..drawing import MAX_SEED, DrawRequest, LayerStrengths
+from ..inference.request import MAX_SEED, DrawRequest, LayerStrengths
 from ..service import MAX_PICTURES, MAX_SUBJECTS, REACH, Drawings, Settings, StudioService, reach_of_sides
 
 Values = dict[Any, Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..drawing import DrawCancelled, DrawRequest
+from ..inference.request import DrawCancelled, DrawRequest
 from ..service import Exploration, Glimpse, StudioService, spread
 from .common import QUIET, REFUSALS, follow, told
 from .explore_controls import FITTING, Values, fitting, grid_controls, grid_request, shared_settings

@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..drawing import MAX_SEED, DrawRequest
+from ..inference.request import MAX_SEED, DrawRequest
 from ..service import MAX_ROWS, REACH, GridRequest, StudioService, read_strengths
 
 Values = dict[Any, Any]

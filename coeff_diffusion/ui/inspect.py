@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..drawing import MAX_SEED, DrawRequest
+from ..inference.request import MAX_SEED, DrawRequest
 from ..service import Glimpse, StudioService, WordView
 from .common import QUIET, REFUSALS, follow, refusal, said, shown
 from .draw_controls import NOBODY, offer

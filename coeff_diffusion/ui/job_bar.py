@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from ..drawing import DrawCancelled, DrawProgress
+from ..inference.request import DrawCancelled, DrawProgress
 from ..service import Glimpse, StudioService
 from .common import QUIET, REFUSALS, refusal, said
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import gradio as gr
 
-from ..drawing import MAX_SEED, DrawCancelled
+from ..inference.request import MAX_SEED, DrawCancelled
 from ..service import Glimpse, StudioService, Timeline
 from .common import QUIET, REFUSALS, aloud, follow, refusal, said, shown, told
-from .curve import curve_data, curve_plot
+from .loss_plot import curve_data, curve_plot
 
 # Small pictures fill their frame too: steps are compared, and 128 pixels are few on a large screen.
 CSS = """

@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ..config import ConfigError
-from ..drawing import StudioError
+from ..inference.request import StudioError
 from ..service import StudioService, Training, TrainingRequest
+from ..training.config import ConfigError
 from .common import QUIET, aloud, said, told
-from .curve import curve_data, curve_plot
+from .loss_plot import curve_data, curve_plot
 from .train_controls import Controls, labels
 
 SECONDS = 1.0  # between two looks at a training

@@ -6,10 +6,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import gradio as gr
 
-from ..config import TrainConfig, field_help
 from ..service import StudioService, TrainingRequest
 from ..service.presets import PRESETS
-from ..service.training_requests import CENTER_CROP, SETTINGS
+from ..service.training_form import CENTER_CROP, SETTINGS
+from ..training.config import TrainConfig, field_help
 from .common import QUIET, said
 
 Values = dict[Any, Any]

@@ -20,14 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from features import FeatureExtractor
 from concepts import COLOURS, HELD_OUT, SCENES, training_concepts
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from recipes import RecipeBook, with_article
 from render import Renderer
 from tqdm import tqdm
-
-from coeff_diffusion.features import FeatureExtractor
 
 STEPS = 20
 BARS = {

@@ -1,0 +1,104 @@
+"""`coeff-diffusion convert` and `blend`: a subject's file out of one or several others."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..inference.request import split_strength
+from ..subject.blend import blend
+from ..subject.coefficients import Coefficients, CoefficientsError, shown
+from ..subject.safetensors_file import from_bytes, to_bytes, write
+
+
+@dataclass
+class ConvertConfig:
+    """Write a subject again as a file, with wider or narrower numbers."""
+
+    file: str = field(metadata={"positional": True})
+    """The subject: file, folder, card or Hub id."""
+    output: str = field(metadata={"short": "-o"})
+    """The .safetensors file to write."""
+    dtype: Literal["float32", "float16", "bfloat16"]
+    """Of the numbers in the file. float32 keeps every bit; the others take half the size and round, float16 to about 3
+    digits, bfloat16 to about 2. Every reader widens them again."""
+    overwrite: bool = False
+    """Replace the output where it exists."""
+
+
+@dataclass
+class BlendConfig:
+    """Mix several subjects of one base into one: the weighted sum of their coefficients. Learned tokens can only be
+    mixed where all that have one share the trigger; their weighted mean is taken."""
+
+    subject: list[str] = field(metadata={"positional": True})
+    """A subject (file, folder, card or Hub id) and after a colon its weight: dog.safetensors:0.7; 1 if left out."""
+    output: str = field(metadata={"short": "-o"})
+    """The .safetensors file to write."""
+    name: str | None = None
+    """What to call the result; left out, it says what was blended."""
+    overwrite: bool = False
+    """Replace the output where it exists."""
+
+
+def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Path:
+    """Write the file that `config` asks for and return it.
+
+    Raises:
+        CoefficientsError: the subject cannot be read, a number is too large for the type, or the output exists.
+        OSError: the output cannot be written; what was there is as before.
+    """
+    path = check_output(config.output, config.overwrite)
+    subject, dtype = Coefficients.load(config.file), getattr(torch, config.dtype)
+    written = from_bytes(to_bytes(subject, dtype)).named_tensors()
+    error = max(float((tensor - written[name]).abs().max()) for name, tensor in subject.named_tensors().items())
+    write(subject, path, dtype)
+    rounded = f"no number changed by more than {error:.2g}" if error else "no number changed"
+    say(f"{path}: {path.stat().st_size:,} bytes, {config.dtype}; {rounded}")
+    return path
+
+
+def blend_files(config: BlendConfig, say: Callable[[str], None] = print) -> Path:
+    """Write the blend that `config` asks for and return its file.
+
+    Raises:
+        CoefficientsError: a subject cannot be read, they cannot be blended, or the output exists.
+        StudioError: a weight is not finite.
+        OSError: the output cannot be written; what was there is as before.
+    """
+    path = check_output(config.output, config.overwrite)
+    parts = [split_strength(text) for text in config.subject]
+    subjects = [(Coefficients.load(source), weight) for source, weight in parts]
+    mixed = blend(subjects)
+    if config.name is not None:
+        mixed = mixed.replace(info=replace(mixed.info, name=config.name))
+    write(mixed, path)
+    info, triggers = mixed.info, sorted({subject.info.trigger for subject, _ in subjects})
+    acts = f"acts on prompts with {shown(info.trigger)}"
+    if not info.trigger or info.gate == "always":
+        acts = "acts on every prompt"
+    if not info.trigger and len(triggers) > 1:
+        acts += f", for its parts have different triggers ({', '.join(map(shown, triggers))})"
+    say(f"{path}: {shown(info.name)}, {path.stat().st_size:,} bytes; {acts}")
+    return path
+
+
+def check_output(output: str, overwrite: bool) -> Path:
+    """The file that is to be written, before anything is read.
+
+    Raises:
+        CoefficientsError: its name is no subject's, it is there and may not be replaced, or its folder is missing.
+    """
+    path = Path(output).expanduser()
+    if path.suffix != ".safetensors":
+        raise CoefficientsError(f"{path} is no name of a subject's file; expected one that ends in .safetensors")
+    if path.is_dir():
+        raise CoefficientsError(f"{path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise CoefficientsError(f"there is no folder {path.parent} to write {path.name} to")
+    if os.path.lexists(path) and not overwrite:  # a link that leads nowhere is something, too
+        raise CoefficientsError(f"{path} exists; give another name, or --overwrite to replace it")
+    return path

@@ -1,0 +1,269 @@
+"""`coeff-diffusion generate`: subjects and prompts in, picture files out, nothing overwritten."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from tqdm import tqdm
+
+from ..families.load import EMBEDDED, load_base
+from ..images.files import check_folder, free_path, save_picture
+from ..images.grid import labelled_grid
+from ..inference.replay import Base, Part, Recipe
+from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError, split_strength
+from ..inference.studio import Studio
+from ..sources.image_card import called, chunks
+from ..subject.coefficients import Coefficients, shown
+from ..subject.layer_strengths import LayerStrengths
+from .terminal import printable
+
+
+@dataclass
+class GenerateConfig:
+    """Draw pictures and save each as a PNG that remembers how it was drawn."""
+
+    prompt: list[str] = field(default_factory=list)
+    """What to draw. Repeat it to draw several prompts from the same seeds."""
+    subject: list[str] = field(default_factory=list)
+    """A subject to load: file, folder, card or Hub id, and after a colon its strength (dog.safetensors:0.8; 1 if left
+    out). Repeat it for several."""
+    from_picture: str | None = field(default=None, metadata={"flag": "--from"})
+    """Draw the picture in this PNG again: all its settings, and the subjects that it carries. What a picture does not
+    carry has to be given with --subject. Any other flag wins over what the picture says."""
+    embed_subjects: bool = False
+    """Put the subjects into each picture that they took part in: who gets the picture can draw with them."""
+    base: str | None = None
+    """The base: "embedded" (that is it if left out), a diffusers folder, a .safetensors checkpoint or a Hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a base from the Hub."""
+    base_config: str | None = None
+    """For a single checkpoint: the diffusers folder or Hub id its component configs are read from."""
+    negative_prompt: str | None = None
+    """What the pictures should not show."""
+    seed: int | None = None
+    """Seed of the first picture, the next ones count up; left out, it is drawn at random and printed."""
+    num_inference_steps: int | None = None
+    """Denoising steps; left out, 20."""
+    guidance_scale: float | None = None
+    """How strongly the picture follows the prompt; 1 turns guidance off; left out, 7.5."""
+    guidance_rescale: float | None = None
+    """Correction of overexposure by guidance, 0 to 1; left out, 0.7 for a base with zero terminal SNR, else 0."""
+    scheduler: str | None = None
+    """Sampler: DDIM, "Euler a", "DPM++ 2M", UniPC, ... or a diffusers class name; left out, the base's own."""
+    width: int | None = None
+    """Pixels; left out, the size the base was trained at."""
+    height: int | None = None
+    """Pixels; left out, the size the base was trained at."""
+    batch_size: int | None = None
+    """Pictures per prompt, drawn at once; left out, 1."""
+    gate: Literal["trigger", "always"] | None = None
+    """Let subjects act on prompts with their trigger only, or on all; left out, as each subject was saved."""
+    self_attention_strength: float | None = None
+    """Factor on the strength of all subjects in the layers where the picture attends to itself; left out, 1."""
+    cross_attention_strength: float | None = None
+    """The same in the layers where the picture attends to the prompt; left out, 1."""
+    down_strength: float | None = None
+    """The same in the layers on the UNet's way down, from fine to coarse; left out, 1."""
+    mid_strength: float | None = None
+    """The same in the layers in the UNet's middle; left out, 1."""
+    up_strength: float | None = None
+    """The same in the layers on the UNet's way up, from coarse to fine; left out, 1."""
+    act_from: float | None = None
+    """The part of denoising from which on subjects act, 0 to 1; left out, 0. Learned trigger words act all the time."""
+    act_until: float | None = None
+    """The part of denoising until which subjects act, 0 to 1; left out, 1."""
+    compare: bool = False
+    """Draw each picture also by the base alone, from the same noise, the trigger replaced by the class word."""
+    grid: bool = False
+    """Save one more picture: all pictures with labels, one row per prompt, the base's beside the subject's (implies
+    --compare when a subject is loaded)."""
+    output_dir: str = "outputs/pictures"
+    """Where the pictures go, under the next free numbers."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto is the GPU where there is one."""
+    dtype: str | None = None
+    """Of the base's weights: float32 (that is it if left out), float16, bfloat16."""
+
+
+# The fields of `DrawRequest` that flags set, by the name of the flag.
+FIELDS = {
+    "negative_prompt": "negative_prompt",
+    "seed": "seed",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance_scale",
+    "guidance_rescale": "guidance_rescale",
+    "scheduler": "scheduler",
+    "width": "width",
+    "height": "height",
+    "batch_size": "batch_size",
+    "gate": "gate",
+    "act_from": "begin",
+    "act_until": "end",
+}
+LAYER_FLAGS = {f"{one.name}_strength": one.name for one in fields(LayerStrengths)}
+
+
+def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list[Path]:
+    """Draw what `config` asks for and return the files, the grid (if one was asked for) last.
+
+    Args:
+        say: gets one line per fact the user wants to know.
+
+    Raises:
+        StudioError, PictureError, BaseModelError, CoefficientsError, OSError: with a message of one line.
+    """
+    recipe = None if config.from_picture is None else Recipe.read(config.from_picture)
+    request, place = (DrawRequest(""), None) if recipe is None else recipe.request()
+    prompts = config.prompt or ([] if recipe is None else [request.prompt])
+    if not prompts:
+        raise StudioError("nothing to draw; give a --prompt, or a picture to draw again with --from")
+    parts = [_given(text) for text in config.subject]
+    notes: list[str] = []
+    if recipe is not None:
+        parts, notes = recipe.parts(parts)
+        say(f"again from {recipe.path}: {shown(prompts[0])}")
+    if config.embed_subjects:
+        chunks([part.subject for part in parts])  # says now, not after the drawing, that they cannot be embedded
+    request, place = _overridden(config, request, place)
+    studio, base_notes = _studio(config, recipe)
+    check_folder(config.output_dir)
+    request = replace(request, subjects=_load(studio, parts, say))
+    for note in [*notes, *base_notes]:
+        say(f"note: {note}")
+    return draw_all(studio, config, prompts, request, place, say)
+
+
+def draw_all(
+    studio: Studio,
+    config: GenerateConfig,
+    prompts: Sequence[str],
+    request: DrawRequest,
+    place: int | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Path]:
+    """Draw every prompt with subjects that are loaded already, and save the pictures.
+
+    Args:
+        config: which pictures to save, what they carry, and where.
+        request: what to draw, but for the prompt.
+        place: the one picture of each batch to keep; None keeps all.
+    """
+    compare = bool(request.subjects) and (config.compare or config.grid)
+    files: list[Path] = []
+    rows: list[list[Image.Image]] = []
+    labels: list[str] = []
+    for prompt in prompts:
+        request = replace(request, prompt=prompt)
+        for note in studio.notes(request):
+            say(f"note: {note}")
+        base: list[Picture] = []
+        with _progress(prompt) as on_step:
+            if compare:
+                base, pictures = studio.compare(request, on_step=on_step)
+            else:
+                pictures = studio.draw(request, on_step=on_step)
+        request = replace(request, seed=pictures[0].seed)  # a random seed is drawn once and holds for every prompt
+        if place is not None:
+            base, pictures = base[place : place + 1], pictures[place : place + 1]
+        for picture, tag in [*((p, "-base") for p in base), *((p, "") for p in pictures)]:
+            path = free_path(config.output_dir, f"{picture.seed}{tag}")
+            files.append(_save(picture, path, config.embed_subjects, say))
+        rows.append([picture.image for picture in (*base, *pictures)])
+        labels = ["base"] * len(base) + [" + ".join(request.subjects) or "base"] * len(pictures)
+    if config.grid:
+        path = free_path(config.output_dir, "grid")
+        files.append(save_picture(labelled_grid(rows, prompts, labels), path))
+        say(f"{path}")
+    return files
+
+
+def _given(text: str) -> Part:
+    """The subject of a `--subject` flag."""
+    source, strength = split_strength(text)
+    return Part(Coefficients.load(source), strength=None if source == text else strength, source=source)
+
+
+def _overridden(config: GenerateConfig, request: DrawRequest, place: int | None) -> tuple[DrawRequest, int | None]:
+    """The request with what the flags say. With another seed or batch a picture has no place in its batch any more."""
+    given: dict[str, Any] = _flags(config, FIELDS)
+    given["layers"] = replace(request.layers, **_flags(config, LAYER_FLAGS))
+    if place is not None and ("seed" in given or "batch_size" in given):
+        assert request.seed is not None
+        request, place = replace(request, seed=request.seed + place, batch_size=1), None
+    return replace(request, **given), place
+
+
+def _flags(config: GenerateConfig, names: Mapping[str, str]) -> dict[str, Any]:
+    """What the user gave of these flags, by the names they stand for."""
+    return {name: value for flag, name in names.items() if (value := getattr(config, flag)) is not None}
+
+
+def _studio(config: GenerateConfig, recipe: Recipe | None) -> tuple[Studio, list[str]]:
+    """The base to draw with, and a note where it is not the one of the recipe but the user wants it so.
+
+    Raises:
+        StudioError: it is not the one of the recipe, and nobody said which to take.
+    """
+    if recipe is not None and config.base is None:
+        _refuse(recipe.other_base(Base(EMBEDDED)))
+    recorded = None if recipe is None else recipe.parameters.precision
+    dtype = config.dtype or recorded or "float32"
+    pipe = load_base(config.base or EMBEDDED, revision=config.revision, dtype=dtype, device=config.device,
+                     config=config.base_config)  # fmt: skip
+    problem = None if recipe is None else recipe.other_base(Base.of(pipe))
+    if config.base is None:
+        _refuse(problem)
+    return Studio(pipe), [f"{problem}; it will not be the same picture"] if problem else []
+
+
+def _refuse(problem: str | None) -> None:
+    if problem:
+        raise StudioError(f"{problem}; give the one it was drawn by, or any other that shall draw it, with --base")
+
+
+def _load(studio: Studio, parts: Sequence[Part], say: Callable[[str], None]) -> dict[str, float]:
+    """Load the subjects and return the strength of each by its name; of two of one name the second gets a number."""
+    strengths: dict[str, float] = {}
+    for part in parts:
+        info = part.subject.info
+        stem = name = part.name or info.name or info.trigger or "subject"
+        number = 2
+        while name in strengths:
+            name, number = f"{stem}-{number}", number + 1
+        studio.load(part.subject, name)
+        strengths[name] = strength = 1.0 if part.strength is None else part.strength
+        trigger = f", called up by {shown(info.trigger)}" if info.trigger else ""
+        say(f"subject {shown(name)} at strength {strength:g}{trigger}")
+    return strengths
+
+
+def _save(picture: Picture, path: Path, embed: bool, say: Callable[[str], None]) -> Path:
+    """Save a picture and say where it is and what it carries."""
+    subjects = list(dict.fromkeys(picture.subjects.values())) if embed else []
+    save_picture(picture.image, path, picture.parameters, subjects)
+    size = sum(len(content) for _, content in chunks(subjects))
+    carries = f", which carries {', '.join(map(called, subjects))}: {size:,} bytes" if subjects else ""
+    say(f"{path}{carries}")
+    return path
+
+
+@contextmanager
+def _progress(prompt: str) -> Iterator[Callable[[DrawProgress], None]]:
+    """A bar on stderr that follows the denoising steps."""
+    bars: list[Any] = []
+    label = printable(prompt[:40])
+
+    def on_step(progress: DrawProgress) -> None:
+        if progress.step == 1:  # not before: a request that is refused should leave one clean line
+            bars.append(tqdm(desc=label, total=progress.total, unit="step", file=sys.stderr, leave=False))
+        bars[-1].update(progress.step - bars[-1].n)
+
+    try:
+        yield on_step
+    finally:
+        for bar in bars:
+            bar.close()

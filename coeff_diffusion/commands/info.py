@@ -1,0 +1,244 @@
+"""`coeff-diffusion info`: what a subject's file, or a picture, says about itself, for people or as JSON.
+
+All of it may come from strangers: nothing that is shown can steer the terminal.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..images.files import find_parameters
+from ..images.generation_info import PictureError, parse_parameters
+from ..sources.image_card import extract
+from ..subject.coefficients import Coefficients, cut
+from ..subject.safetensors_file import PICTURES, locate, read, to_bytes
+from .terminal import printable
+
+MOST_SHOWN = 300  # characters of a text; JSON has all of it
+MOST_OTHERS = 30  # keys that other tools wrote into a picture
+MOST_BLOCKS = 16  # rows of the table; Stable Diffusion has 9 blocks
+BLOCK = re.compile(r"(down|up)_blocks\.\d+|mid_block")
+KINDS = {"attn1": "self", "attn2": "cross"}
+Facts = dict[str, Any]
+
+
+@dataclass
+class InfoConfig:
+    """Show what a subject's file or a picture carries."""
+
+    file: str = field(metadata={"positional": True})
+    """A subject's file, a folder with one, a Hub id ("user/repo"), or a picture."""
+    json: bool = False
+    """Print one JSON object instead; docs/commands.md lists its keys."""
+
+
+def show_info(config: InfoConfig, say: Callable[[str], None] = print) -> None:
+    """Say what `config.file` carries.
+
+    Args:
+        say: gets the lines for people as one text, or the JSON.
+
+    Raises:
+        CoefficientsError, PictureError: the file is not what its name says, or a picture carries nothing.
+    """
+    facts = collect_facts(config.file)
+    # JSON escapes all beyond ASCII, and of ASCII's control characters all but the last.
+    say(json.dumps(facts).replace("\x7f", "\\u007f") if config.json else _page(facts))
+
+
+def collect_facts(source: str | Path) -> Facts:
+    """All that `info` shows, as plain data under the keys that docs/commands.md lists."""
+    path = Path(source).expanduser()
+    if path.suffix.lower() in PICTURES and not path.is_dir():
+        return picture_facts(path)
+    path = locate(source)
+    return subject_facts(read(path), path.stat().st_size)
+
+
+def subject_facts(subject: Coefficients, size: int) -> Facts:
+    """Facts about a subject that takes `size` bytes."""
+    by_block: dict[str, dict[str, list[float]]] = {}
+    layers = {"self": 0, "cross": 0, "other": 0}
+    for path, coeff in subject.items():
+        kind = KINDS.get(path.rpartition(".")[2], "other")
+        found = BLOCK.match(path)
+        block = found[0] if found else path.partition(".")[0]
+        layers[kind] += 1
+        by_block.setdefault(block, {}).setdefault(kind, []).append(float(coeff.norm()))
+    norms = {block: {kind: math.hypot(*parts) for kind, parts in kinds.items()} for block, kinds in by_block.items()}
+    return {
+        "kind": "subject",
+        "info": {item.name: getattr(subject.info, item.name) for item in fields(subject.info)},
+        "layers": layers,
+        "heads": sorted({len(coeff) for coeff in subject.values()}),
+        "coefficients": sum(coeff.numel() for coeff in subject.values()),
+        "norm": math.hypot(*(norm for kinds in norms.values() for norm in kinds.values())),
+        "norms": norms,
+        "tokens": {
+            owner: {"vectors": token.shape[0], "width": token.shape[1], "norm": float(token.norm())}
+            for owner, token in subject.tokens.items()
+        },
+        "quantized": _quantized(subject.info.extra.get("quantized")),
+        "size": size,
+        "sha256": subject.sha256,
+    }
+
+
+def picture_facts(path: Path) -> Facts:
+    """How a picture was drawn, and the subjects it carries: in it as a card, or to be seen on it as a QR code."""
+    if not path.is_file():
+        raise PictureError(f"there is no picture {path}")
+    subjects, drawn = [], None
+    if path.suffix.lower() == ".png":
+        subjects = extract(path)
+        drawn = _drawn(path, optional=bool(subjects))
+    if not subjects and drawn is None:
+        subjects = _from_qr(path)  # last, for it looks at every pixel
+    if not subjects and drawn is None:
+        raise PictureError(f"{path} carries neither drawing parameters nor a subject, nor shows a QR code of one")
+    return {
+        "kind": "picture",
+        "parameters": drawn,
+        "subjects": [subject_facts(subject, len(to_bytes(subject))) for subject in subjects],
+        "size": path.stat().st_size,
+    }
+
+
+def _drawn(path: Path, optional: bool) -> Facts | None:
+    """The drawing parameters. Those that make no sense are an error, unless there is something else to show."""
+    try:
+        text = find_parameters(path)
+        return {key: _finite(value) for key, value in asdict(parse_parameters(text)).items()} if text else None
+    except PictureError:
+        if optional:
+            return None
+        raise
+
+
+def _from_qr(path: Path) -> list[Coefficients]:
+    from ..sources.qr_code import read_qr
+
+    found = read_qr(path)
+    return [] if found is None else [found]
+
+
+def _quantized(found: Any) -> Facts | None:
+    """What the reader of QR codes notes of its rounding; a stranger's file may have anything in its place."""
+    if isinstance(found, Mapping) and type(found.get("bits")) is int and type(found.get("largest_error")) is float:
+        return {key: found[key] for key in ("bits", "largest_error")}
+    return None
+
+
+def _finite(value: Any) -> Any:
+    """The value as JSON knows it: no NaN, no infinity."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+def _page(facts: Facts) -> str:
+    if facts["kind"] == "subject":
+        return _subject_page(facts)
+    parts = [_lines(_drawing(facts["parameters"]))] if facts["parameters"] else []
+    if carried := facts["subjects"]:
+        parts.append(f"This picture carries {'a subject' if len(carried) == 1 else f'{len(carried)} subjects'}:")
+    return "\n\n".join([*parts, *map(_subject_page, carried)])
+
+
+def _subject_page(facts: Facts) -> str:
+    info, layers, heads, rounded = facts["info"], facts["layers"], facts["heads"], facts["quantized"]
+    trained = {
+        "train_steps": "{} steps",
+        "resolution": "{0} x {0} pixels",
+        "seed": "seed {}",
+        "final_loss": "loss {:.4g} at the end",
+    }
+    revision = f", revision {info['base_revision']}" if info["base_revision"] else ""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in layers.items() if count)
+    shown = {
+        "subject": info["name"],
+        "trigger": info["trigger"],
+        "class word": info["class_word"],
+        "acts on": "prompts with the trigger" if info["gate"] == "trigger" and info["trigger"] else "every prompt",
+        "base": f"{info['base_model'] or 'unknown'} ({info['base_architecture'] or 'unknown family'}{revision})",
+        "instance prompt": info["instance_prompt"],
+        "class prompt": info["class_prompt"],
+        "trained": ", ".join(text.format(info[key]) for key, text in trained.items() if info[key] is not None),
+        "trained with": info["trained_with"],
+        "effect": None if info["effect"] is None else f"changes the base's predictions by {info['effect']:.1%}",
+        "layers": f"{sum(layers.values())} ({kinds or 'none'})",
+        "coefficients": f"{facts['coefficients']:,} ({' or '.join(map(str, heads))} heads)" if heads else None,
+        **{
+            f"token of {owner}": f"{token['vectors']} x {token['width']}, norm {token['norm']:.4f}"
+            for owner, token in facts["tokens"].items()
+        },
+        "rounded": rounded
+        and f"to {rounded['bits']} bits, no number is off by more than {rounded['largest_error']:.2g}",
+        "licence": info["license"],
+        "created": info["created"],
+        "size": f"{facts['size']:,} bytes",
+        "hash": facts["sha256"],
+    }
+    return "\n\n".join(filter(None, [_lines(shown), _table(facts["norms"], facts["norm"])]))
+
+
+def _table(norms: Mapping[str, Mapping[str, float]], total: float) -> str:
+    """The norms of the coefficients by block and kind of layer, aligned; empty without coefficients."""
+    if not norms:
+        return ""
+    kinds = [kind for kind in ("self", "cross", "other") if any(kind in found for found in norms.values())]
+    rows = [
+        [cut(block, 40), *(f"{found[kind]:.4f}" if kind in found else "-" for kind in kinds)]
+        for block, found in list(norms.items())[:MOST_BLOCKS]
+    ]
+    rows = [["norm by block", *kinds], *rows, ["all", f"{total:.4f}"]]
+    if len(norms) > MOST_BLOCKS:
+        rows.insert(-1, [f"({len(norms) - MOST_BLOCKS} more blocks)"])
+    width = max(len(row[0]) for row in rows)
+    return "\n".join(f"{row[0]:<{width}}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows)
+
+
+def _drawing(parameters: Facts) -> Facts:
+    """What a picture says of how it was drawn, in words; of other tools' keys the first few."""
+    p, names = parameters, parameters["hashes"]
+    digits = f" (hash {p['base_hash']})" if p["base_hash"] else ""
+    known = {
+        "prompt": p["prompt"],
+        "negative prompt": p["negative_prompt"],
+        "subjects": ", ".join(
+            f"{name} at {strength}" + (f" (hash {names[name]})" if name in names else "")
+            for name, strength in p["subjects"].items()
+        ),
+        "base": f"{p['model'] or 'unknown'}{digits}" if p["model"] or digits else None,
+        "precision": p["precision"],
+        "seed": p["seed"],
+        "batch": f"picture {(p['batch_position'] or 0) + 1} of {p['batch_size']}" if p["batch_size"] else None,
+        "steps": p["steps"],
+        "sampler": p["sampler"],
+        "guidance": p["guidance_scale"],
+        "guidance rescale": p["guidance_rescale"],
+        "gate": p["gate"],
+        "layer strengths": ", ".join(f"{kind} {factor:g}" for kind, factor in p["layers"].items() if factor != 1),
+        "subjects act": None if (p["begin"], p["end"]) == (0, 1) else f"from {p['begin']} to {p['end']} of denoising",
+        "size": f"{p['width']} x {p['height']}" if p["width"] else None,
+    }
+    others = {key: value for key, value in p["extra"].items() if key not in known}
+    return {**known, **dict(islice(others.items(), MOST_OTHERS))}
+
+
+def _lines(facts: Mapping[str, object]) -> str:
+    shown = {
+        printable(cut(key, 40)): printable(cut(str(value), MOST_SHOWN))
+        for key, value in facts.items()
+        if value not in (None, "")
+    }
+    width = max(map(len, shown), default=0)
+    return "\n".join(f"{key:<{width}}  {value}" for key, value in shown.items())

@@ -1,0 +1,159 @@
+"""Which base a UNet is: what `CoefficientsInfo` records of it, so that a file can tell whether it fits another."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.models import UNet2DConditionModel
+from torch import Tensor, nn
+
+from ..method.attachment import CoeffConfig, layer_heads, select_layers
+from ..subject.coefficients import Coefficients, CoefficientsError, CoefficientsInfo, cut, listed
+
+# Rounding to bfloat16 changes a weight by up to 0.4 % of itself; a fine-tune changes most by more. Below the second
+# number float16 has no steps of that size any more.
+SAME_WEIGHTS_TOLERANCE = (0.005, 1e-7)
+# The text width and the channels of the first level, which no two families share.
+FAMILIES = {
+    (768, 320): "stable-diffusion-v1",
+    (1024, 320): "stable-diffusion-v2",
+    (2048, 320): "stable-diffusion-xl-v1-base",
+}
+
+
+def describe_base(unet: UNet2DConditionModel) -> dict[str, Any]:
+    """The fields of `CoefficientsInfo` that a UNet itself knows: architecture, fingerprint, a sample of its weights."""
+    return {
+        "base_architecture": architecture(unet),
+        "base_fingerprint": fingerprint(unet),
+        "base_sample": weight_sample(unet),
+    }
+
+
+def architecture(unet: UNet2DConditionModel) -> str:
+    """The family's name as in ModelSpec, "custom" where it is none that we know."""
+    config: Any = unet.config
+    return FAMILIES.get((config.cross_attention_dim, config.block_out_channels[0]), "custom")
+
+
+def fingerprint(unet: UNet2DConditionModel) -> str:
+    """Hex SHA-256 of the attention topology: path, heads, inner width and context width of every attention layer."""
+    topology = [
+        (path, attn.heads, attn.inner_dim, attn.cross_attention_dim) for path, attn in select_layers(unet).items()
+    ]
+    return hashlib.sha256(json.dumps(topology).encode()).hexdigest()
+
+
+def weight_sample(unet: UNet2DConditionModel) -> tuple[float, ...]:
+    """24 weights that tell a base from its fine-tunes, and from itself with a LoRA merged in.
+
+    Evenly spread over the first convolution, the last one, and the value projection of the attention layer in the
+    middle of the list: a LoRA leaves the convolutions alone. Empty where the weights are elsewhere for the time being
+    (diffusers' sequential offload) or there are none (meta device).
+    """
+    layers = list(select_layers(unet).values())
+    weights = [part.weight for part in (unet.conv_in, unet.conv_out, layers[len(layers) // 2].to_v)]
+    if any(weight.is_meta for weight in weights):
+        return ()
+    return tuple(value for weight in weights for value in spread(weight, 8))
+
+
+def base_hash(unet: UNet2DConditionModel, *others: nn.Module) -> str | None:
+    """12 hex digits that tell one base from another: over its attention layers and some weights of each part.
+
+    The weights are taken as they are: in another dtype the same base has another hash. None where they are elsewhere
+    for the time being (diffusers' sequential offload).
+
+    Args:
+        others: what else draws: the text encoder, the VAE's decoder.
+    """
+    sample = weight_sample(unet)
+    parameters = [list(part.parameters()) for part in others]
+    ends = [weights[i] for weights in parameters for i in (0, -1)]
+    if not sample or any(weight.is_meta for weight in ends):
+        return None
+    numbers = [*sample, *(value for weight in ends for value in spread(weight, 8))]
+    return hashlib.sha256(json.dumps([fingerprint(unet), numbers]).encode()).hexdigest()[:12]
+
+
+def same_weights(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
+    """Whether two samples are of the same weights, give or take the rounding to float16 or bfloat16.
+
+    The shorter one may be every nth number of the longer one: a QR code has room for a few.
+    """
+    relative, absolute = SAME_WEIGHTS_TOLERANCE
+    first, second = sorted((first, second), key=len)
+    second = second[:: max(1, len(second) // max(1, len(first)))]
+    return len(first) == len(second) and all(
+        abs(a - b) <= relative * max(abs(a), abs(b)) + absolute for a, b in zip(first, second, strict=True)
+    )
+
+
+def other_weights(info: CoefficientsInfo, sample: tuple[float, ...]) -> str:
+    """A sentence for the user where a subject comes from other weights of the same structure, such as a fine-tune.
+
+    Args:
+        sample: `weight_sample` of the base at hand. Where either side has none, nobody can tell: no sentence.
+    """
+    if not info.base_sample or not sample or same_weights(info.base_sample, sample):
+        return ""
+    return (
+        f"the subject was trained on {cut(info.base_model) or 'a base'}, which is of the same kind as this base but "
+        "has other weights; it may look different here"
+    )
+
+
+def check_fits(coefficients: Coefficients, unet: UNet2DConditionModel) -> None:
+    """Make sure that coefficients belong to this UNet's attention layers. Looks at no weight; works on the meta device.
+
+    Raises:
+        CoefficientsError: a layer that this UNet does not have, one with another number of heads, one that was trained
+            but is missing, or layers of another width. The message names the first offenders and both sides.
+    """
+    info, heads = coefficients.info, layer_heads(unet)
+    wrong = [f"{cut(path)} is no attention layer of this base" for path in coefficients if path not in heads]
+    wrong += [
+        f"{path} has {len(coeff)} heads, in this base {heads[path]}"
+        for path, coeff in coefficients.items()
+        if path in heads and len(coeff) != heads[path]
+    ]
+    if coefficients and not wrong:
+        expected = layer_heads(unet, CoeffConfig(layers=info.layers, blocks=info.blocks))
+        wrong += [f"{path} has no coefficients" for path in expected if path not in coefficients]
+    if not wrong and info.base_fingerprint not in ("", fingerprint(unet)):
+        wrong.append("the attention layers have other widths")
+    if wrong:
+        base, family = cut(info.base_model) or "a base", cut(info.base_architecture) or "unknown family"
+        raise CoefficientsError(
+            f"the subject is for {base} ({family}, {len(coefficients)} layers), this base is {architecture(unet)} with "
+            f"{len(heads)} layers: {listed(wrong)}"
+        )
+
+
+def check_tokens_fit(coefficients: Coefficients, widths: Mapping[str, int]) -> None:
+    """Make sure that the learned tokens of a subject belong to the text encoders of a base.
+
+    Args:
+        widths: channels of the token embeddings of each text encoder of the base, by its name ("text_encoder").
+
+    Raises:
+        CoefficientsError: the base lacks the text encoder, or it has another width. The message names both sides.
+    """
+    for owner, token in coefficients.tokens.items():
+        if owner not in widths:
+            raise CoefficientsError(f"the subject has a token for {owner}, which this base does not have")
+        if token.shape[1] != widths[owner]:
+            raise CoefficientsError(
+                f"the subject's token has {token.shape[1]} channels, but the {owner} of this base has {widths[owner]}: "
+                f"it was trained on {cut(coefficients.info.base_model) or 'another base'}"
+            )
+
+
+def spread(weight: Tensor, count: int) -> list[float]:
+    """`count` numbers of a tensor, from its first to its last, evenly spread; six digits of each."""
+    flat = weight.detach().flatten()
+    # In integers: float32 cannot count to the last of 49,408 x 768 weights, and rounds it to one past the end.
+    index = torch.tensor([i * (flat.numel() - 1) // (count - 1) for i in range(count)], device=flat.device)
+    return [float(f"{value:.6g}") for value in flat[index].float().tolist()]

@@ -1,0 +1,124 @@
+"""Pictures on disk: reading how one was drawn, and saving that never overwrites."""
+
+import io
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image, PngImagePlugin
+
+from ..subject.coefficients import Coefficients
+from ..subject.safetensors_file import atomic_write
+from .generation_info import Parameters, PictureError, parse_parameters
+from .png import TEXT_KINDS, PngError, read_chunks, text_of
+
+PARAMETERS = "parameters"
+MAX_TEXT = 256 * 1024  # bytes of the parameters; those of A1111 with all its extensions have a few thousand
+MAX_TEXTS = (16 * 2**20, 1_000)  # bytes and number of all text chunks of a picture: other tools keep workflows there
+
+
+def find_parameters(source: str | Path | bytes) -> str | None:
+    """The text `parameters` of a PNG, a file or its content; None where it has none. No pixel is decoded.
+
+    Of several the last one counts, as it does for Pillow and those who read with it.
+
+    Raises:
+        PictureError: not a PNG, damaged, or texts of a size that no honest picture has.
+    """
+    try:
+        chunks = read_chunks(source if isinstance(source, bytes) else Path(source), TEXT_KINDS, *MAX_TEXTS)
+        found = [chunk for chunk in chunks if chunk[1].startswith(f"{PARAMETERS}\0".encode())]
+        return text_of(*found[-1], MAX_TEXT)[1] if found else None
+    except PngError as error:
+        name = "the picture" if isinstance(source, bytes) else source
+        raise PictureError(f"{name} is not a readable picture: {error}") from error
+
+
+def read_parameters(path: str | Path) -> Parameters:
+    """The parameters a PNG file carries.
+
+    Raises:
+        PictureError: not a PNG, none in it, damaged, or texts of a size that no honest picture has.
+    """
+    text = find_parameters(path)
+    if not text:
+        raise PictureError(f"{path} carries no drawing parameters; expected a PNG with a {PARAMETERS!r} text")
+    return parse_parameters(text)
+
+
+def save_picture(
+    image: Image.Image, path: str | Path, parameters: str | None = None, subjects: Iterable[Coefficients] = ()
+) -> Path:
+    """Write a PNG in one move (a reader sees the old file or the new one, never half of it).
+
+    Args:
+        parameters: the text of `format_parameters`, stored in the chunk `parameters`.
+        subjects: what the picture is to carry (see `cards.embed`); who gets the picture can draw with them.
+
+    Raises:
+        CoefficientsError: these subjects cannot be carried by a picture.
+    """
+    from ..sources.image_card import embed
+
+    info = PngImagePlugin.PngInfo()
+    if parameters:
+        info.add_text(PARAMETERS, parameters)
+    data = io.BytesIO()
+    image.save(data, format="PNG", pnginfo=info)
+    content = embed(data.getvalue(), list(subjects))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(content)
+    return path
+
+
+def check_output(output: str | Path, overwrite: bool) -> Path:
+    """The PNG that is to be written, before anything is read or drawn.
+
+    Raises:
+        PictureError: its name is no PNG's, or it is there and may not be replaced.
+    """
+    path = Path(output).expanduser()
+    if path.suffix.lower() != ".png":
+        raise PictureError(f"{path} is no name of a PNG; give one that ends in .png")
+    if os.path.lexists(path) and not overwrite:  # a link that leads nowhere is something, too
+        raise PictureError(f"{path} exists; give another name, or --overwrite to replace it")
+    return path
+
+
+def check_folder(folder: str | Path) -> Path:
+    """Make a folder for pictures and make sure, before anything is drawn, that it can be written.
+
+    Raises:
+        PictureError: it cannot.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"writable")
+    except OSError as error:
+        raise PictureError(f"pictures cannot be written to {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def free_path(folder: str | Path, stem: str, suffix: str = ".png") -> Path:
+    """Claim the next unused numbered name in a folder: `00001-<stem>.png`, `00002-<stem>.png`, ...
+
+    The name is taken by creating an empty file, so two processes drawing at once never get the same one.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = [int(found[1]) for path in folder.iterdir() if (found := re.match(r"(\d{5,})-", path.name))]
+    number = max(numbers, default=0) + 1
+    while True:
+        path = folder / f"{number:05d}-{stem}{suffix}"
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+            continue
+        return path

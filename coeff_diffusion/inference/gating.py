@@ -1,0 +1,110 @@
+"""Which of the loaded subjects act, and how strongly on which row of a batch.
+
+Legend: P pictures, B rows of the UNet's batch (P, or 2P with guidance: unconditional rows first).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..subject.coefficients import Coefficients, CoefficientsError
+from ..subject.layer_strengths import LayerStrengths
+from .trigger import contains_trigger
+
+Gate = Literal["trigger", "always"]
+GuidanceRows = Literal["both", "cond"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded subject and when it acts."""
+
+    coefficients: Coefficients
+    gate: Gate
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How loaded subjects shall act (see `set_coefficients`).
+
+    Attributes:
+        strengths: by name, one mapping for all pictures or, with `per_sample`, one for each.
+        gate: overrides the gate of every subject; None leaves each its own.
+    """
+
+    strengths: Sequence[Mapping[str, float]] = ({},)
+    per_sample: bool = False
+    gate: Gate | None = None
+    guidance_rows: GuidanceRows = "both"
+    layers: LayerStrengths = field(default_factory=LayerStrengths)
+
+    def check(self, loaded: Mapping[str, Subject]) -> None:
+        """Whether these subjects can act so.
+
+        Raises:
+            CoefficientsError: they cannot.
+        """
+        if not self.strengths:
+            raise CoefficientsError("per_sample is empty, expected one mapping per picture")
+        unknown = sorted({name for one in self.strengths for name in one} - loaded.keys())
+        if unknown:
+            raise CoefficientsError(
+                f"no subject {', '.join(map(repr, unknown))} is loaded; loaded are {sorted(loaded)}"
+            )
+        wrong = {name: value for one in self.strengths for name, value in one.items() if not math.isfinite(value)}
+        if wrong:
+            raise CoefficientsError(f"expected finite strengths, got {wrong}")
+        if problems := self.layers.problems():
+            raise CoefficientsError("; ".join(problems))
+        if self.gate not in (None, "trigger", "always"):
+            raise CoefficientsError(f'gate is {self.gate!r}, expected "trigger", "always" or None')
+        if self.guidance_rows not in ("both", "cond"):
+            raise CoefficientsError(f'guidance_rows is {self.guidance_rows!r}, expected "both", "cond" or None')
+        for name in {name for one in self.strengths for name, value in one.items() if value}:
+            if self._is_gated(loaded[name]) and not loaded[name].coefficients.info.trigger.strip():
+                raise CoefficientsError(f'{name!r} has no trigger to be gated by; give trigger="..." or gate="always"')
+
+    def of_rows(
+        self, rows: int, prompts: Sequence[str | None] | None, loaded: Mapping[str, Subject]
+    ) -> Sequence[Mapping[str, float]]:
+        """The strength of each subject in each row of a batch; a single entry where all rows are alike for certain.
+
+        Args:
+            prompts: of each picture; None where it is not known.
+
+        Raises:
+            CoefficientsError: it depends on prompts that are not known, or the numbers of pictures do not agree.
+        """
+        acting = {name for one in self.strengths for name, strength in one.items() if strength}
+        gated = {name for name in acting if self._is_gated(loaded[name])}
+        if not acting or not (gated or self.per_sample or self.guidance_rows == "cond"):
+            return self.strengths[:1]
+        if prompts is None or (gated and None in prompts):
+            raise CoefficientsError(
+                f"{', '.join(map(repr, sorted(gated or acting)))} acts by what the prompt says, but the prompt is not "
+                "known (prompt_embeds were given, or the UNet was called without this pipeline); give prompts, or set "
+                'gate="always"'
+            )
+        pictures = len(prompts)
+        if self.per_sample and len(self.strengths) != pictures:
+            raise CoefficientsError(f"per_sample has {len(self.strengths)} entries, but the prompts make {pictures}")
+        if rows not in (pictures, 2 * pictures):
+            raise CoefficientsError(
+                f"the UNet got {rows} rows for {pictures} pictures, expected {pictures} or, guided, {2 * pictures}"
+            )
+        strengths = self.strengths if self.per_sample else list(self.strengths) * pictures
+        shown: list[Mapping[str, float]] = [
+            {
+                name: strength
+                for name, strength in one.items()
+                if name not in gated or contains_trigger(prompt or "", loaded[name].coefficients.info.trigger)
+            }
+            for one, prompt in zip(strengths, prompts, strict=True)
+        ]
+        if rows == pictures:
+            return shown
+        return [*(shown if self.guidance_rows == "both" else [{}] * pictures), *shown]
+
+    def _is_gated(self, subject: Subject) -> bool:
+        return (self.gate or subject.gate) == "trigger"

@@ -1,0 +1,224 @@
+"""How a picture was drawn: written down so that it can be drawn again, bit by bit, and read back from its file.
+
+On one machine and with the same packages the CPU draws the same bits again. What someone sets on a pipeline by hand (a
+gate or guidance rows of a loaded subject, a LoRA, tiling) is not known here and not written down.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusers import StableDiffusionPipeline
+
+from ..families.fingerprint import base_hash
+from ..families.load import base_name
+from ..images.files import read_parameters
+from ..images.generation_info import Parameters
+from ..method.attachment import unwrapped
+from ..sources.image_card import called, extract
+from ..subject.coefficients import Coefficients, shown
+from .pipeline_subjects import loaded_coefficients
+from .request import DrawRequest, StudioError
+from .trigger import contains_trigger
+
+MAX_BATCH = 64
+"""Pictures that one batch of a picture from a stranger may have had."""
+
+
+def recorded(pipe: StableDiffusionPipeline, request: DrawRequest, sampler: str) -> Parameters:
+    """What decides about the pixels of a request whose every choice is made; `placed` adds the place in its batch.
+
+    The subjects are those the request names, and those whose learned word occurs in it, in the order they are blended.
+    """
+    base, texts = Base.of(pipe), (request.prompt, request.negative_prompt)
+    subjects = {
+        name: subject
+        for name, subject in loaded_coefficients(pipe).items()
+        if name in request.subjects
+        or (subject.tokens and any(contains_trigger(text, subject.info.trigger) for text in texts))
+    }
+    return Parameters(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        steps=request.steps,
+        sampler=sampler,
+        guidance_scale=float(request.guidance_scale),
+        guidance_rescale=float(request.guidance_rescale or 0.0) or None,
+        seed=request.seed,
+        width=request.width,
+        height=request.height,
+        model=base.model,
+        base_hash=base.base_hash,
+        precision=base.precision,
+        gate=request.gate,
+        layers=request.layers,
+        begin=float(request.begin),
+        end=float(request.end),
+        subjects={name: float(request.subjects.get(name, 0)) for name in subjects},
+        hashes={name: subject.sha256[:12] for name, subject in subjects.items()},
+    )
+
+
+class Base(NamedTuple):
+    """What `Parameters` say of a base."""
+
+    model: str
+    base_hash: str | None = None
+    precision: str | None = None
+
+    @classmethod
+    def of(cls, pipe: StableDiffusionPipeline) -> "Base":
+        """The base of a pipeline."""
+        unet = unwrapped(pipe.unet)
+        precision = str(unet.dtype).removeprefix("torch.")
+        digits = base_hash(unet, pipe.text_encoder, pipe.vae.decoder)
+        return cls(base_name(pipe), digits, None if precision == "float32" else precision)
+
+
+def placed(parameters: Parameters, place: int, pictures: int) -> Parameters:
+    """The parameters of one picture with its place in its batch, whose seeds count up; none if it was drawn alone."""
+    return parameters if pictures == 1 else replace(parameters, batch_size=pictures, batch_position=place)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A subject that is to take part in a drawing.
+
+    Attributes:
+        name: what to call it there; None is what it calls itself.
+        strength: None is the picture's, or 1.
+        source: how the user named it; empty where a picture carries it.
+    """
+
+    subject: Coefficients
+    name: str | None = None
+    strength: float | None = None
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.source} is {called(self.subject)}" if self.source else called(self.subject)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a picture says about itself.
+
+    Attributes:
+        parameters: how it was drawn.
+        carried: the subjects in it.
+    """
+
+    path: Path
+    parameters: Parameters
+    carried: Sequence[Coefficients]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Recipe":
+        """Read a picture.
+
+        Raises:
+            PictureError: not a PNG, damaged, or it does not say how it was drawn.
+            CoefficientsError: a subject in it is damaged.
+        """
+        path = Path(path).expanduser()
+        return cls(path, read_parameters(path), extract(path))
+
+    def request(self) -> tuple[DrawRequest, int | None]:
+        """What to draw, without the subjects, and which picture of the batch is this one; None if it was drawn alone.
+
+        What the picture does not say is as `DrawRequest` has it; guidance is not rescaled then.
+
+        Raises:
+            StudioError: its place in its batch cannot be.
+        """
+        p, default = self.parameters, DrawRequest("")
+        request = DrawRequest(
+            prompt=p.prompt,
+            negative_prompt=p.negative_prompt,
+            seed=p.seed,
+            steps=default.steps if p.steps is None else p.steps,
+            guidance_scale=default.guidance_scale if p.guidance_scale is None else p.guidance_scale,
+            guidance_rescale=p.guidance_rescale or 0.0,
+            scheduler=p.sampler,
+            width=p.width,
+            height=p.height,
+            gate=p.gate,
+            layers=p.layers,
+            begin=p.begin,
+            end=p.end,
+        )
+        size, place = p.batch_size, p.batch_position
+        if size is None or place is None or p.seed is None:
+            return request, None
+        if not 0 <= place < size <= MAX_BATCH or place > p.seed:
+            raise StudioError(
+                f"{self.path} says that it is picture {place} of a batch of {size} with seed {p.seed}; expected at "
+                f"most {MAX_BATCH} pictures, counted from 0, and a seed that counts up with them"
+            )
+        return replace(request, seed=p.seed - place, batch_size=size), place
+
+    def other_base(self, base: Base) -> str | None:
+        """What is wrong with drawing the picture by this base, if it was not the one that drew it."""
+        p = self.parameters
+        if p.model is None:
+            return f"{self.path} does not say which base it was drawn by; this base is {base.model!r}"
+        if p.model != base.model:
+            return f"{self.path} was drawn by the base {shown(p.model)}, this base is {base.model!r}"
+        if p.base_hash and base.base_hash and p.precision == base.precision and p.base_hash != base.base_hash:
+            return (
+                f"{self.path} was drawn by {base.model!r} with other weights: its base hash is {shown(p.base_hash)}, "
+                f"that of this base {base.base_hash!r}"
+            )
+        return None
+
+    def parts(self, given: Sequence[Part]) -> tuple[list[Part], list[str]]:
+        """The subjects to draw with, told by the hashes that the picture records, and notes for the user.
+
+        Args:
+            given: the user's subjects: what the picture does not carry, the same with another strength, or others in
+                place of those that it carries.
+
+        Raises:
+            StudioError: the picture was drawn with a subject that is neither carried nor given.
+        """
+        p, carried = self.parameters, [Part(subject) for subject in self.carried]
+        found, missing, notes = [], [], []
+        used: list[Part] = []
+        for name, strength in p.subjects.items():
+            digits = p.hashes.get(name)
+            part = _match(given, used, name, digits) or _match(carried, used, name, digits)
+            if part is None:
+                missing.append(f"{shown(name)} ({digits or 'its hash is not recorded'})")
+                continue
+            used.append(part)
+            found.append(replace(part, name=name, strength=strength if part.strength is None else part.strength))
+            if digits is None:
+                notes.append(f"{self.path} does not record the hash of {shown(name)}; it is taken that {part}")
+        others = [part for part in given if not _among(used, part)]
+        if missing:
+            what = f"but {', '.join(map(str, others))}" if others else "give the file with --subject"
+            raise StudioError(f"{self.path} was drawn with {', '.join(missing)}, which it does not carry; {what}")
+        if others:
+            before = ", ".join(str(part) for part in used) or "no subject"
+            notes.append(f"{', '.join(map(str, others))}; {self.path} was drawn with {before}")
+            mine = {id(part): new for part, new in zip(used, found, strict=True)}
+            found = [mine.get(id(part), part) for part in given]
+        idle = [str(part) for part in carried if all(part.subject != other.subject for other in used)]
+        if idle and not others:
+            notes.append(f"{self.path} also carries {', '.join(idle)}, which took no part in it")
+        return found, notes
+
+
+def _match(offered: Sequence[Part], used: Sequence[Part], name: str, digits: str | None) -> Part | None:
+    """The subject of this hash, best one that is also called so. Without a hash any that is not used yet may be it."""
+    fitting = [
+        part
+        for part in offered
+        if (part.subject.sha256.startswith(digits) if digits is not None else not _among(used, part))
+    ]
+    return min(fitting, key=lambda part: (part.subject.info.name != name, _among(used, part)), default=None)
+
+
+def _among(parts: Sequence[Part], part: Part) -> bool:
+    return any(other is part for other in parts)

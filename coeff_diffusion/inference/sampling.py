@@ -1,0 +1,140 @@
+"""One batch through the stock pipeline: set up, watched at every step, and put back as it was."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, StableDiffusionPipeline, UniPCMultistepScheduler
+from PIL import Image
+
+from .pipeline_subjects import loaded_coefficients, set_coefficients
+from .request import DrawCancelled, DrawProgress, DrawRequest, StudioError
+
+
+def sample(
+    pipe: StableDiffusionPipeline,
+    scheduler: SchedulerMixin,
+    requests: Sequence[DrawRequest],
+    on_step: Callable[[DrawProgress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Image.Image]:
+    """Draw one picture per request, all at once.
+
+    Args:
+        scheduler: the sampler, for this batch alone.
+        requests: with every choice made, alike but for prompts, subjects and seeds.
+
+    Raises:
+        StudioError: the numbers broke up. DrawCancelled: `should_stop` said so.
+    """
+    first, started, estimate = requests[0], time.monotonic(), Estimate(scheduler)
+
+    def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        step, total, latents = index + 1, pipe.num_timesteps, tensors["latents"]
+        if step == total and not bool(torch.isfinite(latents).all()):
+            raise StudioError(
+                "the picture broke up into infinities; lower the strength of the subjects or the guidance"
+                + ("" if latents.dtype == torch.float32 else f", or use float32 instead of {latents.dtype}")
+            )
+        if on_step is not None:
+            on_step(DrawProgress(step, total, (time.monotonic() - started) / step, latents, estimate.latest))
+        if should_stop is not None and should_stop():
+            raise DrawCancelled
+        # Heun and PLMS call the UNet more often than there are steps. Its calls, spread evenly, hit the steps exactly.
+        done, coming = index * first.steps // total, step * first.steps // total
+        if step < total and first.acts_in(coming) != first.acts_in(done):
+            _let_act(pipe, requests, coming)
+        return {}
+
+    with _prepared(pipe, scheduler):
+        _let_act(pipe, requests, 0)
+        try:
+            output = pipe(
+                prompt=[request.prompt for request in requests],
+                negative_prompt=[request.negative_prompt for request in requests],
+                height=first.height,
+                width=first.width,
+                num_inference_steps=first.steps,
+                guidance_scale=first.guidance_scale,
+                guidance_rescale=first.guidance_rescale or 0.0,
+                generator=[_generator(request) for request in requests],
+                callback_on_step_end=after_step,
+            )
+        finally:
+            pipe.maybe_free_model_hooks()
+    images: list[Image.Image] = output.images
+    return images
+
+
+def rest(pipe: StableDiffusionPipeline) -> None:
+    """Between drawings no subject acts. Untouched where none is loaded: a trainer's own attachment stays."""
+    if loaded_coefficients(pipe):
+        set_coefficients(pipe, {})
+
+
+class Estimate:
+    """What a sampler takes the finished latents to be, caught at each of its steps: the pipeline throws it away.
+
+    Attributes:
+        latest: of the last step, like the latents `[P, C, h, w]`; None before it, and where the sampler has none.
+    """
+
+    def __init__(self, scheduler: SchedulerMixin) -> None:
+        self.latest: torch.Tensor | None = None
+        step = scheduler.step
+
+        @functools.wraps(step)  # the pipeline looks at the signature
+        def watched(*args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+            output = step(*args, **kwargs)
+            self.latest = _denoised(scheduler, output)
+            return output if return_dict else output.to_tuple()
+
+        scheduler.step = watched
+
+
+def _denoised(scheduler: SchedulerMixin, output: Any) -> torch.Tensor | None:
+    """The estimate in the output of a sampler's step, or in what a multistep sampler keeps for the next one."""
+    if isinstance(scheduler, DPMSolverMultistepScheduler):
+        kept = scheduler.config.algorithm_type in ("dpmsolver++", "sde-dpmsolver++")
+    else:
+        kept = isinstance(scheduler, UniPCMultistepScheduler) and scheduler.config.predict_x0
+    estimate: torch.Tensor | None = scheduler.model_outputs[-1] if kept else output.get("pred_original_sample")
+    return estimate
+
+
+def _let_act(pipe: StableDiffusionPipeline, requests: Sequence[DrawRequest], step: int) -> None:
+    """Let subjects act in this step and the next ones, or leave these to the base."""
+    first = requests[0]
+    if not first.acts_in(step):
+        rest(pipe)
+    elif loaded_coefficients(pipe):
+        strengths = [{name: float(value) for name, value in request.subjects.items()} for request in requests]
+        set_coefficients(pipe, per_sample=strengths, gate=first.gate, layers=first.layers)
+
+
+def _generator(request: DrawRequest) -> torch.Generator:
+    """Its own for each picture, on the CPU: any device draws the same noise, and any picture can be drawn alone."""
+    assert request.seed is not None
+    return torch.Generator().manual_seed(request.seed)
+
+
+@contextmanager
+def _prepared(pipe: StableDiffusionPipeline, scheduler: SchedulerMixin) -> Iterator[None]:
+    """The pipeline with this sampler, in evaluation mode and quiet. All put back afterwards, and no subject acts."""
+    own, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
+    training = [m for part in (pipe.unet, pipe.text_encoder, pipe.vae) for m in part.modules() if m.training]
+    try:
+        for module in training:  # a preview in the middle of training must not draw with dropout
+            module.training = False
+        pipe.scheduler = scheduler
+        pipe.set_progress_bar_config(**{**bar, "disable": True})
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        pipe.scheduler = own
+        pipe.set_progress_bar_config(**bar)
+        rest(pipe)

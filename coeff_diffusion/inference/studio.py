@@ -1,0 +1,311 @@
+"""Studio: a base and its loaded subjects -> pictures.
+
+The one sampling path of the house: training previews, the command line and the page all draw through `Studio.draw`,
+which calls the stock `StableDiffusionPipeline`.
+"""
+
+import math
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from ..families.load import base_name
+from ..images.generation_info import format_parameters
+from ..subject.coefficients import Coefficients
+from .pipeline_subjects import load_coefficients, loaded_coefficients, unload_coefficients
+from .preview import Preview
+from .replay import placed, recorded
+from .request import (
+    MAX_SEED,
+    DrawCancelled,
+    DrawProgress,
+    DrawRequest,
+    Picture,
+    StudioError,
+    disagreements,
+    problems,
+)
+from .samplers import (
+    ZERO_SNR_GUIDANCE_RESCALE,
+    SchedulerError,
+    compatible_schedulers,
+    has_zero_terminal_snr,
+    make_scheduler,
+    scheduler_label,
+)
+from .sampling import rest, sample
+from .trigger import contains_trigger, replace_trigger
+
+
+class Studio:
+    """Draws with one pipeline. Safe to call from several threads: one picture is drawn at a time, the rest wait.
+
+    Args:
+        pipe: a stock pipeline (see `load_base`). The studio changes its scheduler and its subjects while it draws and
+            puts back what it found; between drawings no subject of the studio acts.
+    """
+
+    def __init__(self, pipe: StableDiffusionPipeline) -> None:
+        self.pipe = pipe
+        self._lock = threading.RLock()
+        self._preview = Preview(pipe)
+
+    @property
+    def base(self) -> str:
+        """The base's name, fit for sharing."""
+        return base_name(self.pipe)
+
+    @property
+    def subjects(self) -> dict[str, Coefficients]:
+        """The loaded subjects by name."""
+        with self._lock:
+            return dict(loaded_coefficients(self.pipe))
+
+    @property
+    def schedulers(self) -> list[str]:
+        """The samplers that can draw with this base, its own first."""
+        with self._lock:  # a drawing exchanges the pipeline's scheduler for its own
+            base = self.pipe.scheduler
+        own = scheduler_label(base)
+        return [own, *(name for name in compatible_schedulers(base) if name != own)]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels that the base was trained at."""
+        side = self.pipe.unet.config.sample_size
+        height, width = (side, side) if isinstance(side, int) else side
+        return width * self.pipe.vae_scale_factor, height * self.pipe.vae_scale_factor
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other threads out for several calls that belong together."""
+        with self._lock:
+            yield
+
+    def load(self, source: str | Path | Coefficients, name: str | None = None) -> str:
+        """Load a subject (file, folder, card, Hub id) and return its name. It acts in the drawings that ask for it.
+
+        Raises:
+            CoefficientsError: it is damaged, does not fit the base, or its name or trigger is taken.
+        """
+        with self._lock:
+            name = load_coefficients(self.pipe, source, name=name)
+            rest(self.pipe)
+            return name
+
+    def unload(self, name: str) -> None:
+        """Take a subject out again, its trigger included."""
+        with self._lock:
+            if name not in self.subjects:
+                raise StudioError(f"no subject {name!r} is loaded; loaded are {_names(self.subjects)}")
+            unload_coefficients(self.pipe, name)
+
+    def notes(self, request: DrawRequest) -> list[str]:
+        """What is probably not meant: one sentence each, for the user, before or after drawing."""
+        notes = []
+        for name, subject in self.subjects.items():
+            info, strength = subject.info, request.subjects.get(name)
+            called = bool(info.trigger) and contains_trigger(request.prompt, info.trigger)
+            if strength and info.trigger and not called and (request.gate or info.gate) == "trigger":
+                notes.append(f"the prompt does not contain {info.trigger!r}, so {name!r} does not act")
+            if strength is None and called and subject.tokens:
+                notes.append(f"{name!r} does not take part, but the prompt contains its learned word {info.trigger!r}")
+        if any(request.subjects.values()) and not any(map(request.acts_in, range(request.steps))):
+            notes.append(
+                f"none of the {request.steps} steps lies between {request.begin:g} and {request.end:g} of denoising, "
+                "so no subject acts"
+            )
+        return notes
+
+    def draw(
+        self,
+        request: DrawRequest,
+        on_step: Callable[[DrawProgress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Picture]:
+        """Draw `request.batch_size` pictures; the one at position i has the seed `seed + i`.
+
+        Args:
+            on_step: called after every denoising step, from the calling thread.
+            should_stop: asked after every step; once true, drawing ends.
+
+        Raises:
+            StudioError: the request cannot be drawn; SchedulerError: its sampler cannot draw with this base.
+            DrawCancelled: `should_stop` said so.
+        """
+        with self._lock:
+            _stop_if_asked(should_stop)
+            request = self._resolve(request)
+            assert request.seed is not None
+            alone = [replace(request, seed=request.seed + i, batch_size=1) for i in range(request.batch_size)]
+            return self._draw(alone, on_step, should_stop, is_one_request=True)
+
+    def draw_batch(
+        self,
+        requests: Sequence[DrawRequest],
+        on_step: Callable[[DrawProgress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Picture]:
+        """Draw one picture per request, all at once, each with the subjects and strengths of its own.
+
+        What a picture says of how it was drawn is for drawing it alone. That rounds in another order, so the last bits
+        may differ. A subject that does not act in a picture leaves it, bitwise, as this batch is without that subject.
+
+        Args:
+            requests: may differ in prompt, negative prompt, subjects and seed; each is for one picture.
+            on_step, should_stop: see `draw`.
+
+        Raises:
+            StudioError: a request cannot be drawn, or they differ in more than that.
+            SchedulerError, DrawCancelled: see `draw`.
+        """
+        with self._lock:
+            _stop_if_asked(should_stop)
+            return self._draw(self._resolve_all(requests), on_step, should_stop, is_one_request=False)
+
+    def preview(self, progress: DrawProgress) -> list[Image.Image]:
+        """What forms, one picture of full size for each of the batch, decoded cheaply; best called from `on_step`.
+
+        Never raises: where a base's autoencoder cannot be asked so, a warning says why, once, and the list is empty.
+        """
+        return self._preview(progress.latents if progress.denoised is None else progress.denoised)
+
+    def compare(
+        self,
+        request: DrawRequest,
+        base_prompt: str | None = None,
+        on_step: Callable[[DrawProgress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> tuple[list[Picture], list[Picture]]:
+        """Draw twice from the same noise: by the base alone and with the subjects.
+
+        Args:
+            base_prompt: what the base draws; by default the prompt with each trigger replaced by its class word,
+                since the base does not know the trigger.
+
+        Returns:
+            The base's pictures and the subjects' pictures, pairwise of the same seed.
+        """
+        with self._lock:
+            request = self._resolve(request)
+            prompt = self.base_prompt(request.prompt) if base_prompt is None else base_prompt
+            first, second = (None, None) if on_step is None else (_part(on_step, i, 2) for i in range(2))
+            base = self.draw(replace(request, prompt=prompt, subjects={}), first, should_stop)
+            return base, self.draw(request, second, should_stop)
+
+    def base_prompt(self, prompt: str) -> str:
+        """The prompt in words the base knows: every loaded subject's trigger becomes its class word.
+
+        Raises:
+            StudioError: a trigger in the prompt belongs to a subject that does not record its class word.
+        """
+        for name, subject in self.subjects.items():
+            trigger, class_word = subject.info.trigger, subject.info.class_word
+            if not trigger or not contains_trigger(prompt, trigger):
+                continue
+            if not class_word:
+                raise StudioError(
+                    f"subject {name!r} does not record its class word, so the base's prompt cannot be derived from "
+                    f"{trigger!r}; give the base its own prompt"
+                )
+            prompt = replace_trigger(prompt, trigger, class_word)
+        return prompt
+
+    # --- one drawing --------------------------------------------------------------------------------------------------
+
+    def _draw(
+        self,
+        requests: Sequence[DrawRequest],
+        on_step: Callable[[DrawProgress], None] | None,
+        should_stop: Callable[[], bool] | None,
+        is_one_request: bool,
+    ) -> list[Picture]:
+        """One batch of resolved requests.
+
+        Args:
+            is_one_request: then the pictures record their place in the batch, and it can be drawn again, bit by bit.
+        """
+        scheduler = make_scheduler(requests[0].scheduler, self.pipe.scheduler)
+        images = sample(self.pipe, scheduler, requests, on_step, should_stop)
+        pictures = []
+        for place, (image, request) in enumerate(zip(images, requests, strict=True)):
+            assert request.seed is not None
+            recipe = recorded(self.pipe, request, scheduler_label(scheduler))
+            if is_one_request:
+                recipe = placed(recipe, place, len(requests))
+            subjects = {name: self.subjects[name] for name in recipe.subjects}
+            pictures.append(Picture(image, request, request.seed, format_parameters(recipe), subjects))
+        return pictures
+
+    def _resolve_all(self, requests: Sequence[DrawRequest]) -> list[DrawRequest]:
+        """The requests of one batch with every open choice made, or an error that lists all that is wrong with them."""
+        if not requests:
+            raise StudioError("there is nothing to draw; give at least one request")
+        resolved: list[DrawRequest] = []
+        wrong: dict[str, str] = {}
+        for number, request in enumerate(requests, start=1):
+            try:
+                resolved.append(self._resolve(request))
+            except StudioError as error:
+                wrong.setdefault(str(error), f"picture {number}: {error}")  # what all have wrong is said once
+        errors = list(wrong.values()) or disagreements(resolved)
+        if errors:
+            raise StudioError("; ".join(errors))
+        return resolved
+
+    def _resolve(self, request: DrawRequest) -> DrawRequest:
+        """The request with every open choice made, or an error that lists all that is wrong with it."""
+        width, height = self.size
+        request = replace(
+            request,
+            seed=secrets.randbelow(MAX_SEED - max(0, request.batch_size)) if request.seed is None else request.seed,
+            width=width if request.width is None else request.width,
+            height=height if request.height is None else request.height,
+            guidance_rescale=self._rescale(request) if request.guidance_rescale is None else request.guidance_rescale,
+        )
+        wrong = problems(request, self.multiple, int(self.pipe.scheduler.config.num_train_timesteps))
+        unknown = [name for name in request.subjects if name not in self.subjects]
+        if unknown:
+            wrong.append(f"no subject {', '.join(map(repr, unknown))} is loaded; loaded are {_names(self.subjects)}")
+        try:
+            make_scheduler(request.scheduler, self.pipe.scheduler)
+        except SchedulerError as error:
+            wrong.append(str(error))
+        if wrong:
+            raise StudioError("; ".join(wrong))
+        return request
+
+    def _rescale(self, request: DrawRequest) -> float:
+        guided = request.guidance_scale > 1
+        return ZERO_SNR_GUIDANCE_RESCALE if guided and has_zero_terminal_snr(self.pipe.scheduler) else 0.0
+
+    @property
+    def multiple(self) -> int:
+        """What width and height in pixels have to be a multiple of."""
+        return math.lcm(8, self.pipe.vae_scale_factor)  # 8 is what the pipeline insists on
+
+
+def _stop_if_asked(should_stop: Callable[[], bool] | None) -> None:
+    """A drawing may have been cancelled while it waited its turn."""
+    if should_stop is not None and should_stop():
+        raise DrawCancelled
+
+
+def _part(on_step: Callable[[DrawProgress], None], index: int, parts: int) -> Callable[[DrawProgress], None]:
+    """Report one of several drawings of equal length as a part of the whole."""
+
+    def report(progress: DrawProgress) -> None:
+        step, total = index * progress.total + progress.step, parts * progress.total
+        on_step(replace(progress, step=step, total=total))
+
+    return report
+
+
+def _names(subjects: Mapping[str, Coefficients]) -> str:
+    return ", ".join(map(repr, subjects)) or "none"

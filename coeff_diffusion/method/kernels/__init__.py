@@ -1,0 +1,88 @@
+"""Recombined attention, and the one place that chooses how it is computed.
+
+Every way computes `coeff_diffusion.method.recombination.recombined_attention` exactly; they differ in time and memory:
+
+| way | when |
+| --- | --- |
+| `plain` | coefficients that are zero or a diagonal matrix (recognized by `attachment`, when they are chosen) |
+| `folded` | cross-attention while sampling in float32: the prompt is the same in every step (asked by `attention`) |
+| `triton_attention` | on CUDA |
+| `native` | on CPUs, without a mask, where there is a compiler |
+| `blocked` | everywhere else |
+| `recombination` | a mask that learns, and nothing to compute; and what all others are tested against |
+"""
+
+import functools
+import warnings
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor, compiler
+from torch.nn.functional import scaled_dot_product_attention
+
+from .. import recombination
+from . import native
+from .blocked import blocked_attention
+from .folded import PromptCache
+from .plain import diagonal_of, scaled_attention
+
+__all__ = ["PromptCache", "diagonal_of", "recombined_attention", "scaled_attention"]
+
+
+@functools.cache
+def _triton_kernels() -> Any:
+    """The kernels for CUDA; None, with one warning, where Triton is missing or too old."""
+    try:
+        from . import triton_attention
+    except ImportError as error:
+        warnings.warn(f"recombined attention runs without its CUDA kernels, slower: {error}", stacklevel=2)
+        return None
+    return triton_attention
+
+
+def recombined_attention(
+    query: Float[Tensor, "batch heads queries channels"],
+    key: Float[Tensor, "batch heads keys channels"],
+    value: Float[Tensor, "batch heads keys value_channels"],
+    coeff: Float[Tensor, "heads heads"] | Float[Tensor, "batch heads heads"] | None,
+    attn_mask: Bool[Tensor, "..."] | Float[Tensor, "..."] | None = None,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads queries value_channels"]:
+    """Scaled dot-product attention whose heads share their maps: `out[h] = sum_j (I + coeff)[h, j] maps[j] @ value[h]`.
+
+    Args:
+        query: `[B, H, N, D]`.
+        key: `[B, H, M, D]`.
+        value: `[B, H, M, Dv]`.
+        coeff: residual coefficients, `[H, H]` for the whole batch or `[B, H, H]`, one matrix per sample; row = the head
+            that receives, column = the map that is used. None is plain attention, bitwise PyTorch's.
+        attn_mask: broadcastable to `[B, H, N, M]`; boolean (true = attend) or added to the scores.
+        scale: factor on the scores; default `D ** -0.5`.
+
+    Returns:
+        `[B, H, N, Dv]` in the query's dtype; the maps are mixed in float32 at least, whatever the inputs' dtype.
+        Differentiable, once, in query, key, value and coeff.
+
+    Raises:
+        ValueError: `coeff` does not fit the heads or the batch of `query`.
+    """
+    if coeff is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=scale)
+    batch, heads = query.shape[:2]
+    if coeff.shape not in ((heads, heads), (batch, heads, heads)):
+        raise ValueError(
+            f"coeff is {list(coeff.shape)}, but a query of {batch} samples and {heads} heads needs "
+            f"[{heads}, {heads}] or [{batch}, {heads}, {heads}]"
+        )
+    if (attn_mask is not None and attn_mask.requires_grad) or 0 in (*query.shape, key.shape[2], value.shape[3]):
+        return recombination.recombined_attention(query, key, value, coeff, attn_mask, scale)
+    if compiler.is_compiling():
+        from .compiled import compiled_attention
+
+        return compiled_attention(query, key, value, coeff, attn_mask, scale)
+    kernels = _triton_kernels() if query.is_cuda else None
+    if kernels is not None and kernels.supports(query, key, value, attn_mask):
+        return kernels.triton_attention(query, key, value, coeff, attn_mask, scale)
+    if native.supports(query, key, value, attn_mask):
+        return native.native_attention(query, key, value, coeff, scale)
+    return blocked_attention(query, key, value, coeff, attn_mask, scale)

@@ -1,0 +1,1 @@
+"""What of a subject others get to see."""

@@ -1,0 +1,228 @@
+"""Settings out of a picture: how it was drawn, in terms of what the page can set and of the library's subjects."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from ..families.fingerprint import check_fits
+from ..images.files import find_parameters
+from ..images.generation_info import Parameters, parse_parameters
+from ..inference.replay import Base, Recipe
+from ..inference.request import DrawRequest, LayerStrengths
+from ..inference.samplers import ZERO_SNR_GUIDANCE_RESCALE, SchedulerError, find_scheduler, has_zero_terminal_snr
+from ..inference.studio import Studio
+from ..sources.image_card import called, extract
+from ..sources.library import Library
+from ..subject.coefficients import Coefficients, CoefficientsError, shown
+from .limits import MAX_SUBJECTS, REACH, reach_of_sides
+from .loading import SubjectLoader
+from .messages import by_name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a picture gives back.
+
+    Attributes:
+        request: how it was drawn, within what can be set on the page; None where the picture does not say.
+        subjects: strength of its subjects, by the names they are listed under in the library.
+        notes: sentences for the user: what joined the library, and what could not be restored.
+    """
+
+    request: DrawRequest | None
+    subjects: dict[str, float]
+    notes: list[str]
+
+
+def restored(loader: SubjectLoader, file: str | Path) -> Settings:
+    """Read a picture; the subjects that it carries and that fit the base join the library.
+
+    Raises:
+        PictureError, CoefficientsError: it is damaged, or carries neither settings nor a subject.
+        StudioError: its place in its batch cannot be.
+    """
+    path = Path(file)
+    with by_name(path):
+        is_png = path.suffix.lower() == ".png"
+        text = find_parameters(path) if is_png else None
+        carried = extract(path) if is_png else []
+        if not text and not carried:
+            carried = [Coefficients.load(path)]  # in a QR code, or the error that says what the picture lacks
+        recipe = Recipe(Path(path.name), parse_parameters(text), carried) if text else None
+        request = None if recipe is None else _alone(recipe)
+    joined, left_out, notes = _join(loader, carried)
+    if recipe is None or request is None:
+        return Settings(None, dict.fromkeys(joined[:MAX_SUBJECTS], 1.0), [*notes, "it does not say how it was drawn"])
+    subjects, more = _subjects(recipe.parameters, loader.library, left_out)
+    notes += more
+    other_base = recipe.other_base(Base.of(loader.studio.pipe))
+    if other_base:
+        notes.append(f"{other_base}; it will not be the same picture")
+    else:
+        notes += _not_settable(request, loader.studio)
+    notes += _unsaid(recipe.parameters)
+    request, more = _within_reach(replace(request, subjects=subjects), loader.studio)
+    return Settings(request, dict(request.subjects), notes + more)
+
+
+def _alone(recipe: Recipe) -> DrawRequest:
+    """The request for this one picture, also where it was drawn as one of a batch."""
+    request, place = recipe.request()
+    return request if place is None else replace(request, seed=recipe.parameters.seed, batch_size=1)
+
+
+# --- subjects ---------------------------------------------------------------------------------------------------------
+
+
+def _join(loader: SubjectLoader, carried: Sequence[Coefficients]) -> tuple[list[str], list[Coefficients], list[str]]:
+    """The library's names of subjects, which join it where they are new; those that do not fit the base; and notes."""
+    names, left_out, notes = [], [], []
+    for subject in carried:
+        try:
+            check_fits(subject, loader.studio.pipe.unet)
+        except CoefficientsError as error:
+            left_out.append(subject)
+            notes.append(f"the subject {called(subject)} in it is left out: {error}")
+            continue
+        name = next((name for name, other in _all(loader.library).items() if _same(subject, other)), None)
+        if name is None:
+            name = loader.library.put(subject, subject.info.name or subject.info.trigger)
+            notes.append(f"its subject joined the library as {name!r}")
+        names.append(name)
+    return names, left_out, notes
+
+
+def _all(library: Library) -> dict[str, Coefficients]:
+    """The subjects of the library by name, without those that cannot be read."""
+    found = {}
+    for name, path in library.find().items():
+        try:
+            found[name] = Coefficients.load(path)
+        except CoefficientsError:
+            continue
+    return found
+
+
+def _same(subject: Coefficients, other: Coefficients) -> bool:
+    return subject.sha256 == other.sha256 and subject.info.trigger == other.info.trigger
+
+
+def _subjects(
+    drawn: Parameters, library: Library, left_out: Sequence[Coefficients]
+) -> tuple[dict[str, float], list[str]]:
+    """The strengths of the subjects of a picture by the library's names, and notes on those that are missing."""
+    there, missing, notes = _all(library), [], []
+    strengths: dict[str, float] = {}
+    for name, strength in drawn.subjects.items():
+        digits = drawn.hashes.get(name)
+        if digits and any(subject.sha256.startswith(digits) for subject in left_out):
+            continue  # said already
+        listed = _listed(there, name, digits)
+        if listed is None:
+            missing.append(f"{shown(name)} ({digits or 'its hash is not recorded'})")
+        else:
+            strengths[listed] = strengths.get(listed, 0.0) + strength  # of one file twice: subjects add up
+        if listed is not None and digits is None:
+            notes.append(f"it does not record the hash of {shown(name)}; it is taken to be the library's {listed!r}")
+    if missing:
+        notes.append(
+            f"it was drawn with {', '.join(missing)}, which it does not carry and the library does not have; add the "
+            "file and drop the picture again"
+        )
+    return strengths, notes
+
+
+def _listed(there: Mapping[str, Coefficients], name: str, digits: str | None) -> str | None:
+    """The library's name of a subject: told by its hash, or by its name where a picture does not record the hash."""
+    fitting = [
+        listed
+        for listed, subject in there.items()
+        if (subject.sha256.startswith(digits) if digits else name in (listed, subject.info.name))
+    ]
+    return min(fitting, key=lambda listed: (listed != name, there[listed].info.name != name), default=None)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def _unsaid(drawn: Parameters) -> list[str]:
+    said = {
+        "seed": drawn.seed,
+        "steps": drawn.steps,
+        "guidance": drawn.guidance_scale,
+        "sampler": drawn.sampler,
+        "size": drawn.width,
+    }
+    missing = [what for what, value in said.items() if value is None]
+    return [f"it does not say its {', '.join(missing)}"] if missing else []
+
+
+def _not_settable(request: DrawRequest, studio: Studio) -> list[str]:
+    """What was asked for in a way that the page does not offer."""
+    notes = []
+    if request.gate is not None:
+        notes.append(f"its subjects were told to act by the gate {request.gate!r}; here each acts as it was saved")
+    guided = request.guidance_scale > 1 and has_zero_terminal_snr(studio.pipe.scheduler)
+    rescale = ZERO_SNR_GUIDANCE_RESCALE if guided else 0.0
+    if request.guidance_rescale != rescale:
+        notes.append(f"its guidance was rescaled by {request.guidance_rescale:g}; here it is {rescale:g}")
+    return notes
+
+
+def _within_reach(request: DrawRequest, studio: Studio) -> tuple[DrawRequest, list[str]]:
+    """The request as the controls of the page can show it, and a note on each value that had to change."""
+    notes: list[str] = []
+
+    def near(what: str, value: float, bounds: tuple[float, float], otherwise: float) -> float:
+        low, high = bounds
+        if low <= value <= high:
+            return value
+        nearest = low if value < low else high if value > high else otherwise  # the last one: not a number
+        notes.append(f"its {what} was {value:g}; here it is {nearest:g}")
+        return nearest
+
+    default = DrawRequest("")
+    sides = reach_of_sides(studio)
+    changes: dict[str, object] = {
+        "steps": int(near("number of steps", request.steps, REACH["steps"], default.steps)),
+        "guidance_scale": near("guidance", request.guidance_scale, REACH["guidance"], default.guidance_scale),
+        "begin": near("beginning", request.begin, (0, 1), 0),
+        "end": near("end", request.end, (0, 1), 1),
+        "gate": None,
+        "guidance_rescale": None,
+    }
+    for side, usual in zip(("width", "height"), studio.size, strict=True):
+        value = getattr(request, side)
+        if value is not None:
+            pixels = near(side, value, sides[:2], usual)
+            if pixels % sides.multiple:
+                pixels -= pixels % sides.multiple
+                notes.append(f"its {side} was {value}; here it is {pixels:g}, a multiple of {sides.multiple}")
+            changes[side] = int(pixels)
+    changes["layers"] = LayerStrengths(
+        **{
+            one.name: near(f"strength in {one.name} layers", getattr(request.layers, one.name), REACH["strength"], 1)
+            for one in fields(LayerStrengths)
+        }
+    )
+    kept = list(request.subjects.items())[:MAX_SUBJECTS]
+    if len(kept) < len(request.subjects):
+        notes.append(f"it was drawn with {len(request.subjects)} subjects; here there is room for {MAX_SUBJECTS}")
+    changes["subjects"] = {
+        name: near(f"strength of {name!r}", strength, REACH["strength"], 1) for name, strength in kept
+    }
+    changes["scheduler"] = _sampler(request.scheduler, studio, notes)
+    return replace(request, **changes), notes  # type: ignore[arg-type]
+
+
+def _sampler(name: str | None, studio: Studio, notes: list[str]) -> str:
+    there = studio.schedulers
+    if name is None or name in there:
+        return name or there[0]
+    try:
+        label = find_scheduler(name)
+    except SchedulerError:
+        label = ""
+    if label not in there:
+        notes.append(f"its sampler {shown(name)} cannot draw with this base; {there[0]!r} is chosen")
+    return label if label in there else there[0]

@@ -1,0 +1,41 @@
+"""The services behind the page, put together."""
+
+from pathlib import Path
+
+from ..inference.studio import Studio
+from ..sources.library import Library
+from .drawings import Drawings
+from .explorer import Explorer
+from .import_export import Exchange
+from .inspector import Inspector
+from .jobs import Jobs
+from .library_view import Shelf
+from .loading import SubjectLoader
+from .timelines import Timelines
+from .training_queue import Trainings
+
+
+class StudioService:
+    """Everything the page can do, one attribute for each part of it.
+
+    Args:
+        studio: draws.
+        library: the subjects on disk.
+        output_dir: where drawn pictures are saved.
+    """
+
+    def __init__(self, studio: Studio, library: Library, output_dir: Path) -> None:
+        self.studio, self.library, self.output_dir = studio, library, output_dir
+        self.jobs = Jobs(studio.preview)
+        loader = SubjectLoader(studio, library)
+        self.drawings = Drawings(loader, output_dir)
+        self.trainings = Trainings(loader)
+        self.shelf = Shelf(studio, library, self.trainings.writing)
+        self.exchange = Exchange(self.shelf)
+        self.timelines = Timelines(loader, self.trainings)
+        self.explorer = Explorer(loader, self.timelines, output_dir)
+        self.inspector = Inspector(loader)
+
+    def close(self) -> None:
+        """End what goes on by itself: trainings stop after their step and save what they have."""
+        self.trainings.close()

@@ -1,0 +1,236 @@
+"""Trainings: one at a time, the rest wait in line. They live here and not in a page, so closing a page ends none."""
+
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+
+from ..families.shared_weights import shared_pipeline
+from ..training.config import ConfigError, TrainConfig
+from ..training.model import training_resolution
+from ..training.reports import PreviewReport, StepReport, TrainingCancelled
+from ..training.run_folder import OutputFolder
+from ..training.timeline import keep_step
+from ..training.trainer import train
+from .loading import SubjectLoader
+from .picture_check import PictureCheck, check_pictures, copy_pictures
+from .presets import MEANING, PRESETS
+from .time_estimate import Pace, about
+from .training_form import TrainingRequest, folder_name, training_config, word_problems
+from .training_job import State, Training
+
+MAX_WAITING = 8
+MAX_REMEMBERED = 50  # trainings that are over and still listed
+
+
+class Trainings:
+    """The trainings of this process, with one thread that works them off in turn.
+
+    Args:
+        loader: says which base is taught and which library the subjects go to. Drawing goes on meanwhile: a training
+            works on a structure of its own over the same weights, made while no subject is loaded.
+    """
+
+    def __init__(self, loader: SubjectLoader) -> None:
+        self.loader = loader
+        self.pace = Pace(loader)
+        self._lock = threading.RLock()
+        self._jobs: dict[int, Training] = {}  # by number, in the order they were asked for
+        self._worker: threading.Thread | None = None
+        self._closed = False
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def check(self, pictures: Sequence[Path], center_crop: bool = True, seed: int = 0) -> PictureCheck:
+        """Look at pictures before anything is asked for."""
+        return check_pictures(pictures, self.resolution, center_crop, seed)
+
+    def submit(self, request: TrainingRequest) -> Training:
+        """Check everything, copy the pictures into the subject's folder in the library, and put it in line.
+
+        Raises:
+            ConfigError: with all that is wrong, pictures included. OSError: the library cannot be written.
+        """
+        name = folder_name(request.name)
+        folder = self.loader.library.folder / name
+        problems = word_problems(request)
+        if not problems and (folder.exists() or folder.with_name(f"{name}.safetensors").exists()):
+            problems.append(_taken(name))
+        problems += check_pictures(request.pictures, self.resolution).refused
+        if not request.pictures:
+            problems.append("there are no pictures: give a few of the subject, five good ones do")
+        try:
+            config = self.config(request, folder)
+        except ConfigError as error:
+            problems += error.problems
+        if problems:
+            raise ConfigError(problems)
+        _claim(folder)
+        try:
+            copy_pictures(request.pictures, folder / "pictures")
+            return self._line_up(name, config)
+        except (OSError, ConfigError):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _line_up(self, name: str, config: TrainConfig) -> Training:
+        with self._lock:
+            if self._closed:
+                raise ConfigError(["the studio is closing; ask again when it is open"])
+            if sum(job.state == "queued" for job in self._jobs.values()) >= MAX_WAITING:
+                raise ConfigError([f"{MAX_WAITING} trainings wait already; take one out, or ask again later"])
+            job = Training(max(self._jobs, default=0) + 1, name, config)
+            self._jobs[job.number] = job
+            over = [one.number for one in self._jobs.values() if one.over]
+            for number in over[:-MAX_REMEMBERED]:
+                del self._jobs[number]
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="trainings", daemon=True)
+                self._worker.start()
+        return job
+
+    def config(self, request: TrainingRequest, folder: Path) -> TrainConfig:
+        """The settings of a training that leaves its results in `folder` (see `training_config`)."""
+        class_pictures = self.loader.library.folder / ".class-pictures"
+        return training_config(request, self.loader.studio.pipe, folder, class_pictures)
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of what trainings see."""
+        return training_resolution(None, self.loader.studio.pipe)
+
+    def offers(self) -> dict[str, str]:
+        """Each preset in words: how many steps, how long on this machine, what for. The first call measures."""
+        configs = {name: TrainConfig(**changes) for name, changes in PRESETS.items()}
+        return {
+            name: f"{name}: {config.max_train_steps} steps, {about(self.pace.seconds(config))}; {MEANING[name]}"
+            for name, config in configs.items()
+        }
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def jobs(self) -> list[Training]:
+        """All that are remembered, in the order they were asked for."""
+        with self._lock:
+            return list(self._jobs.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs or waits."""
+        return any(not job.over for job in self.jobs)
+
+    @property
+    def latest(self) -> Training | None:
+        """The one that runs, else the one that was asked for last."""
+        jobs = self.jobs
+        return next((job for job in jobs if job.state == "running"), jobs[-1] if jobs else None)
+
+    def find(self, number: int | None) -> Training | None:
+        """One of them."""
+        with self._lock:
+            return None if number is None else self._jobs.get(number)
+
+    def place(self, job: Training) -> int:
+        """Its place in the line: 1 is next, 0 does not wait."""
+        waiting = [one.number for one in self.jobs if one.state == "queued"]
+        return waiting.index(job.number) + 1 if job.number in waiting else 0
+
+    def writing(self, name: str) -> Training | None:
+        """The training that will yet write the subject of this name: its folder has to stay where it is."""
+        return next((job for job in self.jobs if job.name == name and not job.over), None)
+
+    # --- stopping -----------------------------------------------------------------------------------------------------
+
+    def stop(self, number: int) -> None:
+        """End one: if it runs, after its current step, keeping what it learned; if it waits, at once."""
+        with self._lock:
+            job = self._jobs.get(number)
+            if job is None or job.over:
+                return
+            job.stop.set()
+            if job.state == "queued":
+                job.state = "stopped"
+                shutil.rmtree(job.folder, ignore_errors=True)
+
+    def close(self, timeout: float = 60.0) -> None:
+        """Stop all and wait until the one that runs has saved."""
+        with self._lock:
+            self._closed = True
+            worker = self._worker
+            for job in self._jobs.values():
+                self.stop(job.number)
+        if worker is not None:
+            worker.join(timeout)
+
+    # --- working ------------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                job = next((one for one in self._jobs.values() if one.state == "queued"), None)
+                if job is None:
+                    self._worker = None
+                    return
+                job.state = "running"
+            self._train(job)
+
+    def _train(self, job: Training) -> None:
+        last = time.monotonic()
+
+        def on_step(report: StepReport) -> None:
+            nonlocal last
+            now = time.monotonic()
+            self.pace.stepped(now - last, job.config)
+            last = now
+            job.stepped(report)
+
+        def on_preview(report: PreviewReport) -> None:
+            nonlocal last
+            job.previewed(report)
+            last = time.monotonic()  # a step that follows a picture did not take that long
+
+        state: State = "failed"
+        try:
+            result = train(job.config, self._clean_base(), on_step, on_preview, job.stop.is_set, job.say)
+            if job.kept_step is not None:  # chosen on the timeline meanwhile: it outlives the last step
+                keep_step(OutputFolder(job.folder), job.kept_step)
+                job.say(f"step {job.kept_step} stays the subject, as it was chosen on the timeline")
+            state = "stopped" if result.stopped else "done"
+        except TrainingCancelled:
+            state = "stopped"
+        except Exception as error:  # noqa: BLE001 - whatever it is, the line goes on, and who asked reads why
+            job.error = sentence(error)
+        if not job.losses:  # nothing was learned: the name is free again; what goes are copies of pictures
+            shutil.rmtree(job.folder, ignore_errors=True)
+        job.state = state
+
+    def _clean_base(self) -> StableDiffusionPipeline:
+        """The base without subjects, in a structure that drawings do not touch."""
+        with self.loader.using(()) as studio:
+            if loaded := studio.subjects:
+                raise ConfigError([f"the base has subjects loaded ({', '.join(loaded)}); unload them before training"])
+            return shared_pipeline(studio.pipe)
+
+
+def sentence(error: Exception) -> str:
+    """What went wrong, on one line."""
+    problems = getattr(error, "problems", None)
+    text = " ".join("; ".join(problems).split() if problems else str(error).split()) or "no message"
+    return text if type(error).__module__.startswith("coeff_diffusion") else f"{type(error).__name__}: {text}"
+
+
+def _claim(folder: Path) -> None:
+    """Make the folder of a subject, which nobody else can have."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir()
+    except FileExistsError as error:
+        raise ConfigError([_taken(folder.name)]) from error
+
+
+def _taken(name: str) -> str:
+    return f"there is a subject {name!r} in the library already; take another name"

@@ -1,0 +1,179 @@
+"""QR cards: a subject as one QR code, written with segno and read from a picture with zxing-cpp (extra `qr`).
+
+The code holds what `quantized.pack` gives: every number in 8 bits. docs/qr.md describes it.
+"""
+
+import importlib
+import io
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..images.files import check_output, save_picture
+from ..images.generation_info import PictureError
+from ..images.png import SIGNATURE, pixels_alone
+from ..subject.coefficients import Coefficients, CoefficientsError
+from ..training.photos import read_image
+from .qr_payload import CAPACITY, MAGIC, largest_change, pack, unpack
+
+MODULE = 4  # pixels a module; what comes out is still read at half and at one and a half times its size
+QUIET_ZONE = 4  # modules around the code
+GAP = 16  # pixels around and between what is on a sheet
+SMALLEST_FONT = 10
+MAX_FILE = 32 * 2**20
+MAX_PNG = 12 * 2**20  # of its packed pixels, which are held beside the decoded ones
+MAX_SIDE = 4_096
+MAX_PIXELS = 4_096 * 3_072  # a phone's camera; decoded, 48 MiB
+LIMITS = f"pictures of up to {MAX_SIDE} pixels a side and {MAX_PIXELS / 1e6:.1f} million in all"
+FORMATS = ("PNG", "JPEG", "WEBP")  # other decoders need not meet a stranger's file
+
+
+@dataclass
+class QrConfig:
+    """Write a subject as a picture of one QR code, its numbers rounded to 8 bits. It survives what a card does not:
+    JPEG, screenshots, scaling, chats that strip pictures of all but their pixels. Prompts, licence and training are
+    not kept, only name, trigger, class word and which base it is for."""
+
+    subject: str = field(metadata={"positional": True})
+    """The subject: file, folder, card or Hub id."""
+    output: str = field(metadata={"short": "-o"})
+    """The PNG to write."""
+    picture: str | None = None
+    """A picture to show above the code, with the trigger between them, on one sheet."""
+    overwrite: bool = False
+    """Replace the output where it exists."""
+
+
+def make_qr_file(config: QrConfig, say: Callable[[str], None] = print) -> Path:
+    """Write the QR code that `config` asks for and return its file.
+
+    Args:
+        say: gets one line per fact the user wants to know.
+
+    Raises:
+        CoefficientsError: the subject cannot be read, or does not fit a QR code.
+        PictureError: the output exists or is no PNG; DatasetError: the picture cannot be read.
+    """
+    path = check_output(config.output, config.overwrite)
+    subject = Coefficients.load(config.subject)
+    code = make_qr(subject)
+    picture = None if config.picture is None else read_image(Path(config.picture).expanduser())
+    save_picture(code if picture is None else make_sheet(picture, subject.info.trigger, code), path)
+
+    payload = pack(subject)
+    kept = unpack(payload)
+    change, part = largest_change(subject, kept)
+    say(f"{path}: {len(payload):,} of the {CAPACITY:,} bytes that a QR code holds")
+    say(f"rounded to 8 bits: no value changes by more than {change:.2g}, or {part:.2%} of the largest in its layer")
+    for what in ("name", "class_word"):
+        whole, left = getattr(subject.info, what), getattr(kept.info, what)
+        if left != whole:
+            say(f"no room for the whole {what.replace('_', ' ')} {whole!r}: it is {left!r} in the code")
+    return path
+
+
+def make_qr(subject: Coefficients) -> Image.Image:
+    """A QR code with the subject in it: black on white (mode "1"), with its quiet zone.
+
+    Raises:
+        CoefficientsError: the subject does not fit (see `quantized.pack`), or the extra `qr` is not installed.
+    """
+    payload = pack(subject)
+    # Level L at least: where the same size allows a higher one, segno takes it.
+    code = _library("segno").make_qr(payload, error="L", mode="byte")
+    dark = np.array([list(row) for row in code.matrix_iter(scale=MODULE, border=QUIET_ZONE)], dtype=bool)
+    return Image.fromarray(~dark)
+
+
+def make_sheet(picture: Image.Image, trigger: str, code: Image.Image) -> Image.Image:
+    """The picture, the trigger and the code below each other on white, each pixel as it was.
+
+    Raises:
+        PictureError: nobody would look for a code in a sheet as large as this.
+    """
+    width = max(picture.width, code.width)
+    size = width // 16
+    while size > SMALLEST_FONT and ImageFont.load_default(size).getlength(trigger) > width:
+        size -= 1
+    font = ImageFont.load_default(size)
+    width = max(width, math.ceil(font.getlength(trigger))) + 2 * GAP
+    words = size + GAP if trigger else 0
+    height = GAP + picture.height + GAP + words + code.height + GAP
+    if not _is_readable(width, height):
+        raise PictureError(
+            f"a picture of {picture.width} x {picture.height} pixels makes a sheet of {width} x {height}, but QR codes "
+            f"are looked for in {LIMITS}; make the picture smaller, or leave it out"
+        )
+    sheet = Image.new("RGB", (width, height), "white")
+    sheet.paste(picture, ((width - picture.width) // 2, GAP))
+    middle = (width / 2, GAP + picture.height + GAP + size / 2)
+    ImageDraw.Draw(sheet).text(middle, trigger, fill="black", font=font, anchor="mm")
+    sheet.paste(code, ((width - code.width) // 2, GAP + picture.height + GAP + words))
+    return sheet
+
+
+def read_qr(path: str | Path) -> Coefficients | None:
+    """The subject of the QR code in a picture (PNG, JPEG or WebP), wherever the code stands in it.
+
+    Returns:
+        None where there is no QR code that can be read, or only codes that hold something else.
+
+    Raises:
+        CoefficientsError: not a picture, one too large, several subjects in it, or a subject that is damaged or for a
+            base that is not known; or the extra `qr` is not installed.
+    """
+    zxing = _library("zxingcpp")
+    codes = zxing.read_barcodes(_grey(Path(path)), formats=zxing.BarcodeFormat.QRCode)
+    found = {code.bytes for code in codes if code.bytes.startswith(MAGIC)}
+    if not found:
+        return None
+    if len(found) > 1:
+        raise CoefficientsError(f"{path} holds QR codes of {len(found)} subjects; cut out the one that is meant")
+    try:
+        return unpack(found.pop())
+    except CoefficientsError as error:
+        raise CoefficientsError(f"the QR code in {path}: {error}") from error
+
+
+def _grey(path: Path) -> Image.Image:
+    """The brightness of a stranger's picture (mode "L"), its size checked before a pixel is decoded."""
+    if not path.is_file():
+        raise CoefficientsError(f"there is no file {path}" if not path.exists() else f"{path} is not a regular file")
+    if (size := path.stat().st_size) > MAX_FILE:
+        raise CoefficientsError(
+            f"{path} has {size // 2**20} MiB; QR codes are looked for in pictures of up to {MAX_FILE // 2**20} MiB"
+        )
+    try:
+        with path.open("rb") as file:
+            is_png = file.read(len(SIGNATURE)) == SIGNATURE
+        picture = io.BytesIO(pixels_alone(path, MAX_PNG)) if is_png else path  # Pillow would inflate all texts of a PNG
+        # Pillow only warns near its own limit; the size is checked right here.
+        with warnings.catch_warnings(action="ignore"), Image.open(picture, formats=FORMATS) as image:
+            if not _is_readable(image.width, image.height):
+                raise CoefficientsError(
+                    f"{path} has {image.width} x {image.height} pixels; QR codes are looked for in {LIMITS}: cut out "
+                    "the code, or make the picture smaller"
+                )
+            image.draft("L", image.size)  # a JPEG need not become colours first
+            return image.convert("L")
+    except CoefficientsError:
+        raise
+    except Exception as error:  # damaged files make Pillow's decoders raise anything
+        raise CoefficientsError(f"{path} is not a picture that can be read (PNG, JPEG, WebP): {error}") from error
+
+
+def _is_readable(width: int, height: int) -> bool:
+    return max(width, height) <= MAX_SIDE and width * height <= MAX_PIXELS
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise CoefficientsError("QR codes need segno and zxing-cpp: pip install 'coeff-diffusion[qr]'") from error

@@ -1,0 +1,127 @@
+"""Everything that can be wrong with the settings of a training run, as sentences that name the flag."""
+
+import importlib.util
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..inference.trigger import contains_trigger
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
+
+
+def find_problems(config: "TrainConfig") -> list[str]:
+    """All problems of settings whose defaults are filled in; empty where training can start."""
+    return [*_number_problems(config), *_prompt_problems(config), *_environment_problems(config)]
+
+
+def _number_problems(config: "TrainConfig") -> list[str]:
+    least = {
+        "resolution": 8,
+        "cached_views": 1,
+        "dataloader_num_workers": 0,
+        "num_class_images": 1,
+        "sample_batch_size": 1,
+        "num_vectors": 1,
+        "max_train_steps": 1,
+        "train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "lr_warmup_steps": 0,
+        "lr_num_cycles": 1,
+        "seed": 0,
+        "num_validation_images": 1,
+        "validation_steps": 0,
+        "timeline_steps": 0,
+        "checkpointing_steps": 0,
+        "checkpoints_total_limit": 1,
+    }
+    problems = [
+        f"--{name} is {value}, expected at least {bound}"
+        for name, bound in least.items()
+        if (value := getattr(config, name)) is not None and value < bound
+    ]
+    ranges: dict[str, tuple[str, bool]] = {
+        "coeff_dropout": ("at least 0 and below 1", 0 <= config.coeff_dropout < 1),
+        "adam_beta1": ("at least 0 and below 1", 0 <= config.adam_beta1 < 1),
+        "adam_beta2": ("at least 0 and below 1", 0 <= config.adam_beta2 < 1),
+        "learning_rate": ("above 0", config.learning_rate > 0),
+        "token_learning_rate": ("above 0", config.token_learning_rate > 0),
+        "lr_power": ("above 0", config.lr_power > 0),
+        "adam_epsilon": ("above 0", config.adam_epsilon > 0),
+        "adam_weight_decay": ("at least 0", config.adam_weight_decay >= 0),
+        "max_grad_norm": ("above 0", config.max_grad_norm > 0),
+        "prior_loss_weight": ("at least 0", config.prior_loss_weight >= 0),
+        "snr_gamma": ("above 0", config.snr_gamma is None or config.snr_gamma > 0),
+    }
+    for name, (expected, good) in ranges.items():
+        value = getattr(config, name)
+        if not good or (value is not None and not math.isfinite(value)):
+            problems.append(f"--{name} is {value}, expected a number {expected}")
+    if config.seed > (most := 2**32 - 1 - config.num_validation_images):  # the previews' seeds count up from it
+        problems.append(f"--seed is {config.seed}, expected at most {most}")
+    if config.lr_scheduler == "constant" and config.lr_warmup_steps:
+        problems.append("--lr_warmup_steps has no effect with --lr_scheduler constant; use constant_with_warmup")
+    elif config.lr_warmup_steps >= max(1, config.max_train_steps):
+        problems.append(
+            f"--lr_warmup_steps is {config.lr_warmup_steps}, expected less than --max_train_steps "
+            f"({config.max_train_steps})"
+        )
+    return problems
+
+
+def _prompt_problems(config: "TrainConfig") -> list[str]:
+    problems = []
+    if not config.instance_data_dir:
+        problems.append("--instance_data_dir is missing: the folder with the pictures of the subject")
+    if not config.class_word:
+        problems.append("--class_word is missing: what kind of thing the subject is, in a word the base knows ('dog')")
+    elif config.trigger is not None and not re.search(r"\w", config.trigger):
+        problems.append(f"--trigger is {config.trigger!r}, expected words such as 'sks dog'")
+    elif config.trigger and config.trigger.lower() == config.class_word.lower():
+        problems.append(f"--trigger {config.trigger!r} is the class word itself; expected words of its own")
+    elif config.trigger and not contains_trigger(str(config.instance_prompt), config.trigger):
+        problems.append(f"--instance_prompt {config.instance_prompt!r} lacks the trigger {config.trigger!r}")
+    elif config.trigger and _previews_show_the_base(config, config.trigger):
+        problems.append(
+            f"--validation_prompt {config.validation_prompt!r} lacks the trigger {config.trigger!r}, so the previews "
+            "would show the base"
+        )
+    if config.with_prior_preservation:
+        if not config.class_data_dir:
+            problems.append("--class_data_dir is missing: where class pictures are, or will be kept for later runs")
+        if config.class_prompt and config.trigger and contains_trigger(config.class_prompt, config.trigger):
+            problems.append(f"--class_prompt {config.class_prompt!r} contains the trigger {config.trigger!r}")
+    elif config.class_data_dir:
+        problems.append("--class_data_dir is only used with --with_prior_preservation")
+    if config.created is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ?)?", config.created):
+        problems.append(f"--created is {config.created!r}, expected a date such as 2026-11-23")
+    return problems
+
+
+def _previews_show_the_base(config: "TrainConfig", trigger: str) -> bool:
+    acts_without = config.gate == "always" and not config.trains_token
+    return (
+        config.validation_steps > 0
+        and not acts_without
+        and not contains_trigger(str(config.validation_prompt), trigger)
+    )
+
+
+def _environment_problems(config: "TrainConfig") -> list[str]:
+    problems = []
+    if config.mixed_precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        problems.append("--mixed_precision fp16 needs a GPU and none was found; use bf16 or no")
+    base = config.pretrained_model_name_or_path
+    if config.revision is not None and (base == "embedded" or Path(base).expanduser().exists()):
+        problems.append(f"--revision only means something for a Hub id, not for {base!r}")
+    if config.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        problems.append("--report_to tensorboard: it is not installed; pip install 'coeff-diffusion[tracking]'")
+    if config.overwrite_output_dir and config.resume_from_checkpoint:
+        problems.append("--overwrite_output_dir and --resume_from_checkpoint exclude each other")
+    if Path(config.logging_dir).is_absolute() or ".." in Path(config.logging_dir).parts:
+        problems.append(f"--logging_dir is {config.logging_dir!r}, expected a folder name inside the output folder")
+    return problems

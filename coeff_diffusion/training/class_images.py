@@ -1,0 +1,85 @@
+"""Class pictures for prior preservation: drawn by the base once, kept in a folder, reused by every later run."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..images.files import save_picture
+from ..inference.request import DrawRequest
+from ..inference.studio import Studio
+from .photos import DatasetError, find_images
+
+
+def class_images(
+    studio: Studio,
+    folder: str | Path,
+    prompt: str,
+    count: int,
+    *,
+    resolution: int,
+    batch_size: int = 4,
+    seed: int = 0,
+    show_progress: bool = True,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Path]:
+    """The first `count` pictures of the class, after drawing those that are missing.
+
+    Pictures that lie in the folder already are used as they are, whoever made them. Drawn ones are called
+    `class_00000.png`, ... and each depends on its number and the seed alone, so an interrupted set is completed to the
+    same set. Every file appears whole or not at all.
+
+    Args:
+        studio: draws with the base alone.
+        resolution: side of the drawn pictures in pixels.
+
+    Raises:
+        DatasetError: the folder cannot be used. DrawCancelled: `should_stop` said so; what is drawn so far stays.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatasetError(f"class pictures cannot be kept in {folder}: {error}") from error
+    found = _pictures(folder)
+    free = [number for number in range(count) if not _path(folder, number).exists()]
+    missing = free[: max(0, count - len(found))]
+    with tqdm(
+        total=count,
+        initial=min(count, len(found)),
+        desc="class pictures",
+        unit="picture",
+        disable=not (missing and show_progress),
+    ) as bar:
+        for numbers in _consecutive(missing, batch_size):
+            request = DrawRequest(
+                prompt,
+                seed=seed % 2**31 + numbers[0],  # the drawing counts up from it, picture by picture
+                width=resolution,
+                height=resolution,
+                batch_size=len(numbers),
+            )
+            for number, picture in zip(numbers, studio.draw(request, should_stop=should_stop), strict=True):
+                save_picture(picture.image, _path(folder, number), picture.parameters)
+                bar.update()
+    return _pictures(folder)[:count]
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"class_{number:05d}.png"
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return find_images(folder) if any(folder.iterdir()) else []
+
+
+def _consecutive(numbers: list[int], most: int) -> Iterator[list[int]]:
+    """The numbers in runs of neighbours, none longer than `most`."""
+    run: list[int] = []
+    for number in numbers:
+        if run and (number != run[-1] + 1 or len(run) == most):
+            yield run
+            run = []
+        run.append(number)
+    if run:
+        yield run

@@ -1,0 +1,232 @@
+"""Pictures and prompts -> batches: everything is read, encoded and tokenized once, and drawn from by seed and number.
+
+Shapes: B pictures of a batch; V views (crops, flips) of all pictures together; P prompts; T text positions, D their
+width; R the resolution in pixels; C, h, w channels and size of the latents.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from .photos import DatasetError, choose_views, read_image, scale, view_tensor
+
+# --- latents ----------------------------------------------------------------------------------------------------------
+
+
+class PictureViews(Dataset[Tensor]):
+    """Each item is all views of one picture, `[views, 3, R, R]`; the seed decides them, picture by picture."""
+
+    def __init__(
+        self, paths: Sequence[Path], resolution: int, center_crop: bool, random_flip: bool, count: int, seed: int
+    ) -> None:
+        self.paths = list(paths)
+        self.resolution, self.center_crop, self.random_flip = resolution, center_crop, random_flip
+        self.count, self.seed = count, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = scale(read_image(self.paths[index]), self.resolution)
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, index))
+        views = choose_views(image.size, self.resolution, self.center_crop, self.random_flip, self.count, generator)
+        return torch.stack([view_tensor(image, self.resolution, view) for view in views])
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The encoded views of pictures: what the autoencoder is certain of, and how uncertain it is.
+
+    Attributes:
+        mean: `[V, C, h, w]` float32, scaled as the denoiser takes them.
+        std: the same shape; None for an autoencoder without uncertainty (AutoencoderTiny).
+        starts: where each picture's views begin, and the end: picture p has the views `starts[p]` to `starts[p + 1]`.
+    """
+
+    mean: Tensor
+    std: Tensor | None
+    starts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """The number of pictures."""
+        return len(self.starts) - 1
+
+    def first_views(self) -> Tensor:
+        """One view of each picture, without noise, `[pictures, C, h, w]`."""
+        return self.mean[list(self.starts[:-1])]
+
+    def sample(self, pictures: Sequence[int], generator: torch.Generator) -> Tensor:
+        """A random view of each given picture, drawn from its posterior, `[B, C, h, w]`."""
+        shares = torch.rand(len(pictures), generator=generator).tolist()
+        chosen = [
+            self.starts[p] + int(share * (self.starts[p + 1] - self.starts[p]))
+            for p, share in zip(pictures, shares, strict=True)
+        ]
+        mean = self.mean[chosen]
+        if self.std is None:
+            return mean
+        return mean + self.std[chosen] * torch.randn(mean.shape, generator=generator).to(mean.device)
+
+
+def encode_pictures(
+    vae: nn.Module, pictures: PictureViews, workers: int = 0, on_picture: Callable[[], object] | None = None
+) -> Latents:
+    """Read and encode every view once.
+
+    Args:
+        vae: AutoencoderKL or AutoencoderTiny; its device and dtype are used.
+        workers: processes that read pictures.
+        on_picture: called after each picture, for a progress bar.
+    """
+    weight = next(vae.parameters())
+    # With a generator of its own the loader does not draw from the global one.
+    loader = DataLoader(pictures, batch_size=None, num_workers=workers, generator=torch.Generator())
+    means, stds, starts = [], [], [0]
+    for views in loader:
+        for chunk in views.to(device=weight.device, dtype=weight.dtype).split(8):
+            mean, std = _posterior(vae, chunk)
+            means.append(mean)
+            stds.append(std)
+        starts.append(starts[-1] + len(views))
+        if on_picture is not None:
+            on_picture()
+    known = [std for std in stds if std is not None]
+    return Latents(torch.cat(means), torch.cat(known) if known else None, tuple(starts))
+
+
+@torch.no_grad()
+def _posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    encoded = vae.encode(pixels)
+    factor = float(vae.config.scaling_factor)
+    shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
+    if hasattr(encoded, "latent_dist"):
+        posterior = encoded.latent_dist
+        return (posterior.mean.float() - shift) * factor, posterior.std.float() * factor
+    return (encoded.latents.float() - shift) * factor, None
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+class Prompts:
+    """Prompts as the denoiser takes them. Constant ones are encoded once; those with a trained token when asked for.
+
+    Args:
+        texts: the prompts, as the tokenizer takes them.
+        live: which of them contain a vector that is being trained.
+    """
+
+    def __init__(self, tokenizer: Any, text_encoder: Any, texts: Sequence[str], live: Sequence[bool]) -> None:
+        self.text_encoder = text_encoder
+        device = next(text_encoder.parameters()).device
+        inputs = tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        self.ids = inputs.input_ids.to(device)  # [P, T]
+        uses_mask = getattr(self.text_encoder.config, "use_attention_mask", False)
+        self.mask = inputs.attention_mask.to(device) if uses_mask else None
+        self.live = list(live)
+        own = self.text_encoder.get_input_embeddings().num_embeddings  # ids from here on are learned
+        for text, ids, is_live in zip(texts, self.ids.tolist(), live, strict=True):
+            whole = tokenizer(text, verbose=False).input_ids
+            if is_live and sum(i >= own for i in ids) < sum(i >= own for i in whole):
+                raise DatasetError(
+                    f"the prompt {text[:60]!r}... has {len(whole)} tokens and its trigger is cut off; the text encoder "
+                    f"reads {len(ids)}, so move the trigger to the front or shorten the prompt"
+                )
+        with torch.no_grad():
+            constant = [i for i, is_live in enumerate(live) if not is_live]
+            self.cached = dict(zip(constant, self._encode(constant), strict=True)) if constant else {}
+
+    def __len__(self) -> int:
+        return len(self.live)
+
+    def embeddings(self, prompts: Sequence[int]) -> Tensor:
+        """The embeddings of the given prompts, `[B, T, D]`; one that occurs several times is encoded once."""
+        fresh = sorted({p for p in prompts if self.live[p]})
+        encoded = dict(zip(fresh, self._encode(fresh), strict=True)) if fresh else {}
+        return torch.stack([encoded[p] if self.live[p] else self.cached[p] for p in prompts])
+
+    def _encode(self, prompts: Sequence[int]) -> Tensor:
+        rows = list(prompts)
+        mask = None if self.mask is None else self.mask[rows]
+        return self.text_encoder(self.ids[rows], attention_mask=mask)[0]
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """All that a run trains on.
+
+    Attributes:
+        instance: the subject's pictures.
+        prior: the class's pictures, for prior preservation.
+        prompts: of both; the class prompt comes last.
+        prompt_of: the prompt of each of the subject's pictures.
+    """
+
+    instance: Latents
+    prior: Latents | None
+    prompts: Prompts
+    prompt_of: Sequence[int]
+
+    def batch(self, position: int, size: int, seed: int, generator: torch.Generator) -> tuple[Tensor, list[int], int]:
+        """The batch that begins at a position in the endless order of pictures.
+
+        Args:
+            position: how many pictures of the subject were drawn before.
+            seed: decides the order; the same for the whole run.
+            generator: decides views and posterior samples of this batch.
+
+        Returns:
+            Latents `[B, C, h, w]`, the prompt of each, and how many of them, at the end, are of the class.
+        """
+        pictures = list(islice(picture_order(len(self.instance), mixed_seed(seed, -1), position), size))
+        latents = self.instance.sample(pictures, generator)
+        prompts = [self.prompt_of[picture] for picture in pictures]
+        if self.prior is None:
+            return latents, prompts, 0
+        of_class = list(islice(picture_order(len(self.prior), mixed_seed(seed, -2), position), size))
+        latents = torch.cat([latents, self.prior.sample(of_class, generator)])
+        return latents, [*prompts, *[len(self.prompts) - 1] * size], size
+
+
+def mixed_seed(*parts: int) -> int:
+    """One seed out of several numbers, such as (seed, step): different parts, unrelated seeds."""
+    digest = hashlib.sha256(",".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1  # a generator takes 63 bits
+
+
+def picture_order(total: int, seed: int, position: int) -> Iterator[int]:
+    """Pictures in random order without end, each once per round, starting anywhere.
+
+    The picture at a position depends on nothing but `(total, seed, position)`, so a resumed run sees what the
+    uninterrupted one would have seen.
+    """
+    round_, offset = divmod(position, total)
+    while True:
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(mixed_seed(seed, round_))).tolist()
+        yield from order[offset:]
+        round_, offset = round_ + 1, 0
+
+
+def fingerprint_files(paths: Sequence[Path], texts: Sequence[str]) -> str:
+    """Changes when a picture, its place or its prompt changes: a run is only resumed on the data it began with."""
+    digest = hashlib.sha256()
+    for path, text in zip(paths, texts, strict=True):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()

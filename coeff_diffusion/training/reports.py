@@ -1,0 +1,198 @@
+"""How a run talks to the outside: reports, an honest estimate of the time left, and how to ask it to stop."""
+
+import signal
+import statistics
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..inference.request import DrawRequest, Picture
+from ..subject.coefficients import Coefficients
+from .config import TrainConfig
+from .losses import Effect
+from .model import Learner
+from .run_folder import OutputFolder
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on. The message says what happened, at which step, and what is saved."""
+
+
+class TrainingCancelled(Exception):  # noqa: N818 - not an error: the caller asked for it
+    """Stopped before the first step; there is nothing to save."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step is done.
+
+    Attributes:
+        loss: of this step's pictures; noisy from step to step.
+        learning_rate: of the coefficients (of the token where it alone is trained).
+        seconds_left: an estimate for the rest of the run, previews included.
+    """
+
+    step: int
+    total: int
+    loss: float
+    learning_rate: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class PreviewReport:
+    """A preview is drawn and saved: the same seeds at every step."""
+
+    step: int
+    pictures: list[Picture]
+    paths: list[Path]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves.
+
+    Attributes:
+        path: the output folder.
+        losses: of every step.
+        stopped: whether it ended before its last step because someone asked for it.
+    """
+
+    path: Path
+    coefficients: Coefficients
+    losses: list[float]
+    effect: Effect
+    stopped: bool = False
+
+    @property
+    def file(self) -> Path:
+        """The subject's file."""
+        return OutputFolder(self.path).coefficients
+
+
+class Clock:
+    """Time left, from how long the latest steps and previews took.
+
+    Steps count by their median, so that neither the slow first one nor a pause of the machine misleads.
+    """
+
+    def __init__(self) -> None:
+        self.steps: deque[float] = deque(maxlen=20)
+        self.previews: deque[float] = deque(maxlen=3)
+
+    def stepped(self, seconds: float) -> None:
+        """A step took this long."""
+        self.steps.append(seconds)
+
+    def previewed(self, seconds: float) -> None:
+        """A preview took this long."""
+        self.previews.append(seconds)
+
+    def seconds_left(self, step: int, config: TrainConfig) -> float:
+        """Seconds until the last step is done, after `step` steps."""
+        per_step = statistics.median(self.steps) if self.steps else 0.0
+        left = per_step * (config.max_train_steps - step)
+        if not config.validation_steps:
+            return left
+        every = config.validation_steps  # the preview of this very step is still to come
+        previews = -(-config.max_train_steps // every) - max(0, step - 1) // every
+        return left + previews * self._per_preview(per_step, config)
+
+    def _per_preview(self, per_step: float, config: TrainConfig) -> float:
+        if self.previews:
+            return statistics.median(self.previews)
+        # Before the first one: a picture is two forward passes per denoising step, a training step about three of its
+        # own batch.
+        passes = 2 * DrawRequest("").steps * config.num_validation_images
+        batch = config.train_batch_size * (2 if config.with_prior_preservation else 1)
+        return per_step * passes / (3 * batch * config.gradient_accumulation_steps)
+
+
+class StopRequest:
+    """Whether someone wants the run to end: Ctrl-C, where this is the main thread, or the caller's own `should_stop`.
+
+    As a context manager it takes Ctrl-C over: the first one asks, a second one aborts.
+    """
+
+    def __init__(self, should_stop: Callable[[], bool] | None, say: Callable[[str], None]) -> None:
+        self.should_stop, self.say = should_stop, say
+        self.interrupted = False
+        self.previous: Any = None
+
+    def asked(self) -> bool:
+        """Whether to stop."""
+        return self.interrupted or (self.should_stop is not None and self.should_stop())
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self.previous = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+            self.previous = None
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self.say("stopping after this step and saving; press Ctrl-C again to abort without saving")
+
+
+@contextmanager
+def own_random_state() -> Iterator[None]:
+    """Give the caller's random generators back as they were, whatever is seeded inside."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def clock_time(seconds: float) -> str:
+    """75 -> "1:15"; 3700 -> "1:01:40"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def progress_bar(what: str, done: int, total: int, show: bool) -> Any:
+    """A bar whose estimate is ours: tqdm's own counts previews as slow steps."""
+    shape = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+    return tqdm(total=total, initial=done, desc=what, disable=not show, bar_format=shape)
+
+
+def intent(config: TrainConfig, learner: Learner, base: str, pictures: int) -> str:
+    """What a run is about to do, in a sentence."""
+    learned = []
+    if learner.coefficients:
+        values = sum(parameter.numel() for parameter in learner.coefficients.values())
+        learned.append(f"{values:,} coefficients of {len(learner.coefficients)} attention layers")
+    if learner.token is not None:
+        learned.append(f"{learner.token.numel():,} values of the trigger's embedding")
+    return (
+        f"teaching {base!r} the {config.class_word} {config.trigger!r}: {' and '.join(learned)}, from {pictures} "
+        f"pictures at {config.resolution} pixels, {config.max_train_steps} steps on {learner.device}"
+    )
+
+
+def outcome(step: int, total: int, effect: Effect, file: Path) -> list[str]:
+    """What a run has done, in a few lines, with advice where it learned nothing."""
+    lines = [] if step == total else [f"stopped at step {step} of {total}; what was learned so far is saved"]
+    lines.append(
+        f"loss on the subject's pictures {effect.loss_before:.4f} -> {effect.loss_after:.4f} "
+        f"({effect.improvement:+.1%} better); predictions changed by {effect.change:.1%}"
+    )
+    if advice := effect.advice():
+        lines.append(f"warning: {advice}")
+    return [*lines, f"saved {file} ({file.stat().st_size:,} bytes)"]

@@ -1,0 +1,378 @@
+"""Teach a base a subject. Read from `Trainer.run` downwards: set up, fit, preview, checkpoint, measure, save.
+
+A step depends on nothing but the seed, its number and what was learned before it: every random choice comes from a
+generator seeded by (seed, step). That is what makes a resumed run equal an uninterrupted one, with or without previews.
+
+Shapes: B pictures of a batch; C, h, w channels and size of the latents.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from ..families.load import load_base
+from ..families.shared_weights import shared_pipeline
+from ..images.files import save_picture
+from ..inference.pipeline_subjects import loaded_coefficients
+from ..inference.request import DrawCancelled, DrawRequest, StudioError
+from ..inference.studio import Studio
+from ..subject.coefficients import Coefficients, CoefficientsError
+from ..subject.model_card import model_card
+from ..subject.safetensors_file import atomic_write
+from .checkpoint import Checkpoint, find_checkpoint, prune_checkpoints
+from .config import ConfigError, TrainConfig
+from .dataset import mixed_seed
+from .losses import (
+    Probe,
+    min_snr_weights,
+    prediction_target,
+    signal_to_noise,
+    squared_errors,
+    training_loss,
+    training_schedule,
+)
+from .model import DTYPES, Learner, training_resolution
+from .optimizer import Optimization
+from .preparation import prepare_material
+from .reports import (
+    Clock,
+    PreviewReport,
+    StepReport,
+    StopRequest,
+    TrainingCancelled,
+    TrainingError,
+    TrainResult,
+    clock_time,
+    intent,
+    outcome,
+    own_random_state,
+    progress_bar,
+)
+from .run_folder import OutputFolder
+from .timeline import load_timeline, save_timeline
+
+
+def train(
+    config: TrainConfig,
+    pipe: StableDiffusionPipeline | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+    on_preview: Callable[[PreviewReport], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    say: Callable[[str], None] = print,
+) -> TrainResult:
+    """Teach a base the subject that `config` describes and leave everything in its output folder.
+
+    Ctrl-C (in the main thread) and `should_stop` end training after the current step; what was learned is saved.
+
+    Args:
+        config: the settings; `resolve` is called here.
+        pipe: a base that is loaded already, without subjects; by default the one that the settings name. It is not
+            changed, and may draw in another thread meanwhile. One on the CPU is trained there.
+        on_step, on_preview: called from the training thread.
+        should_stop: asked between steps and while pictures are drawn.
+        say: takes the lines meant for the user.
+
+    Raises:
+        ConfigError: settings that cannot work. DatasetError: pictures or captions that cannot be used.
+        CheckpointError: nothing to resume from. TrainingError: the loss broke up, or the disk is full.
+        TrainingCancelled: stopped before the first step.
+    """
+    return Trainer(config, pipe, on_step, on_preview, should_stop, say).run()
+
+
+class Trainer:
+    """One training run; see `train` for the arguments."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        pipe: StableDiffusionPipeline | None = None,
+        on_step: Callable[[StepReport], None] | None = None,
+        on_preview: Callable[[PreviewReport], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.config = config.resolve()
+        self.output = OutputFolder(Path(str(self.config.output_dir)).expanduser())
+        self.pipe = pipe
+        self.on_step, self.on_preview = on_step, on_preview
+        self.stop = StopRequest(should_stop, say)
+        self.say = say
+        self.clock = Clock()
+        self.step = 0  # steps done
+        self.losses: list[float] = []
+        self.timeline: dict[int, Coefficients] = {}
+
+    def run(self) -> TrainResult:
+        """Set up, fit, measure, save."""
+        resume = self.config.resume_from_checkpoint
+        self.output.prepare(overwrite=self.config.overwrite_output_dir, resume=resume is not None)
+        checkpoint = None if resume is None else Checkpoint.load(find_checkpoint(resume, self.output.checkpoints))
+        with own_random_state():
+            self.setup()
+            if checkpoint is not None:
+                self.resume(checkpoint)
+            with self.stop:
+                try:
+                    self.fit()
+                    return self.save()
+                except CoefficientsError as error:  # values that no subject may have: no number, or far too large
+                    raise TrainingError(f"step {self.step}: {error}; lower the learning rates") from error
+                except OSError as error:
+                    raise self.rescue(error) from error
+
+    # --- set up -------------------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Load the base, put what learns beside it, read the pictures, and ask what the base predicts by itself."""
+        config = self.config
+        self.accelerator = Accelerator(
+            cpu=self.pipe is not None and self.pipe.device.type == "cpu",  # who gives a base also chose where it is
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(logging_dir=str(self.output.path / config.logging_dir)),
+        )
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        if not self.is_main:  # one of several processes speaks for all
+            self.say = self.stop.say = lambda line: None
+        dtype = DTYPES[config.mixed_precision]
+        if self.pipe is None:
+            name, revision = config.pretrained_model_name_or_path, config.revision
+            self.pipe = load_base(name, revision=revision, dtype=dtype, config=config.base_config)
+        if loaded := loaded_coefficients(self.pipe):
+            raise ConfigError([f"the base has subjects loaded ({', '.join(loaded)}); unload them before training"])
+        # Previews and class pictures are drawn over the same weights, by the path that everybody draws with.
+        self.studio = Studio(shared_pipeline(self.pipe, self.device, dtype))
+        self.schedule = training_schedule(self.pipe.scheduler.config)
+        self.config = config = replace(config, resolution=training_resolution(config.resolution, self.pipe))
+        self.learner = Learner(self.pipe, config, self.device)
+        try:
+            with self.accelerator.main_process_first():
+                self.material = prepare_material(
+                    config, self.learner, self.studio, self.say, self.stop.asked, self.is_main
+                )
+        except DrawCancelled as error:
+            raise TrainingCancelled("stopped while drawing class pictures; what is drawn is kept") from error
+        self.data = self.material.data
+        self.optimization = Optimization(
+            list(self.learner.coefficients.values()),
+            [] if self.learner.token is None else [self.learner.token],
+            config,
+            self.device,
+        )
+        self.probe = Probe.draw(self.schedule, self.data.instance.first_views(), mixed_seed(config.seed, -3))
+        self.before = self.probe_predictions()
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint and the run that goes on from it must have in common."""
+        return {
+            **self.config.trajectory(),
+            **self.material.fingerprint,
+            "base": self.learner.info.base_fingerprint,
+            "base_sample": self.learner.info.base_sample,
+            "processes": self.accelerator.num_processes,
+        }
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on exactly where the checkpoint was written."""
+        parameters = self.learner.parameters
+        checkpoint.check(self.identity(), parameters)
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                parameter.copy_(checkpoint.parameters[key])
+        self.optimization.load_state_dict(checkpoint.optimization)
+        self.step, self.losses = checkpoint.step, list(checkpoint.losses)
+        if self.output.timeline.is_file():
+            self.timeline = {
+                step: kept for step, kept in load_timeline(self.output.timeline).items() if step <= self.step
+            }
+        self.say(f"going on from step {self.step} of {self.config.max_train_steps}")
+
+    # --- fit ----------------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """All steps that are left, or as many as nobody stops."""
+        config, total = self.config, self.config.max_train_steps
+        self.begin()
+        self.learner.train(True)
+        with progress_bar(str(config.trigger), self.step, total, show=self.is_main) as bar:
+            while self.step < total and not self.stop_agreed():
+                started = time.monotonic()
+                loss = self.train_step()
+                self.step += 1
+                self.losses.append(loss)
+                self.clock.stepped(time.monotonic() - started)
+                self.report(bar)
+                if self.is_main:
+                    last = self.step == total
+                    if config.timeline_steps and (last or self.step % config.timeline_steps == 0):
+                        self.keep()
+                    if config.checkpointing_steps and self.step % config.checkpointing_steps == 0:
+                        self.checkpoint()
+                    if config.validation_steps and (last or self.step % config.validation_steps == 0):
+                        self.preview()
+        self.learner.train(False)
+
+    def begin(self) -> None:
+        """The first writes: from here on the output folder is this run's."""
+        config = self.config
+        if self.is_main:
+            if config.overwrite_output_dir:
+                self.output.clear(config.logging_dir)
+            self.write(
+                self.output.config, replace(config, overwrite_output_dir=False, resume_from_checkpoint=None).to_yaml()
+            )
+            self.say(intent(config, self.learner, self.studio.base, len(self.data.instance)))
+        if config.report_to != "none":
+            self.accelerator.init_trackers("")
+
+    def train_step(self) -> float:
+        """One update of what learns; returns the mean loss of its batches."""
+        several = self.config.gradient_accumulation_steps
+        batches = [partial(self.batch_loss, self.step * several + i) for i in range(several)]
+        average = partial(self.accelerator.reduce, reduction="mean") if self.accelerator.num_processes > 1 else None
+        loss = self.optimization.update(batches, average)
+        if not math.isfinite(loss):
+            kept = f"; the steps up to {max(self.timeline)} are in {self.output.timeline}" if self.timeline else ""
+            raise TrainingError(
+                f"the loss became {loss} at step {self.step + 1}: lower --learning_rate and --token_learning_rate{kept}"
+            )
+        return loss
+
+    def batch_loss(self, number: int) -> Tensor:
+        """The loss of one batch of the subject's pictures and, for prior preservation, as many of the class."""
+        config, ranks = self.config, self.accelerator.num_processes
+        rank = self.accelerator.process_index
+        seed = mixed_seed(config.seed, number, rank)
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # the dropout of the coefficients draws from the global generator
+
+        position = (number * ranks + rank) * config.train_batch_size
+        latents, prompts, num_class = self.data.batch(position, config.train_batch_size, config.seed, generator)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)  # [B, C, h, w]
+        timesteps = torch.randint(self.schedule.config.num_train_timesteps, (len(latents),), generator=generator)
+        timesteps = timesteps.to(latents.device)  # [B]
+        noised = self.schedule.add_noise(latents, noise, timesteps)
+        prediction = self.learner.denoise(noised, timesteps, self.data.prompts.embeddings(prompts))
+        errors = squared_errors(prediction, prediction_target(self.schedule, latents, noise, timesteps))  # [B]
+        snr = signal_to_noise(self.schedule, timesteps)  # [B]
+        weights = min_snr_weights(snr, config.snr_gamma, self.schedule.config.prediction_type)
+        return training_loss(errors, weights, num_class, config.prior_loss_weight)
+
+    def stop_agreed(self) -> bool:
+        """Whether to stop; in a run of several processes all stop together."""
+        asked = self.stop.asked()
+        if self.accelerator.num_processes == 1:
+            return asked
+        return bool(self.accelerator.reduce(torch.tensor(float(asked), device=self.device), "sum") > 0)
+
+    # --- on the way ---------------------------------------------------------------------------------------------------
+
+    def report(self, bar: Any) -> None:
+        """Tell everyone who listens about the step that is done."""
+        config, rate = self.config, self.optimization.learning_rates[0]
+        left = self.clock.seconds_left(self.step, config)
+        bar.set_postfix_str(f"loss {statistics.fmean(self.losses[-50:]):.4f}, lr {rate:.1e}, {clock_time(left)} left")
+        bar.update()
+        if config.report_to != "none":
+            self.accelerator.log({"loss": self.losses[-1], "learning_rate": rate}, step=self.step)
+        if self.on_step is not None and self.is_main:
+            self.on_step(StepReport(self.step, config.max_train_steps, self.losses[-1], rate, left))
+
+    def keep(self) -> None:
+        """Add the subject as it is now to the timeline."""
+        self.timeline[self.step] = self.learner.snapshot(self.step, self.losses)
+        save_timeline(self.output.timeline, self.timeline, self.losses)
+
+    def checkpoint(self) -> None:
+        """Write what a killed run needs to go on."""
+        state = self.optimization.state_dict()
+        kept = Checkpoint(self.step, self.learner.parameters, state, self.losses, self.identity())
+        kept.save(self.output.checkpoint(self.step))
+        prune_checkpoints(self.output.checkpoints, self.config.checkpoints_total_limit)
+
+    def preview(self) -> None:
+        """Draw what the subject looks like by now, as anyone would who loads its file."""
+        config, started = self.config, time.monotonic()
+        name = self.studio.load(self.learner.snapshot(self.step, self.losses), name=config.name)
+        request = DrawRequest(
+            str(config.validation_prompt),
+            subjects={name: 1.0},
+            seed=config.seed,
+            batch_size=config.num_validation_images,
+            width=config.resolution,
+            height=config.resolution,
+        )
+        try:
+            pictures = self.studio.draw(request, should_stop=self.stop.asked)
+        except DrawCancelled:
+            return
+        except StudioError as error:  # a picture that breaks up says something about the subject, but ends no training
+            self.say(f"no preview of step {self.step}: {error}")
+            return
+        finally:
+            self.studio.unload(name)
+        paths = [self.output.sample(self.step, number) for number in range(len(pictures))]
+        self.output.samples.mkdir(exist_ok=True)
+        for picture, path in zip(pictures, paths, strict=True):
+            save_picture(picture.image, path, picture.parameters)
+        self.clock.previewed(time.monotonic() - started)
+        if self.on_preview is not None:
+            self.on_preview(PreviewReport(self.step, pictures, paths))
+
+    # --- measure and save ---------------------------------------------------------------------------------------------
+
+    def probe_predictions(self) -> Tensor:
+        """What is predicted for the probe's noised pictures, each with its own prompt, `[N, C, h, w]`."""
+
+        def denoise(noised: Tensor, timesteps: Tensor, pictures: Sequence[int]) -> Tensor:
+            prompts = [self.data.prompt_of[picture] for picture in pictures]
+            return self.learner.denoise(noised, timesteps, self.data.prompts.embeddings(prompts))
+
+        return self.probe.predict(denoise, 2 * self.config.train_batch_size)  # without gradients twice as many fit
+
+    def save(self) -> TrainResult:
+        """Measure what was learned and write the subject, its timeline and its card."""
+        config, stopped = self.config, self.step < self.config.max_train_steps
+        effect = self.probe.effect(self.before, self.probe_predictions())
+        coefficients = self.learner.snapshot(self.step, self.losses, effect)
+        if self.is_main:
+            coefficients.save(self.output.coefficients)
+            if stopped and self.step and config.timeline_steps:
+                self.keep()
+            if stopped and self.step and config.checkpointing_steps:
+                self.checkpoint()
+            samples = [path.relative_to(self.output.path).as_posix() for path in self.output.newest_samples()]
+            self.write(self.output.card, model_card(coefficients, config, effect, samples))
+            for line in outcome(self.step, config.max_train_steps, effect, self.output.coefficients):
+                self.say(line)
+        if config.report_to != "none":
+            self.accelerator.log({"change": effect.change, "improvement": effect.improvement}, step=self.step)
+            self.accelerator.end_training()
+        return TrainResult(self.output.path, coefficients, list(self.losses), effect, stopped)
+
+    def rescue(self, error: OSError) -> TrainingError:
+        """Something could not be written: save at least the subject, which is small, and say what happened."""
+        saved = "nothing was learned yet"
+        if self.step:
+            try:
+                self.learner.snapshot(self.step, self.losses).save(self.output.coefficients)
+                saved = f"the subject of step {self.step} is saved in {self.output.coefficients}"
+            except OSError:
+                saved = f"the subject of step {self.step} could not be saved either"
+        where = f" while writing {error.filename}" if error.filename else ""
+        return TrainingError(f"training ended at step {self.step}: {error.strerror or error}{where}; {saved}")
+
+    def write(self, path: Path, text: str) -> None:
+        with atomic_write(path) as file:
+            file.write(text.encode())

@@ -1,0 +1,36 @@
+"""The loss curve, as the Train tab and the Timeline tab show it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from ..service.loss_curve import EACH, MARK, MEAN, loss_curve
+
+# From the palette of Okabe and Ito, which colour-blind people can tell apart; each is readable on light and on dark.
+COLOURS = {EACH: "#56B4E9", MEAN: "#D55E00", MARK: "#009E73"}
+KINDS = {"step": "quantitative", "loss": "quantitative", "line": "nominal"}
+
+
+def curve_plot(elem_id: str, visible: bool = True) -> gr.LinePlot:
+    """An empty plot. It has no height of its own: gradio would cut the legend off.
+
+    Args:
+        visible: one that is shown empty first draws no lines later: gradio takes their names from what it shows first.
+    """
+    return gr.LinePlot(
+        x="step",
+        y="loss",
+        color="line",
+        color_title="line",
+        color_map=COLOURS,
+        label="Loss",
+        tooltip="all",
+        visible=visible,
+        elem_id=elem_id,
+    )
+
+
+def curve_data(losses: Sequence[float], mark: int | None = None) -> dict[str, Any]:
+    """The plot's value: these losses, and an upright line at the step `mark`."""
+    return {"columns": list(KINDS), "data": loss_curve(losses, mark), "datatypes": KINDS, "mark": "line"}

@@ -1,0 +1,218 @@
+"""Trigger words: one rule for the gate and the tokenizer, learned vectors beside the base's table, and back."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coeff_diffusion import CoefficientsError
+from coeff_diffusion.inference.trigger import (
+    TriggerEmbedding,
+    add_trigger,
+    contains_trigger,
+    initial_vectors,
+    remove_trigger,
+    replace_trigger,
+)
+
+WITH = [
+    "sks dog",
+    "a photo of sks dog",
+    "a Sks  Dog, red",
+    "(sks dog:1.3)",
+    "sks\ndog's ball",
+    "sks dog sks dog",
+    "SKS DOG",
+]
+WITHOUT = ["", "a dog", "sks dogs", "xsks dog", "sks-dog", "sks_dog", "_sks dog", "dog sks", "sks dog_1"]
+
+
+@pytest.mark.parametrize("prompt", WITH)
+def test_case_and_white_space_do_not_matter(prompt: str) -> None:
+    assert contains_trigger(prompt, "sks dog")
+    assert contains_trigger(prompt, " Sks   DOG ")
+    assert not contains_trigger(replace_trigger(prompt, "sks dog", "dog"), "sks dog")
+
+
+@pytest.mark.parametrize("prompt", WITHOUT)
+def test_word_boundaries_do(prompt: str) -> None:
+    assert not contains_trigger(prompt, "sks dog")
+    assert replace_trigger(prompt, "sks dog", "dog") == prompt
+
+
+@pytest.mark.parametrize("trigger", ["<cat-toy>", "möpp", "mo\u0308pp", "1.5 (new)", "犬", r"a\b"])
+def test_any_words_can_be_a_trigger(trigger: str) -> None:
+    assert contains_trigger(f"a {trigger}, red", trigger)
+    assert not contains_trigger("a dog, red", trigger)
+
+
+def test_replace_keeps_the_rest_as_it_was() -> None:
+    assert replace_trigger("A Sks  DOG,  and a Cat", "sks dog", r"\1 dog") == r"A \1 dog,  and a Cat"
+
+
+# --- learned vectors --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parts(tiny_pipe: StableDiffusionPipeline) -> tuple[Any, Any]:
+    return tiny_pipe.tokenizer, tiny_pipe.text_encoder.requires_grad_(False)
+
+
+def encode(tokenizer: Any, text_encoder: Any, prompt: str) -> torch.Tensor:
+    ids = tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    return text_encoder(ids)[0]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("prompt", WITH)
+def test_the_whole_trigger_is_read_as_its_vectors(parts: tuple[Any, Any], prompt: str, count: int) -> None:
+    tokenizer, text_encoder = parts
+    vectors = torch.randn(count, 32)
+    base = encode(tokenizer, text_encoder, prompt)
+    taught = add_trigger(tokenizer, text_encoder, "dog", "sks dog", vectors)
+    ids = torch.tensor(taught(prompt).input_ids)
+    embeddings = text_encoder.get_input_embeddings()(ids)
+    learned = ids >= len(tokenizer)
+    assert torch.equal(embeddings[learned], vectors.repeat(int(learned.sum()) // count, 1))
+    plain = [token for token in taught.tokenize(prompt) if token not in taught.added_tokens_encoder]
+    assert len(plain) < len(tokenizer.tokenize(prompt))
+    assert not torch.allclose(encode(taught, text_encoder, prompt), base, atol=1e-2)
+
+
+@pytest.mark.parametrize("prompt", WITHOUT)
+def test_other_prompts_are_the_base_bitwise(parts: tuple[Any, Any], prompt: str) -> None:
+    tokenizer, text_encoder = parts
+    base = encode(tokenizer, text_encoder, prompt)
+    taught = add_trigger(tokenizer, text_encoder, "dog", "sks dog", torch.randn(3, 32))
+    assert taught(prompt).input_ids == tokenizer(prompt).input_ids
+    assert torch.equal(encode(taught, text_encoder, prompt), base)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text(alphabet=list("skdogSKDOG _-.,'(<>0ßÉé\n\u0308"), max_size=12), st.text(max_size=4))
+def test_the_gate_and_the_tokenizer_agree(tokenizer_and_taught: tuple[Any, Any], text: str, more: str) -> None:
+    tokenizer, taught = tokenizer_and_taught
+    for prompt in (text, f"{more}sks dog{text}", f"{text}Sks  dog{more}"):
+        read = max(taught(prompt).input_ids) >= len(tokenizer)
+        assert read == contains_trigger(prompt, "sks dog"), repr(prompt)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_and_taught(tiny_base_dir: Any) -> tuple[Any, Any]:
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_base_dir, unet=None, vae=None)
+    return pipe.tokenizer, add_trigger(pipe.tokenizer, pipe.text_encoder, "dog", "sks dog", torch.randn(2, 32))
+
+
+def test_several_triggers_come_and_go(parts: tuple[Any, Any]) -> None:
+    tokenizer, text_encoder = parts
+    prompt = "a sks dog and a zwx cat, and <0>"
+    vectors = {"dog": torch.randn(2, 32), "cat": torch.randn(1, 32), "zero": torch.randn(3, 32)}
+    triggers = {"dog": "sks dog", "cat": "zwx cat", "zero": "<0>"}
+    alone = {}
+    for name in vectors:
+        taught = add_trigger(tokenizer, text_encoder, name, triggers[name], vectors[name])
+        alone[name] = encode(taught, text_encoder, triggers[name])
+        remove_trigger(text_encoder, name)
+    taught = tokenizer
+    for name in vectors:
+        taught = add_trigger(taught, text_encoder, name, triggers[name], vectors[name])
+    assert text_encoder.get_input_embeddings().vectors.keys() == vectors.keys()
+    assert max(taught(prompt).input_ids) == len(tokenizer) + 5
+    for name in ("dog", "zero", "cat"):
+        for left in text_encoder.get_input_embeddings().vectors:
+            assert torch.equal(encode(taught, text_encoder, triggers[left]), alone[left])
+        taught = remove_trigger(text_encoder, name)
+    assert taught is tokenizer
+
+
+def test_removing_the_last_gives_back_the_very_same_objects(parts: tuple[Any, Any]) -> None:
+    tokenizer, text_encoder = parts
+    embedding, keys, words = text_encoder.get_input_embeddings(), set(text_encoder.state_dict()), len(tokenizer)
+    weight, serialized = embedding.weight.clone(), tokenizer.backend_tokenizer.to_str()
+    taught = add_trigger(tokenizer, text_encoder, "dog", "sks dog", torch.randn(2, 32))
+    assert (len(tokenizer), len(taught)) == (words, words + 2)
+    assert remove_trigger(text_encoder, "dog") is tokenizer
+    assert text_encoder.get_input_embeddings() is embedding
+    assert torch.equal(embedding.weight, weight)
+    assert set(text_encoder.state_dict()) == keys
+    assert tokenizer.backend_tokenizer.to_str() == serialized
+
+
+def test_while_taught_the_text_encoder_is_still_the_stock_model(parts: tuple[Any, Any]) -> None:
+    tokenizer, text_encoder = parts
+    state = {key: value.clone() for key, value in text_encoder.state_dict().items()}
+    embedding = text_encoder.get_input_embeddings()
+    taught = add_trigger(tokenizer, text_encoder, "dog", "sks dog", torch.randn(2, 32), trainable=True)
+    assert text_encoder.state_dict().keys() == state.keys()
+    assert all(torch.equal(text_encoder.state_dict()[key], value) for key, value in state.items())
+    text_encoder.to(torch.float16)
+    assert encode(taught, text_encoder, "a sks dog").dtype == torch.float16
+    assert text_encoder.get_input_embeddings().vectors["dog"].dtype == torch.float32
+    remove_trigger(text_encoder, "dog")
+    assert text_encoder.get_input_embeddings() is embedding
+    assert embedding.weight.dtype == torch.float16
+
+
+def test_only_the_vectors_learn(parts: tuple[Any, Any]) -> None:
+    tokenizer, text_encoder = parts
+    taught = add_trigger(tokenizer, text_encoder, "dog", "sks dog", torch.randn(2, 32), trainable=True)
+    encode(taught, text_encoder, "a photo of sks dog").square().sum().backward()
+    vectors = text_encoder.get_input_embeddings().vectors["dog"]
+    assert isinstance(vectors, torch.nn.Parameter)
+    assert vectors.grad is not None
+    assert (vectors.grad.abs().sum(1) > 0).all()
+    assert all(parameter.grad is None for parameter in text_encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "trigger", "shape", "message"),
+    [
+        ("dog", "zwx", (1, 32), "'dog' already has a trigger, 'sks dog'"),
+        ("cat", "sks dog", (1, 32), "'sks dog' of 'cat' clashes with 'sks dog' of 'dog'"),
+        ("cat", "SKS", (1, 32), "'SKS' of 'cat' clashes with 'sks dog' of 'dog'"),
+        ("cat", "my sks dog here", (1, 32), "clashes with 'sks dog' of 'dog'"),
+        ("cat", "<|endoftext|>", (1, 32), r"clashes with the tokenizer's token '<\|endoftext\|>'"),
+        ("cat", "my <toy>", (1, 32), r"'my <toy>' of 'cat' clashes with the tokenizer's token '<toy>'"),
+        ("cat", " - ", (1, 32), "expected at least one letter or digit"),
+        ("cat", "zwx", (1, 16), r"'zwx' is \[1, 16\], but this text encoder takes \[vectors, 32\]"),
+        ("cat", "zwx", (0, 32), r"'zwx' is \[0, 32\]"),
+        ("cat", "zwx", (32,), r"'zwx' is \[32\]"),
+    ],
+)
+def test_clashes_are_an_error_and_change_nothing(
+    parts: tuple[Any, Any], name: str, trigger: str, shape: tuple[int, ...], message: str
+) -> None:
+    tokenizer, text_encoder = parts
+    tokenizer.add_tokens("<toy>")
+    taught = add_trigger(tokenizer, text_encoder, "dog", "sks dog", torch.randn(1, 32))
+    with pytest.raises(CoefficientsError, match=message):
+        add_trigger(taught, text_encoder, name, trigger, torch.zeros(shape))
+    assert list(text_encoder.get_input_embeddings().vectors) == ["dog"]
+
+
+def test_a_failed_first_trigger_leaves_the_embedding(parts: tuple[Any, Any]) -> None:
+    tokenizer, text_encoder = parts
+    with pytest.raises(CoefficientsError):
+        add_trigger(tokenizer, text_encoder, "dog", "sks dog", torch.randn(1, 16))
+    assert not isinstance(text_encoder.get_input_embeddings(), TriggerEmbedding)
+    with pytest.raises(CoefficientsError, match="knows no trigger of 'dog'"):
+        remove_trigger(text_encoder, "dog")
+
+
+@torch.no_grad()
+def test_initial_vectors_are_the_mean_of_the_class_word(parts: tuple[Any, Any]) -> None:
+    tokenizer, text_encoder = parts
+    table = text_encoder.get_input_embeddings().weight
+    ids = tokenizer("red cat", add_special_tokens=False).input_ids
+    assert len(ids) == 2
+    start = initial_vectors(tokenizer, text_encoder, "red cat", 3)
+    torch.testing.assert_close(start[0], table[ids].mean(0))
+    assert 0 < (start[1] - start[0]).abs().max() < start[0].abs().max()
+    assert not torch.equal(start[1], start[2])
+    assert torch.equal(start, initial_vectors(tokenizer, text_encoder, "red cat", 3))
+    for word, count in (("", 1), ("dog", 0)):
+        with pytest.raises(CoefficientsError, match="cannot start"):
+            initial_vectors(tokenizer, text_encoder, word, count)

@@ -1,0 +1,170 @@
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+
+import pytest
+import torch
+from PIL import Image
+
+from coeff_diffusion.inference.request import DrawCancelled, DrawProgress
+from coeff_diffusion.service import Glimpse, Jobs
+
+PATIENCE = 10
+
+
+@pytest.fixture
+def jobs() -> Jobs:
+    return Jobs(lambda progress: [Image.new("RGB", (progress.step, 1))])
+
+
+def steps(on_step: Callable[[DrawProgress], None], should_stop: Callable[[], bool], total: int = 3) -> str:
+    """Work as the studio does it: a report after every step, then the question whether to stop."""
+    for step in range(1, total + 1):
+        on_step(DrawProgress(step, total, 2.0, torch.zeros(1)))
+        if should_stop():
+            raise DrawCancelled
+    return "done"
+
+
+class Gate:
+    """Work that goes on until someone opens the gate or stops it."""
+
+    def __init__(self) -> None:
+        self.open, self.begun, self.ended = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self, on_step: Callable[[DrawProgress], None], should_stop: Callable[[], bool]) -> str:
+        self.begun.set()
+        on_step(DrawProgress(1, 2, 2.0, torch.zeros(1)))
+        try:
+            while not self.open.wait(0.01):
+                if should_stop():
+                    raise DrawCancelled
+        finally:
+            self.ended.set()
+        return "opened"
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open.set()
+
+
+def result(run: Generator[Glimpse, None, str], seen: list[Glimpse] | None = None) -> str:
+    while True:
+        try:
+            glimpse = next(run)
+        except StopIteration as end:
+            return str(end.value)
+        if seen is not None:
+            seen.append(glimpse)
+
+
+def idle(jobs: Jobs) -> bool:
+    """Whether all jobs have left, given a moment."""
+    until = time.monotonic() + PATIENCE
+    while jobs.busy and time.monotonic() < until:
+        time.sleep(0.01)
+    return not jobs.busy
+
+
+def test_a_job_is_followed_to_its_result(jobs: Jobs) -> None:
+    seen: list[Glimpse] = []
+    assert result(jobs.run("ann", steps), seen) == "done"
+    assert [(glimpse.step, glimpse.total, glimpse.seconds_left) for glimpse in seen] == [
+        (1, 3, 4.0),
+        (2, 3, 2.0),
+        (3, 3, 0.0),
+    ]
+    # The first step has a preview at once, the next one so soon after it has none, and the last one needs none.
+    assert [len(glimpse.pictures) for glimpse in seen] == [1, 0, 0]
+    assert seen[0].pictures[0].width == 1
+    assert not jobs.cancel("ann")  # it is over
+    assert idle(jobs)
+
+
+def test_what_work_raises_reaches_the_one_who_follows(jobs: Jobs) -> None:
+    def work(on_step: object, should_stop: object) -> str:
+        raise ValueError("no such subject")
+
+    with pytest.raises(ValueError, match="no such subject"):
+        result(jobs.run("ann", work))
+    assert result(jobs.run("ann", steps)) == "done"
+
+
+def test_cancel_stops_the_owner_s_job_alone(jobs: Jobs, gate: Gate) -> None:
+    run = jobs.run("ann", gate)
+    next(run)
+    assert not jobs.cancel("bob")
+    assert not gate.ended.is_set()
+    assert jobs.cancel("ann")
+    with pytest.raises(DrawCancelled):
+        result(run)
+    assert idle(jobs)
+
+
+def test_a_second_job_of_an_owner_replaces_the_first(jobs: Jobs, gate: Gate) -> None:
+    first = jobs.run("ann", gate)
+    next(first)
+    assert result(jobs.run("ann", steps)) == "done"
+    with pytest.raises(DrawCancelled):
+        result(first)
+
+
+def test_jobs_take_turns_and_say_how_many_come_first(jobs: Jobs, gate: Gate) -> None:
+    first, order = jobs.run("ann", gate), []
+    next(first)
+    second, third = (
+        jobs.run(name, lambda on_step, should_stop, name=name: order.append(name) or steps(on_step, should_stop))
+        for name in ("bob", "cleo")
+    )
+    assert next(second) == Glimpse(0, 1, 0.0, [], ahead=1)
+    assert str(next(third)) == "waiting: 2 drawings of others first"
+    gate.open.set()
+    assert [result(run) for run in (first, second, third)] == ["opened", "done", "done"]
+    assert order == ["bob", "cleo"]
+
+
+def test_a_job_that_waits_is_cancelled_at_once(jobs: Jobs, gate: Gate) -> None:
+    first = jobs.run("ann", gate)
+    next(first)
+    second = jobs.run("bob", steps)
+    next(second)
+    jobs.cancel("bob")
+    with pytest.raises(DrawCancelled):
+        result(second)
+    assert not gate.ended.is_set()
+    gate.open.set()
+    assert result(first) == "opened"
+
+
+def test_closing_the_generator_stops_the_work_and_does_not_wait_for_it(jobs: Jobs) -> None:
+    slow, begun, asked = threading.Event(), threading.Event(), []
+
+    def work(on_step: Callable[[DrawProgress], None], should_stop: Callable[[], bool]) -> None:
+        on_step(DrawProgress(1, 2, 2.0, torch.zeros(1)))
+        begun.set()
+        slow.wait(PATIENCE)  # a step that takes long
+        asked.append(should_stop())
+
+    run = jobs.run("ann", work)
+    next(run)
+    assert begun.wait(PATIENCE)
+    run.close()  # returns although the step is not done
+    slow.set()
+    assert idle(jobs)
+    assert asked == [True]
+
+
+@pytest.mark.parametrize(
+    ("glimpse", "words"),
+    [
+        (Glimpse(7, 20, 3.2), "step 7 of 20, 3 s left"),
+        (Glimpse(7, 20, 75), "step 7 of 20, 1:15 left"),
+        (Glimpse(20, 20, 0), "step 20 of 20"),
+        (Glimpse(0, 1, 0, ahead=1), "waiting: 1 drawing of others first"),
+    ],
+)
+def test_words(glimpse: Glimpse, words: str) -> None:
+    assert str(glimpse) == words

@@ -1,0 +1,343 @@
+"""Trainings in line, and the pictures that are dropped for them."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
+from training_runs import ENDLESS, SHORT, over, wait
+
+from coeff_diffusion import Coefficients
+from coeff_diffusion.inference.pipeline_subjects import loaded_coefficients
+from coeff_diffusion.inference.request import DrawRequest
+from coeff_diffusion.inference.studio import Studio
+from coeff_diffusion.service import SubjectLoader, TrainingRequest, Trainings
+from coeff_diffusion.service.loss_curve import EACH, MARK, MEAN, WINDOW, loss_curve
+from coeff_diffusion.service.picture_check import MAX_PICTURES, check_pictures
+from coeff_diffusion.service.presets import PRESETS
+from coeff_diffusion.service.time_estimate import about
+from coeff_diffusion.service.training_form import SETTINGS, folder_name
+from coeff_diffusion.service.training_queue import MAX_WAITING
+from coeff_diffusion.sources.library import Library
+from coeff_diffusion.training.config import ConfigError, TrainConfig
+from coeff_diffusion.training.trainer import train
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def loader(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> SubjectLoader:
+    return SubjectLoader(Studio(tiny_pipe), Library(tmp_path / "subjects"))
+
+
+@pytest.fixture
+def trainings(loader: SubjectLoader) -> Iterator[Trainings]:
+    trainings = Trainings(loader)
+    yield trainings
+    trainings.close()
+
+
+@pytest.fixture
+def request_(subject_images: Path) -> TrainingRequest:
+    return TrainingRequest(sorted(subject_images.iterdir()), "My  Dog!", "dog", settings=SHORT)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# --- a training -------------------------------------------------------------------------------------------------------
+
+
+def test_from_dropped_pictures_to_a_subject_in_the_library(
+    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest
+) -> None:
+    settings = {**SHORT, "validation_steps": 2, "num_validation_images": 1, "seed": 3}
+    job = over(trainings.submit(replace(request_, settings=settings)))
+    assert (job.state, job.error, job.step, list(job.previews)) == ("done", "", 3, [2, 3])
+    assert job.status(0) == "my-dog has learned all 3 steps and is in the library: write “a sks dog” in a prompt"
+    assert job.messages[-1].startswith("saved ")
+    assert files(job.folder) == [
+        "README.md",
+        "coefficients.safetensors",
+        "config.yaml",
+        *(f"pictures/00{i}.{kind}" for i, kind in enumerate(("png", "jpeg", "png", "jpeg", "png"), start=1)),
+        "samples/step_000002_0.png",
+        "samples/step_000003_0.png",
+        "timeline.safetensors",
+    ]
+    assert list(loader.library.find()) == ["my-dog"]
+    info = Coefficients.load(loader.library.path("my-dog")).info
+    assert (info.name, info.trigger, info.train_steps, info.seed) == ("My Dog!", "sks dog", 3, 3)
+    assert trainings.jobs == [job]
+    assert not trainings.busy
+
+    # The settings that it leaves make the same subject again.
+    config = TrainConfig.from_yaml(job.folder / "config.yaml", output_dir=str(job.folder.parent.parent / "again"))
+    again = train(config, Studio(loader.studio.pipe).pipe, say=lambda line: None)
+    assert again.coefficients.sha256 == Coefficients.load(job.folder).sha256
+
+
+def test_loaded_subjects_stay_out_of_it_and_drawing_goes_on(
+    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest, new_subject: Callable[..., Coefficients]
+) -> None:
+    expected = over(trainings.submit(request_))
+    request = DrawRequest("a sks dog", subjects={"rex": 1.0}, seed=1, steps=2)
+    with loader.using((), {"rex": new_subject(vectors=1)}) as studio:
+        picture = studio.draw(request)[0].image.tobytes()
+    job = trainings.submit(replace(request_, name="second"))
+    with loader.using((), {"rex": new_subject(vectors=1)}) as studio:
+        assert studio.draw(request)[0].image.tobytes() == picture
+        assert list(loaded_coefficients(studio.pipe)) == ["rex"]
+    over(job)
+    assert job.losses == expected.losses
+    assert Coefficients.load(job.folder).sha256 == Coefficients.load(expected.folder).sha256
+
+
+def test_stopping_keeps_what_it_has(trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest) -> None:
+    job = trainings.submit(replace(request_, settings=ENDLESS))
+    wait(lambda: job.step > 1)
+    assert job.status(0).startswith("my-dog: step ")
+    assert job.status(0).endswith(" left")
+    trainings.stop(job.number)
+    over(job)
+    assert job.state == "stopped"
+    assert "of 100000 and is in the library" in job.status(0)
+    assert Coefficients.load(loader.library.path("my-dog")).info.train_steps == job.step
+    trainings.stop(job.number)  # once more does nothing
+    trainings.stop(77)
+
+
+def test_one_at_a_time_the_rest_wait_in_line(
+    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest
+) -> None:
+    first = trainings.submit(replace(request_, settings=ENDLESS))
+    wait(lambda: first.step)
+    waiting = [trainings.submit(replace(request_, name=f"{i}")) for i in range(MAX_WAITING)]
+    assert [trainings.place(job) for job in (first, *waiting)] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert waiting[1].status(2) == "1 waits, number 2 in line"
+    with pytest.raises(ConfigError, match="8 trainings wait already"):
+        trainings.submit(replace(request_, name="too many"))
+    assert not (loader.library.folder / "too-many").exists()
+    for job in waiting[1:]:
+        trainings.stop(job.number)
+    assert {job.state for job in waiting[1:]} == {"stopped"}
+    assert waiting[1].status(0) == "1 was stopped before its first step; nothing is left of it"
+    assert trainings.place(waiting[0]) == 1
+    assert not (loader.library.folder / "1").exists()
+    trainings.stop(first.number)
+    assert over(waiting[0]).state == "done"
+    assert list(loader.library.find()) == ["0", "my-dog"]
+
+
+def test_closing_stops_and_saves(trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest) -> None:
+    running = trainings.submit(replace(request_, settings=ENDLESS))
+    waiting = trainings.submit(replace(request_, name="waiting"))
+    wait(lambda: running.step)
+    trainings.close()
+    assert (running.state, waiting.state) == ("stopped", "stopped")
+    assert list(loader.library.find()) == ["my-dog"]
+    with pytest.raises(ConfigError, match="the studio is closing"):
+        trainings.submit(replace(request_, name="late"))
+    assert not any(thread.name == "trainings" for thread in threading.enumerate())
+
+
+def test_a_failure_is_one_sentence_and_the_line_goes_on(
+    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest
+) -> None:
+    broken = trainings.submit(replace(request_, settings={**SHORT, "learning_rate": 1e9, "token_learning_rate": 1e9}))
+    next_one = trainings.submit(replace(request_, name="next"))
+    over(broken)
+    assert broken.state == "failed"
+    assert "lower" in broken.error
+    assert "\n" not in broken.error
+    assert broken.status(0) == f"my-dog failed at step {broken.step} of 3: {broken.error}"
+    assert over(next_one).state == "done"
+
+
+def test_a_base_with_a_subject_of_someone_else_is_refused(
+    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest, new_subject: Callable[..., Coefficients]
+) -> None:
+    loader.studio.load(new_subject(), name="theirs")
+    job = over(trainings.submit(request_))
+    assert job.error == "the base has subjects loaded (theirs); unload them before training"
+    assert not job.folder.exists()  # the name is free again
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"pictures": []}, "there are no pictures"),
+        ({"name": " "}, "the subject has no name"),
+        ({"name": "../.."}, "the name '../..' has no letter and no digit"),
+        ({"name": "x" * 9000}, "the name has 9,000 characters, expected at most 60"),
+        ({"name": "a\x00b"}, "the name holds characters that cannot be shown"),
+        ({"class_word": ""}, "--class_word is missing"),
+        ({"class_word": "w" * 61}, "the class word has 61 characters"),
+        ({"settings": {"trigger": "dog"}}, "--trigger 'dog' is the class word itself"),
+        ({"settings": {"trigger": "..."}}, "--trigger is '...', expected words"),
+        ({"settings": {"max_train_steps": 0}}, "--max_train_steps is 0, expected at least 1"),
+        ({"settings": {"max_train_steps": "many"}}, "--max_train_steps is 'many', expected int"),
+        ({"settings": {"output_dir": "/tmp/x"}}, "unknown setting 'output_dir'"),
+        ({"preset": "slow"}, "no preset 'slow'; there is quick, balanced, careful"),
+    ],
+)
+def test_refusals(
+    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        trainings.submit(replace(request_, **changes))
+    assert said in str(error.value)
+    assert not loader.library.folder.exists()
+    assert trainings.jobs == []
+
+
+def test_all_that_is_wrong_is_said_at_once(trainings: Trainings, request_: TrainingRequest) -> None:
+    with pytest.raises(ConfigError) as error:
+        trainings.submit(TrainingRequest([], "", "", settings={"seed": -1}))
+    assert len(error.value.problems) == 4
+
+
+def test_a_name_never_leaves_the_library_and_never_overwrites(
+    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest
+) -> None:
+    assert [folder_name(text) for text in ("../../etc/passwd", "C:\\x", "Möwe 2", ".hidden", "a_b")] == [
+        "etc-passwd",
+        "c-x",
+        "möwe-2",
+        "hidden",
+        "a-b",
+    ]
+    over(trainings.submit(request_))
+    written = (loader.library.folder / "my-dog" / "coefficients.safetensors").read_bytes()
+    (loader.library.folder / "cat.safetensors").write_bytes(written)
+    for name in ("my dog", "Cat"):
+        with pytest.raises(ConfigError, match="there is a subject '(my-dog|cat)' in the library already"):
+            trainings.submit(replace(request_, name=name))
+    assert (loader.library.folder / "my-dog" / "coefficients.safetensors").read_bytes() == written
+
+
+# --- presets, pace, curve ---------------------------------------------------------------------------------------------
+
+
+def test_presets_are_what_the_files_for_the_command_line_say() -> None:
+    assert PRESETS["balanced"] == {}
+    for name in ("quick", "careful"):
+        assert dict(PRESETS[name]) == yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        assert PRESETS[name].keys() <= set(SETTINGS)
+
+
+def test_settings_win_over_the_preset_and_none_leaves_it(
+    trainings: Trainings, request_: TrainingRequest, tmp_path: Path
+) -> None:
+    chosen = replace(request_, preset="careful", settings={"max_train_steps": 50, "lr_warmup_steps": None})
+    config = trainings.config(chosen, tmp_path)
+    assert (config.max_train_steps, config.lr_warmup_steps, config.lr_scheduler) == (50, 20, "cosine")
+    prior = trainings.config(replace(request_, settings={"with_prior_preservation": True}), tmp_path)
+    assert prior.class_data_dir == str(trainings.loader.library.folder / ".class-pictures" / "tiny-dog")
+
+
+def test_the_pace_is_measured_and_then_remembered(
+    trainings: Trainings, request_: TrainingRequest, tmp_path: Path
+) -> None:
+    config = trainings.config(request_, tmp_path)
+    first = trainings.pace.seconds(config)
+    assert first > 0
+    assert trainings.pace.seconds(config) == first
+    assert trainings.pace.seconds(replace(config, max_train_steps=6)) == pytest.approx(2 * first)
+    for _ in range(2):
+        trainings.pace.stepped(8.0, replace(config, train_batch_size=2))
+    assert trainings.pace.seconds(config) == pytest.approx(3 * 4.0)
+    words = [about(seconds) for seconds in (1, 42, 75, 3300, 9000)]
+    assert words == ["about 5 s", "about 40 s", "about 1 min", "about 55 min", "about 2.5 h"]
+
+
+def test_the_curve_is_short_and_its_mean_is_a_mean() -> None:
+    losses = list(np.random.default_rng(0).random(1000))
+    points = loss_curve(losses, mark=500)
+    assert loss_curve([]) == []
+    lines = {name: [(x, y) for x, y, line in points if line == name] for name in (EACH, MEAN, MARK)}
+    assert len(points) == sum(map(len, lines.values())) == 602
+    assert lines[EACH][0][0] == 1
+    assert lines[EACH][-1] == (1000, pytest.approx(losses[-1], rel=1e-3))
+    assert lines[MEAN][-1][1] == pytest.approx(float(np.mean(losses[-WINDOW:])), rel=1e-3)
+    assert lines[MEAN][0][1] == lines[EACH][0][1]
+    assert [x for x, _ in lines[MARK]] == [500, 500]
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def photo(path: Path, place: int, size: tuple[int, int] = (64, 48), brighter: int = 0) -> Path:
+    """A round thing at some place of a striped room."""
+    image = Image.new("RGB", size, (90, 100, 110))
+    pen = ImageDraw.Draw(image)
+    for x in range(0, size[0], 12):
+        pen.line((x, 0, x + 6, size[1]), fill=(120, 130, 120), width=3)
+    pen.ellipse((place, 8, place + 18, 26), fill=(220, 60, 40))
+    image.point([min(255, value + brighter) for value in range(256)] * 3).save(path)
+    return path
+
+
+def test_crops_are_what_training_sees(tmp_path: Path) -> None:
+    path = photo(tmp_path / "a.png", 20)
+    found = check_pictures([path], 32)
+    assert (found.refused, found.notes) == ([], [])
+    assert found.crops[path].size == (32, 32)
+    other = check_pictures([path], 32, center_crop=False, seed=2).crops[path]
+    assert other.tobytes() != found.crops[path].tobytes()
+
+
+def test_tiny_and_nearly_identical_pictures_are_pointed_out(tmp_path: Path) -> None:
+    pictures = [
+        photo(tmp_path / "one.png", 5),
+        photo(tmp_path / "two.png", 40),
+        photo(tmp_path / "brighter.jpg", 5, brighter=20),
+        photo(tmp_path / "small.png", 20, (40, 30)),
+    ]
+    assert check_pictures(pictures, 32).notes == [
+        "small.png has 40 x 30 pixels, less than the 32 that training looks at: the subject will come out soft",
+        "brighter.jpg is nearly the same picture as one.png: different poses and places teach more",
+    ]
+    for name, grey in (("dark", 20), ("light", 200), ("same", 20)):
+        Image.new("RGB", (40, 40), (grey, grey, grey)).save(tmp_path / f"{name}.png")
+    plain = check_pictures([tmp_path / f"{name}.png" for name in ("dark", "light", "same")], 32)
+    assert [note.split(":")[0] for note in plain.notes] == ["same.png is nearly the same picture as dark.png"]
+
+
+def test_what_is_no_picture_is_refused_by_its_name(
+    trainings: Trainings, request_: TrainingRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    whole = photo(tmp_path / "whole.png", 5).read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "large.png").write_bytes(bytes(2048))
+    Image.new("1", (2000, 1000)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr("coeff_diffusion.training.photos.MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr("coeff_diffusion.service.picture_check.MAX_BYTES", 2000)
+    paths = [tmp_path / f"{name}.png" for name in ("text", "cut", "large", "bomb", "gone")]
+    refused = check_pictures(paths, 32).refused
+    starts = (
+        "text.png is not a readable picture",
+        "cut.png is not a readable picture",
+        "large.png has 0 MB, expected at most 0",
+        "bomb.png has 2000 x 1000 pixels",
+    )
+    assert [text.startswith(start) for text, start in zip(refused, starts, strict=False)] == [True] * 4
+    assert "gone.png" in refused[4]
+    assert str(tmp_path) not in " ".join(refused)
+    with pytest.raises(ConfigError, match=r"cut\.png is not a readable picture"):
+        trainings.submit(replace(request_, pictures=[tmp_path / "whole.png", tmp_path / "cut.png"]))
+    many = check_pictures([tmp_path / "whole.png"] * (MAX_PICTURES + 1), 32)
+    assert many.refused == ["there are 101 pictures, expected at most 100; five good ones do"]
+    assert torch.initial_seed() == 0  # looking at pictures draws from no generator but its own

@@ -1,0 +1,185 @@
+"""Pictures and prompts become batches: encoded once, drawn by seed and number."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from PIL import Image
+
+from coeff_diffusion.inference.trigger import add_trigger, initial_vectors
+from coeff_diffusion.training.dataset import (
+    Latents,
+    PictureViews,
+    Prompts,
+    TrainingSet,
+    encode_pictures,
+    fingerprint_files,
+    mixed_seed,
+    picture_order,
+)
+from coeff_diffusion.training.photos import View, find_images, read_image, scale, view_tensor
+
+
+def views_of(folder: Path, flip: bool = True, count: int = 3, seed: int = 0) -> PictureViews:
+    return PictureViews(find_images(folder), 16, center_crop=False, random_flip=flip, count=count, seed=seed)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- latents ----------------------------------------------------------------------------------------------------------
+
+
+def test_views_are_the_same_in_any_order(subject_images: Path) -> None:
+    views = views_of(subject_images)
+    later, again = views[2], views_of(subject_images)[2]
+    assert torch.equal(later, again)
+    assert [len(views[i]) for i in range(len(views))] == [2, 3, 3, 2, 2]  # squares have two: plain and mirrored
+
+
+def test_encoding_once_is_the_autoencoder_encoding(tiny_pipe: StableDiffusionPipeline, subject_images: Path) -> None:
+    seen: list[int] = []
+    latents = encode_pictures(tiny_pipe.vae, views_of(subject_images, flip=False), 0, lambda: seen.append(1))
+    assert len(seen) == len(latents) == 5
+    assert latents.starts[0] == 0
+    assert latents.starts[-1] == len(latents.mean)
+    assert latents.std is not None
+    pixels = views_of(subject_images, flip=False)[0]
+    with torch.no_grad():
+        posterior = tiny_pipe.vae.encode(pixels).latent_dist
+    factor = tiny_pipe.vae.config.scaling_factor
+    torch.testing.assert_close(latents.mean[:1], posterior.mean * factor)
+    torch.testing.assert_close(latents.std[:1], posterior.std * factor)
+    assert latents.first_views().shape == (5, 4, 8, 8)
+
+
+def test_an_encoded_picture_decodes_to_itself_in_scale(
+    tiny_pipe: StableDiffusionPipeline, subject_images: Path
+) -> None:
+    """The scaling is the one that diffusers' pipeline undoes before it decodes."""
+    latents = encode_pictures(tiny_pipe.vae, views_of(subject_images, flip=False))
+    with torch.no_grad():
+        expected = tiny_pipe.vae.decode(tiny_pipe.vae.encode(views_of(subject_images, flip=False)[4]).latent_dist.mean)
+        found = tiny_pipe.vae.decode(latents.first_views()[4:] / tiny_pipe.vae.config.scaling_factor)
+    torch.testing.assert_close(found.sample, expected.sample)
+
+
+def test_an_autoencoder_without_uncertainty(subject_images: Path) -> None:
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(4, 4), decoder_block_out_channels=(4, 4), num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1), latent_channels=3, scaling_factor=0.5, shift_factor=0.25,
+    )  # fmt: skip
+    latents = encode_pictures(vae, views_of(subject_images, flip=False))
+    assert latents.std is None
+    with torch.no_grad():
+        raw = vae.encode(views_of(subject_images, flip=False)[0]).latents
+    torch.testing.assert_close(latents.mean[:1], (raw - 0.25) * 0.5)
+    assert torch.equal(latents.sample([0], generator()), latents.mean[:1])
+
+
+def test_workers_change_nothing(tiny_pipe: StableDiffusionPipeline, subject_images: Path) -> None:
+    state = torch.get_rng_state()
+    alone = encode_pictures(tiny_pipe.vae, views_of(subject_images))
+    assert torch.equal(torch.get_rng_state(), state)
+    helped = encode_pictures(tiny_pipe.vae, views_of(subject_images), workers=1)
+    assert torch.equal(alone.mean, helped.mean)
+    assert alone.starts == helped.starts
+
+
+def test_samples_come_from_the_right_picture_and_all_its_views() -> None:
+    mean = torch.arange(6.0).view(6, 1, 1, 1)
+    latents = Latents(mean, torch.full_like(mean, 1e-3), (0, 1, 4, 6))
+    drawn = latents.sample([0] * 50 + [1] * 50 + [2] * 50, generator()).flatten()
+    assert set(drawn[:50].round().tolist()) == {0}
+    assert set(drawn[50:100].round().tolist()) == {1, 2, 3}
+    assert set(drawn[100:].round().tolist()) == {4, 5}
+    assert drawn.unique().numel() == 150  # each with noise of its own
+    assert torch.equal(drawn[:3], latents.sample([0] * 50 + [1] * 50 + [2] * 50, generator()).flatten()[:3])
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_encoded_as_the_pipeline_does(tiny_pipe: StableDiffusionPipeline) -> None:
+    texts = ["a dog", "a photo of the red dog on a beach"]
+    prompts = Prompts(tiny_pipe.tokenizer, tiny_pipe.text_encoder, texts, [False, False])
+    expected = tiny_pipe.encode_prompt(texts, "cpu", 1, do_classifier_free_guidance=False)[0]
+    torch.testing.assert_close(prompts.embeddings([0, 1]), expected)
+    assert not prompts.embeddings([1, 1, 0]).requires_grad
+    assert torch.equal(prompts.embeddings([1, 1, 0])[0], prompts.embeddings([1])[0])
+
+
+def test_live_prompts_follow_the_token(tiny_pipe: StableDiffusionPipeline) -> None:
+    encoder = tiny_pipe.text_encoder.requires_grad_(False)
+    start = initial_vectors(tiny_pipe.tokenizer, encoder, "dog", 2)
+    tokenizer = add_trigger(tiny_pipe.tokenizer, encoder, "rex", "sks dog", start, trainable=True)
+    vectors = encoder.get_input_embeddings().vectors["rex"]
+    prompts = Prompts(tokenizer, encoder, ["a sks dog", "a cat", "a Sks  Dog on grass"], [True, False, True])
+    calls: list[int] = []
+    encoder.register_forward_pre_hook(lambda module, args, kwargs: calls.append(len(args[0])), with_kwargs=True)
+    found = prompts.embeddings([0, 0, 1, 2, 0])
+    assert calls == [2]  # two live prompts, once each; the constant one is remembered
+    assert found.shape[:2] == (5, 77)
+    found.sum().backward()
+    assert vectors.grad is not None
+    assert bool(vectors.grad.abs().sum(1).all())
+    with torch.no_grad():
+        vectors += 1
+    assert not torch.equal(prompts.embeddings([0]), found[:1])
+    assert torch.equal(prompts.embeddings([1]), found[2:3].detach())
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_picture_once_per_round() -> None:
+    order = list(islice(picture_order(5, seed=3, position=0), 20))
+    assert all(sorted(order[i : i + 5]) == [0, 1, 2, 3, 4] for i in range(0, 20, 5))
+    assert order[:5] != order[5:10] or order[5:10] != order[10:15]
+
+
+@pytest.mark.parametrize("position", [0, 1, 4, 5, 13])
+def test_the_order_can_begin_anywhere(position: int) -> None:
+    whole = list(islice(picture_order(5, seed=3, position=0), 30))
+    assert list(islice(picture_order(5, seed=3, position=position), 10)) == whole[position : position + 10]
+
+
+def test_batches_of_both_kinds(tiny_pipe: StableDiffusionPipeline) -> None:
+    subject = Latents(torch.arange(3.0).view(3, 1, 1, 1), None, (0, 1, 2, 3))
+    of_class = Latents(torch.arange(10.0, 14.0).view(4, 1, 1, 1), None, (0, 1, 2, 3, 4))
+    prompts = Prompts(tiny_pipe.tokenizer, tiny_pipe.text_encoder, ["a dog", "a red dog", "a cat"], [False] * 3)
+    data = TrainingSet(subject, of_class, prompts, [0, 1, 0])
+    latents, prompt, num_class = data.batch(0, 3, seed=0, generator=generator())
+    assert sorted(latents[:3].flatten().tolist()) == [0, 1, 2]
+    assert set(latents[3:].flatten().tolist()) < {10, 11, 12, 13}
+    assert [prompt[i] for i in latents[:3].flatten().argsort()] == [0, 1, 0]
+    assert (prompt[3:], num_class) == ([2, 2, 2], 3)
+    assert TrainingSet(subject, None, prompts, [0, 1, 0]).batch(0, 2, 0, generator())[2] == 0
+
+
+def test_mixed_seeds() -> None:
+    seeds = {mixed_seed(a, b) for a in range(30) for b in range(30)}
+    assert len(seeds) == 900
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert mixed_seed(1, 23) != mixed_seed(12, 3)
+
+
+def test_fingerprint_follows_files_and_prompts(subject_images: Path) -> None:
+    paths = find_images(subject_images)
+    texts = ["a"] * 5
+    first = fingerprint_files(paths, texts)
+    assert fingerprint_files(paths, texts) == first
+    assert fingerprint_files(paths, ["b", *texts[1:]]) != first
+    assert fingerprint_files([*paths[1:], paths[0]], texts) != first
+    Image.new("RGB", (8, 8)).save(paths[0])
+    assert fingerprint_files(paths, texts) != first
+
+
+def test_views_are_cut_from_the_scaled_picture(subject_images: Path) -> None:
+    views = PictureViews(find_images(subject_images), 16, center_crop=True, random_flip=False, count=8, seed=0)
+    image = scale(read_image(subject_images / "1.jpg"), 16)
+    assert image.size == (21, 16)
+    assert torch.equal(views[1][0], view_tensor(image.crop((2, 0, 18, 16)), 16, View(0, 0)))

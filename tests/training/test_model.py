@@ -1,0 +1,126 @@
+"""The frozen base with the few numbers that learn."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from coeff_diffusion import load_coefficients
+from coeff_diffusion.families.fingerprint import check_fits
+from coeff_diffusion.training.config import ConfigError, TrainConfig
+from coeff_diffusion.training.dataset import Prompts
+from coeff_diffusion.training.losses import Effect
+from coeff_diffusion.training.model import Learner, training_resolution
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config() -> TrainConfig:
+    return replace(TrainConfig(instance_data_dir="x", class_word="dog").resolve(), resolution=16)
+
+
+def denoise(learner: Learner, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    noised = torch.randn(2, 4, 8, 8, generator=generator)
+    prompts = Prompts(
+        learner.tokenizer, learner.text_encoder, ["a sks dog", "a cat"], [learner.token is not None, False]
+    )
+    return learner.denoise(noised, torch.tensor([10, 500]), prompts.embeddings([0, 1]))
+
+
+def test_untrained_coefficients_are_the_base(tiny_pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
+    learner = Learner(tiny_pipe, replace(config, train="coefficients"), CPU)
+    generator = torch.Generator().manual_seed(0)
+    noised, steps = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([10, 500])
+    text = tiny_pipe.encode_prompt(["a sks dog", "a cat"], "cpu", 1, do_classifier_free_guidance=False)[0]
+    with torch.no_grad():
+        expected = tiny_pipe.unet(noised, steps, encoder_hidden_states=text).sample
+        assert torch.equal(denoise(learner), expected)
+
+
+def test_an_untrained_token_is_the_class_word(tiny_pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
+    learner = Learner(tiny_pipe, replace(config, train="token"), CPU)
+    prompts = Prompts(learner.tokenizer, learner.text_encoder, ["a sks dog"], [True])
+    plain = tiny_pipe.encode_prompt(["a dog"], "cpu", 1, do_classifier_free_guidance=False)[0]
+    torch.testing.assert_close(prompts.embeddings([0]), plain)
+
+
+def test_only_coefficients_and_token_get_gradients(tiny_pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
+    learner = Learner(tiny_pipe, config, CPU)
+    learner.train(True)
+    denoise(learner).square().mean().backward()
+    assert all(bool(parameter.grad.any()) for parameter in learner.parameters.values() if parameter.grad is not None)
+    assert all(parameter.grad is not None for parameter in learner.parameters.values())
+    frozen = [*learner.unet.parameters(), *learner.text_encoder.parameters()]
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in frozen)
+    heads = [processor.coeff.shape[0] for processor in learner.unet.attn_processors.values()]
+    trained = sum(parameter.numel() for parameter in learner.parameters.values())
+    assert trained == sum(h * h for h in heads) + 32
+    assert list(learner.parameters)[-1] == "token"
+
+
+def test_dropout_is_on_the_coefficients_and_in_training_only(
+    tiny_pipe: StableDiffusionPipeline, config: TrainConfig
+) -> None:
+    for block in tiny_pipe.unet.modules():
+        if isinstance(block, torch.nn.Dropout):
+            block.p = 0.5  # a base with dropout of its own: nothing of it may train
+    learner = Learner(tiny_pipe, replace(config, coeff_dropout=0.5), CPU)
+    with torch.no_grad():
+        for coeff in learner.coefficients.values():
+            coeff += 0.3
+        still = denoise(learner)
+        learner.train(True)
+        noisy = [denoise(learner) for _ in range(2)]
+        assert not torch.equal(noisy[0], noisy[1])
+        for coeff in learner.coefficients.values():
+            coeff.zero_()
+        learner.train(False)
+        zero = denoise(learner)
+        learner.train(True)
+        torch.testing.assert_close(denoise(learner), zero)
+        for coeff in learner.coefficients.values():
+            coeff += 0.3
+        learner.train(False)
+        assert torch.equal(denoise(learner), still)
+
+
+def test_a_snapshot_is_a_copy_that_fits(tiny_pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
+    learner = Learner(tiny_pipe, config, CPU)
+    with torch.no_grad():
+        for parameter in learner.parameters.values():
+            parameter += 0.01
+    first = learner.snapshot(3, [0.5, 0.25], Effect(0.123456789, 1, 1))
+    assert (first.info.train_steps, first.info.final_loss, first.info.effect) == (3, 0.375, 0.123457)
+    check_fits(first, tiny_pipe.unet)
+    with torch.no_grad():
+        for parameter in learner.parameters.values():
+            parameter += 0.01
+    second = learner.snapshot(4, [])
+    assert second.info.final_loss is None
+    assert all(float((second[path] - first[path]).mean()) == pytest.approx(0.01, rel=1e-3) for path in first)
+    load_coefficients(tiny_pipe, first)
+
+
+def test_a_snapshot_predicts_what_the_learner_predicts(tiny_pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
+    """What was trained is what is loaded: the same prediction through the stock pipeline."""
+    learner = Learner(tiny_pipe, config, CPU)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in learner.parameters.values():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+        expected = denoise(learner)[:1]
+        load_coefficients(tiny_pipe, learner.snapshot(1, []))
+        text = tiny_pipe.encode_prompt(["a sks dog"], "cpu", 1, do_classifier_free_guidance=False)[0]
+        noised = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        found = tiny_pipe.unet(noised[:1], torch.tensor([10]), encoder_hidden_states=text).sample
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_resolution(tiny_pipe: StableDiffusionPipeline) -> None:
+    assert training_resolution(None, tiny_pipe) == 16
+    assert training_resolution(24, tiny_pipe) == 24
+    with pytest.raises(ConfigError, match="--resolution is 18, expected a multiple of 8 for this base"):
+        training_resolution(18, tiny_pipe)

@@ -1,0 +1,87 @@
+"""Estimates, stopping and words."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from coeff_diffusion.training.config import TrainConfig
+from coeff_diffusion.training.losses import Effect
+from coeff_diffusion.training.reports import Clock, StopRequest, clock_time, outcome, own_random_state
+
+
+def test_time_left_counts_steps_and_previews() -> None:
+    config = TrainConfig(max_train_steps=100, validation_steps=40)  # previews at 40, 80 and 100
+    clock = Clock()
+    clock.stepped(9.0)  # the first step is slow
+    for _ in range(9):
+        clock.stepped(0.5)
+    clock.previewed(10.0)
+    assert clock.seconds_left(10, config) == 90 * 0.5 + 3 * 10
+    assert clock.seconds_left(40, config) == 60 * 0.5 + 3 * 10  # the preview of this step is still to come
+    assert clock.seconds_left(41, config) == 59 * 0.5 + 2 * 10
+    assert clock.seconds_left(100, config) == 10
+    assert clock.seconds_left(50, TrainConfig(max_train_steps=100, validation_steps=0)) == 25
+
+
+def test_previews_are_expected_before_the_first_one() -> None:
+    clock = Clock()
+    clock.stepped(0.3)
+    few, many = (TrainConfig(max_train_steps=10, num_validation_images=n) for n in (1, 4))
+    # 20 denoising steps of two passes, where a training step is about three passes of four pictures
+    assert clock.seconds_left(10, few) == pytest.approx(0.3 * 40 / 12)
+    assert clock.seconds_left(10, many) == pytest.approx(4 * clock.seconds_left(10, few))
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3700, "1:01:40")])
+def test_clock_time(seconds: float, shown: str) -> None:
+    assert clock_time(seconds) == shown
+
+
+def test_stop_request() -> None:
+    lines: list[str] = []
+    stop = StopRequest(None, lines.append)
+    assert not stop.asked()
+    with stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert len(lines) == 1
+    assert StopRequest(lambda: True, print).asked()
+
+
+def test_another_thread_leaves_ctrl_c_alone() -> None:
+    before, inside = signal.getsignal(signal.SIGINT), []
+
+    def train() -> None:
+        with StopRequest(None, print):
+            inside.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert inside == [before]
+
+
+def test_random_state_is_given_back() -> None:
+    state = torch.get_rng_state()
+    with own_random_state():
+        torch.manual_seed(5)
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_outcome(tmp_path: Path) -> None:
+    file = tmp_path / "coefficients.safetensors"
+    file.write_bytes(b"x" * 5416)
+    assert outcome(10, 10, Effect(0.2, 0.25, 0.2), file) == [
+        "loss on the subject's pictures 0.2500 -> 0.2000 (+20.0% better); predictions changed by 20.0%",
+        f"saved {file} (5,416 bytes)",
+    ]
+    stopped = outcome(4, 10, Effect(0.0, 0.25, 0.25), file)
+    assert stopped[0] == "stopped at step 4 of 10; what was learned so far is saved"
+    assert stopped[2].startswith("warning: the subject learned nothing")

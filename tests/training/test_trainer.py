@@ -1,0 +1,505 @@
+"""Real training runs on the tiny base, from the folder of pictures to the folder of results."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from coeff_diffusion.cli import main
+from coeff_diffusion.images.files import read_parameters
+from coeff_diffusion.inference.pipeline_subjects import load_coefficients
+from coeff_diffusion.inference.request import DrawRequest
+from coeff_diffusion.inference.studio import Studio
+from coeff_diffusion.subject import safetensors_file as files
+from coeff_diffusion.subject.coefficients import Coefficients
+from coeff_diffusion.training.checkpoint import CheckpointError
+from coeff_diffusion.training.config import ConfigError, TrainConfig
+from coeff_diffusion.training.photos import DatasetError
+from coeff_diffusion.training.reports import PreviewReport, StepReport, TrainingCancelled, TrainingError, TrainResult
+from coeff_diffusion.training.timeline import load_losses, load_timeline
+from coeff_diffusion.training.trainer import Trainer, train
+
+LAYERS = 14
+VALUES = 608  # the sum of the squared head counts of the tiny base's layers
+WIDTH = 32
+
+
+@pytest.fixture
+def config(subject_images: Path, tmp_path: Path) -> TrainConfig:
+    """Short and without previews; tests switch on what they are about."""
+    return TrainConfig(
+        instance_data_dir=str(subject_images),
+        class_word="dog",
+        output_dir=str(tmp_path / "out"),
+        max_train_steps=6,
+        train_batch_size=2,
+        timeline_steps=3,
+        validation_steps=0,
+    )
+
+
+@pytest.fixture
+def run(config: TrainConfig, tiny_pipe: StableDiffusionPipeline) -> Callable[..., TrainResult]:
+    def run(to: str = "out", callbacks: dict[str, Any] | None = None, **changes: Any) -> TrainResult:
+        folder = str(Path(str(config.output_dir)).parent / to)
+        return train(replace(config, output_dir=folder, **changes), tiny_pipe, **(callbacks or {}))
+
+    return run
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# --- end to end -------------------------------------------------------------------------------------------------------
+
+
+def test_from_pictures_to_results(
+    tiny_base_dir: Path, subject_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One command as a user types it; exactly these files; the file acts; its own config makes it again."""
+    out = tmp_path / "my dog"
+    arguments = [
+        *("--base", str(tiny_base_dir), "--instance_data_dir", str(subject_images), "--class_word", "dog"),
+        *("--output_dir", str(out), "--max_train_steps", "5", "--validation_steps", "3", "--timeline_steps", "2"),
+        *("--license", "cc0-1.0", "--center_crop"),
+    ]
+    assert main(["train", *arguments]) == 0
+    assert tree(out) == [
+        "README.md",
+        "coefficients.safetensors",
+        "config.yaml",
+        "samples/step_000003_0.png",
+        "samples/step_000003_1.png",
+        "samples/step_000005_0.png",
+        "samples/step_000005_1.png",
+        "timeline.safetensors",
+    ]
+    said = capsys.readouterr()
+    assert (
+        "608 coefficients of 14 attention layers and 32 values of the trigger's embedding, from 5 pictures" in said.out
+    )
+    assert f"saved {out / 'coefficients.safetensors'}" in said.out
+    assert "5/5 [" in said.err
+    assert "loss " in said.err
+    assert " left]" in said.err
+
+    subject = Coefficients.load(out)
+    assert len(subject) == LAYERS
+    assert sum(coeff.numel() for coeff in subject.values()) == VALUES
+    assert subject.tokens["text_encoder"].shape == (1, WIDTH)
+    info = subject.info
+    assert (info.trigger, info.class_word, info.instance_prompt, info.gate) == (
+        "sks dog",
+        "dog",
+        "a sks dog",
+        "trigger",
+    )
+    assert (info.base_model, info.resolution, info.prediction_type, info.seed) == ("tiny", 16, "epsilon", 0)
+    assert (info.train_steps, info.license, info.created) == (5, "cc0-1.0", "")
+    assert info.final_loss is not None
+    assert info.effect is not None
+    assert info.effect > 0.01
+
+    timeline = load_timeline(out / "timeline.safetensors")
+    assert list(timeline) == [2, 4, 5]
+    assert timeline[5].named_tensors().keys() == subject.named_tensors().keys()
+    assert all(torch.equal(value, timeline[5][path]) for path, value in subject.items())
+    assert len(load_losses(out / "timeline.safetensors")) == 5
+    parameters = read_parameters(out / "samples" / "step_000005_0.png")
+    assert (parameters.prompt, parameters.seed, parameters.subjects) == ("a sks dog", 0, {"sks dog": 1.0})
+
+    settings = TrainConfig.from_yaml(out / "config.yaml")
+    assert (settings.trigger, settings.resolution, settings.max_train_steps) == ("sks dog", 16, 5)
+    again = train(replace(settings, output_dir=str(tmp_path / "again")))
+    for name in tree(out):
+        if name != "config.yaml":  # it names its own folder
+            assert (out / name).read_bytes() == (again.path / name).read_bytes(), name
+
+
+def test_the_preview_is_what_the_file_draws(
+    run: Callable[..., TrainResult], tiny_base_dir: Path, tiny_pipe: StableDiffusionPipeline
+) -> None:
+    seen: list[PreviewReport] = []
+    result = run(validation_steps=3, callbacks={"on_preview": seen.append}, num_validation_images=1, seed=5)
+    assert [report.step for report in seen] == [3, 6]
+    studio = Studio(tiny_pipe)
+    for report in seen:
+        studio.load(load_timeline(result.path / "timeline.safetensors")[report.step], name="dog")
+        request = DrawRequest("a sks dog", subjects={"dog": 1.0}, seed=5, width=16, height=16)
+        assert studio.draw(request)[0].image.tobytes() == report.pictures[0].image.tobytes()
+        assert Image.open(report.paths[0]).tobytes() == report.pictures[0].image.tobytes()
+        studio.unload("dog")
+
+
+# --- what learns ------------------------------------------------------------------------------------------------------
+
+
+def weights_of(pipe: StableDiffusionPipeline) -> dict[str, torch.Tensor]:
+    parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder, "vae": pipe.vae}
+    return {f"{n}.{k}": v.clone() for n, part in parts.items() for k, v in part.state_dict().items()}
+
+
+def test_nothing_of_the_base_changes(run: Callable[..., TrainResult], tiny_pipe: StableDiffusionPipeline) -> None:
+    before, processors = weights_of(tiny_pipe), dict(tiny_pipe.unet.attn_processors)
+    tokenizer, flags = tiny_pipe.tokenizer, [p.requires_grad for p in tiny_pipe.unet.parameters()]
+    random_state = torch.get_rng_state()
+    run(validation_steps=3, gradient_checkpointing=True, mixed_precision="bf16")
+    after = weights_of(tiny_pipe)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert tiny_pipe.unet.attn_processors == processors
+    assert tiny_pipe.tokenizer is tokenizer
+    assert [p.requires_grad for p in tiny_pipe.unet.parameters()] == flags
+    assert not tiny_pipe.unet.is_gradient_checkpointing
+    assert tiny_pipe.unet.dtype == torch.float32
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "layers", "vectors"),
+    [
+        ({"train": "coefficients"}, LAYERS, 0),
+        ({"train": "token", "num_vectors": 3}, 0, 3),
+        ({"layers": "cross", "num_vectors": 2}, LAYERS // 2, 2),
+        ({"layers": "self", "blocks": ["up_blocks.*", "mid_block.*"], "train": "coefficients"}, 5, 0),
+    ],
+)
+def test_what_is_trained_is_what_is_saved(
+    run: Callable[..., TrainResult],
+    tiny_pipe: StableDiffusionPipeline,
+    changes: dict[str, Any],
+    layers: int,
+    vectors: int,
+) -> None:
+    result = run(**changes)
+    assert len(result.coefficients) == layers
+    assert [len(token) for token in result.coefficients.tokens.values()] == ([vectors] if vectors else [])
+    assert all(bool(value.any()) for value in result.coefficients.values())
+    load_coefficients(tiny_pipe, result.path)  # and fits the base
+
+
+def test_learning_rates_are_separate(run: Callable[..., TrainResult]) -> None:
+    """Adam's first step is as long as its learning rate."""
+    result = run(
+        max_train_steps=1, learning_rate=1e-3, token_learning_rate=1e-4, adam_weight_decay=0.0, coeff_dropout=0.0
+    )
+    moved = max(float(coeff.abs().max()) for coeff in result.coefficients.values())
+    assert moved == pytest.approx(1e-3, rel=1e-2)
+    untouched = run("slow", max_train_steps=1, token_learning_rate=1e-12, adam_weight_decay=0.0)
+    token, start = result.coefficients.tokens["text_encoder"], untouched.coefficients.tokens["text_encoder"]
+    assert float((token - start).abs().max()) == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_training_lowers_the_loss_on_its_pictures(run: Callable[..., TrainResult]) -> None:
+    result = run(max_train_steps=40, train_batch_size=4)
+    assert result.effect.loss_after < result.effect.loss_before
+    assert len(result.losses) == 40
+
+
+def test_learned_nothing_says_so(run: Callable[..., TrainResult]) -> None:
+    lines: list[str] = []
+    result = run(learning_rate=1e-9, token_learning_rate=1e-9, callbacks={"say": lines.append})
+    assert result.effect.change < 1e-4
+    assert any(line.startswith("warning: the subject learned nothing") and "--learning_rate" in line for line in lines)
+
+
+# --- the same again ---------------------------------------------------------------------------------------------------
+
+
+def test_the_seed_decides_the_bytes(run: Callable[..., TrainResult]) -> None:
+    torch.manual_seed(1)
+    first = run("a")
+    torch.manual_seed(2)  # the caller's random state has no say
+    second, other = run("b", validation_steps=2), run("c", seed=1)
+    assert first.losses == second.losses  # nor have previews
+    for name in ("coefficients.safetensors", "timeline.safetensors"):
+        assert (first.path / name).read_bytes() == (second.path / name).read_bytes()
+    assert first.losses != other.losses
+
+
+def test_dates_come_from_outside_only(run: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert run("a", max_train_steps=1).coefficients.info.created == "2023-11-14T22:13:20Z"
+    assert run("b", max_train_steps=1, created="2026-11-23").coefficients.info.created == "2026-11-23"
+
+
+CHILD = """
+import os, signal, sys
+from coeff_diffusion.config import TrainConfig
+from coeff_diffusion.trainer import train
+
+def die(report):
+    if report.step == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(TrainConfig.from_yaml(sys.argv[1]), on_step=die)
+"""
+
+
+def test_a_killed_run_resumes_exactly(
+    config: TrainConfig, tiny_base_dir: Path, tiny_pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    """Losses and files of a run that was killed and resumed equal those of one that was not."""
+    config = replace(
+        config, pretrained_model_name_or_path=str(tiny_base_dir), max_train_steps=10, checkpointing_steps=2,
+        checkpoints_total_limit=2, lr_scheduler="cosine", lr_warmup_steps=3, gradient_accumulation_steps=2,
+        timeline_steps=3, random_flip=True,
+    )  # fmt: skip
+    whole = train(replace(config, output_dir=str(tmp_path / "whole")), tiny_pipe)
+
+    (tmp_path / "config.yaml").write_text(config.resolve().to_yaml())
+    command = [sys.executable, "-W", "error", "-c", CHILD, str(tmp_path / "config.yaml")]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums over other numbers of threads round otherwise
+    child = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **threads})
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    out = tmp_path / "out"
+    assert tree(out / "checkpoints") == ["step_000004.safetensors", "step_000006.safetensors"]
+    assert not (out / "coefficients.safetensors").exists()
+
+    reports: list[StepReport] = []
+    resumed = train(replace(config, resume_from_checkpoint="latest"), tiny_pipe, on_step=reports.append)
+    assert reports[0].step == 7
+    assert resumed.losses == whole.losses
+    for name in ("coefficients.safetensors", "timeline.safetensors", "checkpoints/step_000010.safetensors"):
+        mine, other = (resumed.path / name).read_bytes(), (whole.path / name).read_bytes()
+        assert len(mine) == len(other) if name.startswith("checkpoints") else mine == other, name
+
+
+def test_resuming_checks_that_it_is_the_same_run(
+    run: Callable[..., TrainResult], config: TrainConfig, subject_images: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint in .*leave out --resume_from_checkpoint"):
+        run(resume_from_checkpoint="latest")
+    run(checkpointing_steps=3)
+    with pytest.raises(CheckpointError, match=r"train was .* and is 'token'; learning_rate was 0\.001 and is 0\.1"):
+        run(resume_from_checkpoint="latest", learning_rate=0.1, train="token")
+    longer = run(resume_from_checkpoint="step_000003", max_train_steps=8)  # going on for longer is fine
+    assert len(longer.losses) == 8
+    Image.new("RGB", (20, 20)).save(subject_images / "0.png")
+    with pytest.raises(CheckpointError, match="belongs to another run: pictures was"):
+        run(resume_from_checkpoint="latest")
+
+
+# --- ending early -----------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_saves_what_it_has_and_says_so(run: Callable[..., TrainResult]) -> None:
+    lines: list[str] = []
+
+    def press(report: StepReport) -> None:
+        if report.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    result = run(checkpointing_steps=4, callbacks={"on_step": press, "say": lines.append})
+    assert signal.getsignal(signal.SIGINT) is before
+    assert result.stopped
+    assert len(result.losses) == 2
+    assert Coefficients.load(result.path).info.train_steps == 2
+    assert list(load_timeline(result.path / "timeline.safetensors")) == [2]
+    assert lines[1].startswith("stopping after this step and saving")
+    assert lines[2] == "stopped at step 2 of 6; what was learned so far is saved"
+    resumed = run(checkpointing_steps=4, resume_from_checkpoint="latest")
+    assert resumed.losses == run("whole").losses
+
+
+def test_a_second_ctrl_c_aborts(run: Callable[..., TrainResult], tmp_path: Path) -> None:
+    def press(report: StepReport) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks={"on_step": press})
+    assert not (tmp_path / "out" / "coefficients.safetensors").exists()
+
+
+def test_should_stop(run: Callable[..., TrainResult]) -> None:
+    steps: list[int] = []
+    callbacks = {"on_step": lambda report: steps.append(report.step), "should_stop": lambda: len(steps) >= 4}
+    result = run(callbacks=callbacks, validation_steps=4)  # also in the middle of a preview
+    assert (result.stopped, len(result.losses)) == (True, 4)
+    assert "samples" not in {path.name for path in result.path.iterdir()}
+
+
+def test_stopped_before_training(run: Callable[..., TrainResult], tmp_path: Path) -> None:
+    with pytest.raises(TrainingCancelled, match="while drawing class pictures"):
+        run(
+            with_prior_preservation=True,
+            class_data_dir=str(tmp_path / "class"),
+            callbacks={"should_stop": lambda: True},
+        )
+
+
+def test_a_loss_that_breaks_up(run: Callable[..., TrainResult]) -> None:
+    with pytest.raises(TrainingError, match="lower .*learning.rate"):
+        run(learning_rate=1e25, token_learning_rate=1e25, max_train_steps=10, timeline_steps=0)
+    with pytest.raises(TrainingError, match="lower the learning rates"):
+        run("large", learning_rate=1e3, timeline_steps=1)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_full_disk(
+    run: Callable[..., TrainResult], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, everything: bool
+) -> None:
+    """A disk that is full in the middle of a run: a clear error, the subject saved if it fits, no half files."""
+
+    def full(descriptor: int) -> None:
+        name = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if "timeline" in name or (everything and "coefficients" in name):
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    saved = "could not be saved either" if everything else "is saved in"
+    with pytest.raises(
+        TrainingError, match=f"ended at step 3: No space left on device .*the subject of step 3 {saved}"
+    ):
+        run()
+    assert tree(tmp_path / "out") == (["config.yaml"] if everything else ["coefficients.safetensors", "config.yaml"])
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_folder_is_never_overwritten_unasked(run: Callable[..., TrainResult], tmp_path: Path) -> None:
+    run("a", validation_steps=3, checkpointing_steps=3)
+    mine = tmp_path / "a" / "notes.txt"
+    mine.write_text("mine")
+    with pytest.raises(ConfigError, match=r"--output_dir .* is not empty; .*--overwrite_output_dir"):
+        run("a")
+    run("a", overwrite_output_dir=True, max_train_steps=1)
+    assert tree(tmp_path / "a") == [
+        "README.md", "coefficients.safetensors", "config.yaml", "notes.txt", "timeline.safetensors",
+    ]  # fmt: skip
+
+
+def test_bad_input_is_found_before_training(
+    run: Callable[..., TrainResult], tiny_pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(DatasetError, match="no pictures in"):
+        run("a", instance_data_dir=str(tmp_path / "empty"))
+    with pytest.raises(ConfigError, match=r"--output_dir .*/file/out cannot be written"):
+        run("file/out")
+    with pytest.raises(ConfigError, match="--resolution is 20, expected a multiple of 8"):
+        run("b", resolution=20)
+    with pytest.raises(ConfigError, match="--max_train_steps is -1"):
+        run("c", max_train_steps=-1)
+    load_coefficients(tiny_pipe, run("d").path, name="rex")
+    with pytest.raises(ConfigError, match=r"the base has subjects loaded \(rex\); unload them"):
+        run("e")
+
+
+def test_errors_on_the_command_line(tiny_base_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--max_train_steps", "-3", "--class_word", "dog"]) == 2
+    said = capsys.readouterr().err
+    assert "--max_train_steps is -3, expected at least 1; --instance_data_dir is missing" in said
+    assert main(["train", "--lerning_rate", "1"]) == 2
+    assert "did you mean 'learning_rate'?" in capsys.readouterr().err
+
+
+# --- ways to train ----------------------------------------------------------------------------------------------------
+
+
+def test_prior_preservation(run: Callable[..., TrainResult], tmp_path: Path) -> None:
+    folder = tmp_path / "class"
+    settings = {"with_prior_preservation": True, "class_data_dir": str(folder), "num_class_images": 3}
+    result = run(**settings)
+    drawn = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(drawn) == ["class_00000.png", "class_00001.png", "class_00002.png"]
+    assert read_parameters(folder / "class_00001.png").prompt == "a dog"
+    again = run("again", **settings)
+    assert again.losses == result.losses
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == drawn
+    assert result.losses != run("alone").losses
+    weighted = run("weighted", **settings, prior_loss_weight=0.0, max_train_steps=1)
+    both = run("both", **settings, prior_loss_weight=1.0, max_train_steps=1)
+    assert weighted.losses[0] < both.losses[0]
+    assert both.coefficients.info.class_prompt == "a dog"
+
+
+def test_captions(run: Callable[..., TrainResult], subject_images: Path) -> None:
+    lines: list[str] = []
+    plain = run("plain")
+    (subject_images / "0.txt").write_text("a dog on a beach")
+    captioned = run("captioned", callbacks={"say": lines.append})
+    assert lines[0] == "0.txt: 'a dog on a beach' lacks the trigger and is read as 'a sks dog on a beach'"
+    assert plain.losses != captioned.losses
+    (subject_images / "1.txt").write_text("a dog " * 100 + "sks dog")
+    with pytest.raises(DatasetError, match="its trigger is cut off"):
+        run("long")
+
+
+def test_gradient_checkpointing_changes_nothing(run: Callable[..., TrainResult]) -> None:
+    plain, saving = run("plain"), run("saving", gradient_checkpointing=True)
+    torch.testing.assert_close(saving.losses, plain.losses, rtol=1e-5, atol=0)
+
+
+def test_bf16(run: Callable[..., TrainResult], tiny_base_dir: Path, tiny_pipe: StableDiffusionPipeline) -> None:
+    result = run(mixed_precision="bf16", validation_steps=6)
+    assert all(value.dtype == torch.float32 for value in result.coefficients.named_tensors().values())
+    torch.testing.assert_close(result.losses, run("full").losses, rtol=2e-2, atol=0)
+    assert (result.path / "samples" / "step_000006_0.png").is_file()
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_v_prediction(run: Callable[..., TrainResult], tiny_pipe: StableDiffusionPipeline, zero_snr: bool) -> None:
+    tiny_pipe.scheduler = DDIMScheduler.from_config(
+        tiny_pipe.scheduler.config, prediction_type="v_prediction", rescale_betas_zero_snr=zero_snr,
+        timestep_spacing="trailing",
+    )  # fmt: skip
+    result = run(snr_gamma=5.0, validation_steps=6)
+    assert result.coefficients.info.prediction_type == "v_prediction"
+    assert all(0 < loss < 10 for loss in result.losses)
+    assert (result.path / "samples" / "step_000006_0.png").is_file()
+
+
+def test_reports(run: Callable[..., TrainResult]) -> None:
+    reports: list[StepReport] = []
+    result = run(callbacks={"on_step": reports.append}, learning_rate=1e-2, lr_scheduler="linear", lr_warmup_steps=2)
+    assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
+    assert [report.loss for report in reports] == result.losses
+    assert [round(report.learning_rate, 6) for report in reports] == [0.005, 0.01, 0.0075, 0.005, 0.0025, 0]
+    assert all(report.total == 6 for report in reports)
+    assert reports[0].seconds_left > reports[-1].seconds_left == 0
+
+
+def test_tensorboard(run: Callable[..., TrainResult]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = run(report_to="tensorboard", logging_dir="logs")
+    assert [name for name in tree(result.path) if name.startswith("logs/")]
+    events = EventAccumulator(str(result.path / "logs"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(result.losses)
+    assert {"loss", "learning_rate", "change", "improvement"} <= set(events.Tags()["scalars"])
+
+
+def test_the_model_card_is_what_the_hub_reads(run: Callable[..., TrainResult]) -> None:
+    result = run(validation_steps=6, license="mit")
+    text = (result.path / "README.md").read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["instance_prompt"] == "a sks dog"
+    assert front["license"] == "mit"
+    assert front["widget"][0] == {"text": "a sks dog", "output": {"url": "samples/step_000006_0.png"}}
+
+
+def test_a_step_depends_on_seed_and_number_alone(config: TrainConfig, tiny_pipe: StableDiffusionPipeline) -> None:
+    trainer = Trainer(config, tiny_pipe)
+    trainer.setup()
+    trainer.learner.train(True)
+    later = float(trainer.batch_loss(4).detach())
+    float(trainer.batch_loss(3).detach())
+    assert float(trainer.batch_loss(4).detach()) == later

@@ -1,0 +1,253 @@
+"""The page in a real browser: what a person does with it to draw, on a tiny base."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from browsing import find_chromium
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from subject_maker import make_subject
+
+from coeff_diffusion import Coefficients, CoefficientsInfo
+from coeff_diffusion.images.files import read_parameters
+from coeff_diffusion.inference.studio import Studio
+from coeff_diffusion.sources.image_card import extract
+from coeff_diffusion.sources.library import Library
+
+playwright = pytest.importorskip("playwright.sync_api")
+gradio = pytest.importorskip("gradio")
+
+from coeff_diffusion.service import StudioService  # noqa: E402
+from coeff_diffusion.ui import PageConfig, open_page  # noqa: E402
+from coeff_diffusion.ui.page import build, launch  # noqa: E402
+
+pytestmark = [
+    pytest.mark.browser,
+    # gradio sums up its queue with an option of pandas that pandas 3 calls deprecated.
+    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
+]
+
+PATIENCE = 60_000  # milliseconds, for a machine that is busy with something else
+PROMPT = "a sks dog and a <i>sks cat</i> on grass"
+
+
+@pytest.fixture
+def subjects_dir(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
+    folder = tmp_path / "subjects"
+    folder.mkdir()
+    for name in ("dog", "cat"):
+        subject = make_subject(tiny_pipe.unet, tiny_pipe.text_encoder, name, f"sks {name}", name)
+        subject.save((folder if name == "dog" else tmp_path) / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture
+def address(tiny_base_dir: Path, subjects_dir: Path, tmp_path: Path) -> Iterator[str]:
+    config = PageConfig(
+        base=str(tiny_base_dir), subjects_dir=str(subjects_dir), output_dir=str(tmp_path / "pictures"), port=0
+    )
+    yield open_page(config, block=False)
+    gradio.close_all()
+
+
+class Draw:
+    """The Draw tab in a window, as a person sees it."""
+
+    def __init__(self, browser: Any, address: str, width: int = 1280, height: int = 900) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": height})
+        self.page.set_default_timeout(PATIENCE)
+        self.hosts: set[str] = set()
+        self.problems: list[str] = []
+        self.page.on("request", lambda sent: self.hosts.add(sent.url.split("/")[2] if "://" in sent.url else ""))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
+        self.page.goto(address)
+        self.button = self.page.locator("#draw-button")
+        self.status = self.page.locator("#draw-status")
+        self.prompt = self.page.locator("#draw-prompt textarea")
+        self.button.wait_for()
+        self.page.locator(".main > [data-testid=status-tracker]").wait_for(state="hidden")
+
+    def number(self, name: str) -> Any:
+        return self.page.locator(f"#draw-{name} input[type=number]")
+
+    def subject(self, number: int) -> Any:
+        return self.page.get_by_label(f"Subject {number}", exact=True)
+
+    def choose(self, number: int, name: str) -> None:
+        self.subject(number).click()
+        self.page.get_by_role("option", name=name, exact=True).click()
+
+    def unfold(self, name: str) -> None:
+        self.page.locator(f"#draw-{name} > button").click()
+
+    def upload(self, file: Path) -> None:
+        with self.page.expect_file_chooser() as chooser:
+            self.page.locator("#draw-upload").click()
+        chooser.value.set_files(file)
+
+    def says(self, text: str) -> None:
+        playwright.expect(self.status).to_contain_text(text, timeout=PATIENCE)
+
+    def picture(self, caption: str) -> Any:
+        found = self.page.locator("#draw-gallery").get_by_role("img", name=caption)
+        playwright.expect(found).to_be_visible(timeout=PATIENCE)
+        return found
+
+
+def test_ci_insists_on_a_browser(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="no Chromium found: apt-get install chromium"):
+        find_chromium()
+    monkeypatch.setenv("CI", "")
+    with pytest.raises(pytest.skip.Exception, match="no Chromium found"):
+        find_chromium()
+
+
+def test_draw_and_draw_again(browser: Any, address: str, subjects_dir: Path, tmp_path: Path) -> None:
+    draw = Draw(browser, address)
+    playwright.expect(draw.page.locator("#draw-empty")).to_have_text("Write what you want to see and press Draw.")
+
+    # Pick a subject from the folder, add another from a file: each has a row and says what calls it up.
+    draw.choose(1, "dog")
+    playwright.expect(draw.prompt).to_have_value("a sks dog", timeout=PATIENCE)  # something to begin with
+    draw.upload(tmp_path / "cat.safetensors")
+    draw.says("'cat' joined the library.")
+    playwright.expect(draw.subject(2)).to_have_value("cat")
+    playwright.expect(draw.subject(3)).to_be_visible()
+    playwright.expect(draw.page.locator("#draw-words")).to_contain_text("dog: write “sks dog”")
+    draw.number("strength-1").fill("0.5")
+
+    # Draw: the base and the subjects side by side, from the seed asked for. Enter draws.
+    draw.unfold("settings")
+    draw.page.locator("#draw-random input").uncheck()
+    draw.number("seed").fill("5")
+    draw.number("steps").fill("2")
+    draw.page.locator("#draw-compare input").check()
+    draw.page.locator("#draw-embed input").check()
+    draw.prompt.fill(PROMPT)
+    draw.prompt.press("Enter")
+    picture = draw.picture("dog + cat, seed 5")
+    assert picture.evaluate("image => image.complete && image.naturalWidth") == 16
+    left, right = (draw.picture(words).bounding_box() for words in ("base, seed 5", "dog + cat, seed 5"))
+    assert (left["y"], left["x"] + left["width"] < right["x"]) == (right["y"], True)
+    draw.says("00001-5-base.png, 00002-5.png")
+    base, saved = sorted((tmp_path / "pictures").iterdir())
+    found = read_parameters(saved)
+    assert (found.prompt, found.subjects, found.steps) == (PROMPT, {"dog": 0.5, "cat": 1.0}, 2)
+    assert read_parameters(base).prompt == "a dog and a <i>cat</i> on grass"
+    assert [subject.info.name for subject in extract(saved)] == ["dog", "cat"]
+
+    # What is downloaded is the file that was saved, subjects included.
+    picture.click()
+    with draw.page.expect_download() as download:
+        draw.page.locator("#draw-gallery").get_by_role("button", name="Download", exact=True).click()
+    assert download.value.suggested_filename == saved.name
+    assert Path(download.value.path()).read_bytes() == saved.read_bytes()
+
+    # A picture dropped in gives its settings back, and its subject where nobody has it any more.
+    (subjects_dir / "cat.safetensors").unlink()
+    draw.prompt.fill("something else")
+    draw.number("steps").fill("3")
+    draw.number("strength-1").fill("2")
+    draw.choose(1, "no subject")
+    playwright.expect(draw.number("strength-1")).to_be_hidden(timeout=PATIENCE)
+    draw.page.set_input_files("#draw-drop input[type=file]", saved)
+    draw.says("its subject joined the library as 'cat'")
+    playwright.expect(draw.prompt).to_have_value(PROMPT)
+    playwright.expect(draw.number("steps")).to_have_value("2")
+    playwright.expect(draw.number("strength-1")).to_have_value("0.5")
+    draw.page.locator("#draw-compare input").uncheck()
+    draw.button.click()
+    draw.says("00003-5.png")
+    again = tmp_path / "pictures" / "00003-5.png"
+    assert Image.open(again).tobytes() == Image.open(saved).tobytes()
+
+    # The last seed again, after a random one.
+    draw.page.locator("#draw-random input").check()
+    draw.button.click()
+    draw.says("00004-")
+    draw.number("seed").fill("1")
+    draw.page.locator("#draw-reuse").click()
+    playwright.expect(draw.page.locator("#draw-random input")).not_to_be_checked()
+    drawn = next((tmp_path / "pictures").glob("00004-*"))
+    playwright.expect(draw.number("seed")).to_have_value(str(read_parameters(drawn).seed))
+
+    assert draw.hosts <= {address.split("/")[2], ""}, "the page must not ask anyone else for anything"
+    assert draw.problems == []
+    draw.page.close()
+
+
+def test_cancel_refusals_and_a_phone(
+    browser: Any, tiny_pipe: StableDiffusionPipeline, subjects_dir: Path, tmp_path: Path
+) -> None:
+    service = StudioService(Studio(tiny_pipe), Library(subjects_dir), tmp_path / "pictures")
+    blocks = build(service)
+    try:
+        draw = Draw(browser, launch(blocks, PageConfig(port=0), [], block=False), width=390, height=844)
+        _phone(draw)
+        _refusals(draw, subjects_dir, tmp_path)
+        _cancel(draw, service)
+    finally:
+        blocks.close()
+
+
+def _phone(draw: Draw) -> None:
+    """On a phone: the prompt, the button, the result, then the rest; and nothing is wider than the screen."""
+    parts = ("#draw-prompt", "#draw-button", "#draw-empty", "#draw-subject-1", "#draw-settings")
+    tops = [draw.page.locator(part).bounding_box()["y"] for part in parts]
+    assert tops == sorted(tops)
+    draw.unfold("settings")
+    draw.unfold("fine")
+    assert draw.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def _refusals(draw: Draw, subjects_dir: Path, tmp_path: Path) -> None:
+    """What cannot be done is said beside the button, and as text whatever it is made of."""
+    info = CoefficientsInfo(base_model="<b>another</b>")
+    Coefficients({"a.b": torch.ones(2, 2)}, info=info).save(tmp_path / "stranger.safetensors")
+    draw.upload(tmp_path / "stranger.safetensors")
+    draw.says("the subject is for <b>another</b>")
+    draw.says("a.b is no attention layer of this base")
+    draw.page.get_by_test_id("toast-text").get_by_text("the subject is for <b>another</b>").wait_for()
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    draw.page.set_input_files("#draw-drop input[type=file]", tmp_path / "photo.png")
+    draw.says("photo.png carries no subject")
+
+    draw.choose(1, "dog")
+    playwright.expect(draw.prompt).to_have_value("a sks dog", timeout=PATIENCE)
+    (subjects_dir / "dog.safetensors").rename(tmp_path / "dog.safetensors")
+    draw.button.click()
+    draw.says("no subject 'dog' in")
+    playwright.expect(draw.button).to_be_enabled()
+    (tmp_path / "dog.safetensors").rename(subjects_dir / "dog.safetensors")
+
+
+def _cancel(draw: Draw, service: StudioService) -> None:
+    """Cancel ends a drawing at once, and so does closing the page."""
+    for name, value in (("width", 64), ("height", 64), ("pictures", 4), ("steps", 100)):
+        draw.number(name).fill(str(value))
+        draw.number(name).press("Tab")
+    cancel = draw.page.locator("#draw-cancel")
+    draw.button.click()
+    draw.says("of 100")  # how far it is
+    draw.page.locator("#draw-gallery").get_by_role("img", name="forming").first.wait_for()
+    cancel.click()
+    draw.says("Cancelled; nothing was saved.")
+    playwright.expect(cancel).to_be_disabled()
+
+    draw.button.click()
+    draw.says("of 100")
+    draw.page.close()
+    until = time.monotonic() + PATIENCE / 1000
+    while service.jobs.busy:
+        assert time.monotonic() < until, "the drawing went on although nobody is there"
+        time.sleep(0.1)
+    assert not list(service.output_dir.glob("*.png"))

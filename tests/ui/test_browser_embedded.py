@@ -1,0 +1,74 @@
+"""The whole page on the embedded base: from five dropped pictures to a drawn subject, as on a newcomer's laptop."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coeff_diffusion import Coefficients
+from coeff_diffusion.images.files import read_parameters
+
+playwright = pytest.importorskip("playwright.sync_api")
+gradio = pytest.importorskip("gradio")
+
+from coeff_diffusion.ui import PageConfig, open_page  # noqa: E402
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+PICTURES = Path(__file__).parents[2] / "examples" / "subjects" / "cat"
+PATIENCE = 120_000
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    config = PageConfig(subjects_dir=str(tmp_path / "subjects"), output_dir=str(tmp_path / "pictures"), port=0)
+    yield open_page(config, block=False)
+    gradio.close_all()
+
+
+def test_from_five_pictures_to_a_drawn_subject(browser: Any, address: str, tmp_path: Path) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(PATIENCE)
+    playwright.expect.set_options(timeout=PATIENCE)
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(address)
+    page.locator("#draw-button").wait_for()
+    page.locator(".main > [data-testid=status-tracker]").wait_for(state="hidden")  # now it has all its values
+
+    # Train, with a reload in the middle: the page comes back to where the training is.
+    page.get_by_role("tab", name="Train", exact=True).click()
+    pictures = sorted(str(path) for path in PICTURES.glob("*.png"))
+    page.set_input_files("#train-pictures input[type=file]", pictures)
+    playwright.expect(page.locator("#train-crops img")).to_have_count(5)
+    page.locator("#train-name textarea, #train-name input").fill("my cat")
+    page.locator("#train-class-word textarea, #train-class-word input").fill("cat")
+    page.get_by_role("button", name="More").click()
+    settings = (("max-train-steps", "300", "12"), ("validation-steps", "100", "6"), ("num-validation-images", "2", "1"))
+    for name, before, value in settings:
+        box = page.locator(f"#train-{name} input").first
+        playwright.expect(box).to_have_value(before)
+        box.fill(value)
+        box.press("Tab")
+        playwright.expect(box).to_have_value(value)
+    page.get_by_role("button", name="Start training").click()
+    status = page.locator("#train-status")
+    playwright.expect(status).to_contain_text("of 12")
+    page.reload()
+    page.get_by_role("tab", name="Train", exact=True).click()
+    playwright.expect(status).to_contain_text("my-cat has learned all 12 steps and is in the library")
+    playwright.expect(page.locator("#train-previews img").first).to_be_visible()
+    assert Coefficients.load(tmp_path / "subjects" / "my-cat").info.train_steps == 12
+
+    # Draw it beside the base.
+    page.get_by_role("tab", name="Draw", exact=True).click()
+    page.get_by_label("Subject 1", exact=True).click()
+    page.get_by_role("option", name="my-cat", exact=True).click()
+    playwright.expect(page.locator("#draw-prompt textarea")).to_have_value("a sks cat")
+    page.locator("#draw-compare input").check()
+    page.locator("#draw-button").click()
+    playwright.expect(page.locator("#draw-status")).to_contain_text("00002-")
+    files = sorted((tmp_path / "pictures").glob("*.png"))
+    assert [read_parameters(file).subjects for file in files] == [{}, {"my-cat": 1.0}]
+    assert problems == []
+    page.close()

@@ -1,0 +1,181 @@
+"""The Train and Timeline tabs in a real browser: five dropped pictures, a reload on the way, the best step kept."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
+
+playwright = pytest.importorskip("playwright.sync_api")
+gradio = pytest.importorskip("gradio")
+
+from coeff_diffusion import Coefficients  # noqa: E402
+from coeff_diffusion.inference.studio import Studio  # noqa: E402
+from coeff_diffusion.service import StudioService  # noqa: E402
+from coeff_diffusion.sources.library import Library  # noqa: E402
+from coeff_diffusion.ui import PageConfig, timeline, train  # noqa: E402
+from coeff_diffusion.ui.page import launch  # noqa: E402
+
+pytestmark = [
+    pytest.mark.browser,
+    # gradio, about its own use of pandas when it sums up how its queue did.
+    pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning"),
+]
+expect = playwright.expect
+WAIT = 60_000
+
+
+@pytest.fixture
+def service(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Iterator[StudioService]:
+    service = StudioService(Studio(tiny_pipe), Library(tmp_path / "subjects"), tmp_path / "pictures")
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def address(service: StudioService) -> Iterator[str]:
+    with gradio.Blocks(analytics_enabled=False) as blocks:
+        for title, module in (("Train", train), ("Timeline", timeline)):
+            with gradio.Tab(title) as tab:
+                module.build(service, blocks, tab)
+    yield launch(blocks, PageConfig(port=0), [], block=False)
+    blocks.close()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[str]:
+    """Five photos of a thing, and the first once more."""
+    paths = []
+    for place in (4, 14, 24, 34, 44, 4):
+        image = Image.new("RGB", (80, 60), (90, 100, 110))
+        ImageDraw.Draw(image).ellipse((place, 12, place + 26, 44), fill=(220, 60, 40))
+        paths.append(str(tmp_path / f"photo <b>{len(paths)}.png"))
+        image.save(paths[-1])
+    return paths
+
+
+def fits(page: Any) -> bool:
+    """Whether nothing hangs over the right edge."""
+    return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
+
+
+def test_train_reload_scrub_and_keep(
+    browser: Any, address: str, service: StudioService, photos: list[str], tmp_path: Path
+) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    problems: list[str] = []
+    box = lambda name: page.locator(f"#{name} input, #{name} textarea")  # noqa: E731
+    page.on("pageerror", lambda error: problems.append(f"{error} {error.stack}"))
+    page.goto(address)
+    start = page.get_by_role("button", name="Start training")
+    start.wait_for(timeout=WAIT)
+
+    # What is missing is said at once, in the words of the page.
+    start.click()
+    refused = page.locator("#train-refused")
+    expect(refused).to_contain_text("there are no pictures", timeout=WAIT)
+    expect(refused).to_contain_text("class word is missing")
+    expect(refused).to_contain_text("the subject has no name")
+
+    # Five pictures and a broken one: squares of the five, a word about each of the others.
+    (tmp_path / "broken.png").write_text("no picture")
+    page.set_input_files("#train-pictures input[type=file]", [*photos, str(tmp_path / "broken.png")])
+    expect(page.locator("#train-crops img")).to_have_count(6, timeout=WAIT)
+    remarks = page.locator("#train-remarks")
+    expect(remarks).to_contain_text("broken.png is not a readable picture")
+    expect(remarks).to_contain_text("is nearly the same picture as")
+    box("train-name").fill("Rex <i>the</i> dog")
+    box("train-class-word").fill("dog")
+    start.click()
+    expect(refused).to_contain_text("broken.png is not a readable picture", timeout=WAIT)
+    page.locator("#train-pictures").get_by_role("button", name="Clear").click()
+    page.set_input_files("#train-pictures input[type=file]", photos[:5])
+    expect(page.locator("#train-crops img")).to_have_count(5, timeout=WAIT)
+    expect(remarks).to_have_text("")
+
+    # A preset fills the fold-out; what is changed there wins.
+    page.get_by_role("radio", name="careful").check()
+    page.get_by_role("button", name="More").click()
+    expect(box("train-max-train-steps")).to_have_value("600")
+    expect(box("train-validation-steps")).to_have_value("150")
+    box("train-max-train-steps").fill("5000")
+    box("train-validation-steps").fill("15")
+    box("train-num-validation-images").fill("1")
+    box("train-train-batch-size").fill("1")
+    start.click()
+    status = page.locator("#train-status")
+    expect(status).to_contain_text("of 5000", timeout=WAIT)
+    expect(page.locator("#train-previews img").first).to_be_visible(timeout=WAIT)
+    expect(page.locator("#train-curve canvas, #train-curve svg").first).to_be_visible()
+
+    # The page comes back to where the training is; a second one waits in line and is taken out of it.
+    page.reload()
+    expect(status).to_contain_text("of 5000", timeout=WAIT)
+    before = service.trainings.latest
+    assert before is not None
+    assert before.state == "running"
+    page.set_input_files("#train-pictures input[type=file]", photos[:5])
+    box("train-name").fill("second")
+    box("train-class-word").fill("dog")
+    start.click()
+    expect(status).to_contain_text("second waits, number 1 in line", timeout=WAIT)
+    page.get_by_role("button", name="Take out of the line").click()
+    expect(status).to_contain_text("second was stopped before its first step")
+    page.get_by_role("radio", name="rex-i-the-i-dog").check()
+    expect(status).to_contain_text("rex-i-the-i-dog: step", timeout=WAIT)
+    page.screenshot(path=tmp_path / "train-1280.png", full_page=True)
+
+    # On the timeline while it goes on: another step, another picture; the step is kept.
+    page.get_by_role("tab", name="Timeline").click()
+    box("timeline-run").click()
+    page.get_by_role("option", name="rex-i-the-i-dog").click()
+    picture = page.locator("#timeline-picture img")
+    expect(picture).to_be_visible(timeout=WAIT)
+    at = page.locator("#timeline-status")
+    first, shown = at.inner_text(), picture.get_attribute("src")
+    page.locator("#timeline-step input[type=range]").focus()
+    page.keyboard.press("Home")
+    expect(at).to_have_text("step 10", timeout=WAIT)
+    assert first != "step 10"
+    expect(picture).not_to_have_attribute("src", str(shown))
+    page.get_by_role("button", name="Keep this step").click()
+    expect(at).to_contain_text("Kept: step 10 is the subject rex-i-the-i-dog now; it stays so", timeout=WAIT)
+    page.screenshot(path=tmp_path / "timeline-1280.png", full_page=True)
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert fits(page)
+    page.screenshot(path=tmp_path / "timeline-390.png", full_page=True)
+
+    # Stopping keeps what it has: the chosen step.
+    page.get_by_role("tab", name="Train", exact=True).click()
+    page.get_by_role("button", name="Stop and keep what it has").click()
+    expect(status).to_contain_text("is in the library: write “a sks dog” in a prompt", timeout=WAIT)
+    assert fits(page)
+    page.screenshot(path=tmp_path / "train-390.png", full_page=True)
+    info = Coefficients.load(service.library.path("rex-i-the-i-dog")).info
+    assert (info.train_steps, info.name) == (10, "Rex <i>the</i> dog")
+    assert list(service.library.find()) == ["rex-i-the-i-dog"]
+    assert problems == []
+    page.close()
+
+
+def test_a_script_trains_and_asks_how_far_it_is(address: str, service: StudioService, photos: list[str]) -> None:
+    from gradio_client import Client, handle_file
+
+    client = Client(address, verbose=False)
+    try:
+        settings = {"max_train_steps": 2, "train_batch_size": 1, "validation_steps": 0}
+        files = [handle_file(path) for path in photos[:2]]
+        job = client.predict(files, "rex", "dog", "quick", settings, api_name="/train")
+        assert (job["name"], job["total"], job["trigger"]) == ("rex", 2, "sks dog")
+        found = service.trainings.find(job["number"])
+        assert found is not None
+        while not found.over:
+            found.stop.wait(0.05)
+        (status,) = client.predict(api_name="/status")
+        assert (status["state"], status["step"], status["error"]) == ("done", 2, "")
+        with pytest.raises(Exception, match="there is a subject 'rex' in the library already"):
+            client.predict(files, "rex", "dog", "quick", {}, api_name="/train")
+    finally:
+        client.close()

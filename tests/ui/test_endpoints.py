@@ -1,0 +1,105 @@
+"""What a script can do with a running page, through the client that gradio ships."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+gradio = pytest.importorskip("gradio")
+gradio_client = pytest.importorskip("gradio_client")
+
+from coeff_diffusion.images.files import read_parameters  # noqa: E402
+from coeff_diffusion.inference.request import StudioError  # noqa: E402
+from coeff_diffusion.service import StudioService, check_reach  # noqa: E402
+from coeff_diffusion.ui import PageConfig  # noqa: E402
+from coeff_diffusion.ui.api import draw_request  # noqa: E402
+from coeff_diffusion.ui.page import build, launch  # noqa: E402
+
+DOCS = Path(__file__).parents[2] / "docs" / "studio.md"
+
+
+@pytest.fixture
+def address(service: StudioService) -> Iterator[str]:
+    blocks = build(service)
+    yield launch(blocks, PageConfig(port=0), [], block=False)
+    blocks.close()
+
+
+@pytest.fixture
+def client(address: str, tmp_path: Path) -> Iterator[Any]:
+    client = gradio_client.Client(address, verbose=False, download_files=str(tmp_path / "got"))
+    yield client
+    client.close()
+
+
+def test_draw_and_subjects(client: Any, service: StudioService) -> None:
+    assert [(one["name"], one["trigger"], one["problem"]) for one in client.predict(api_name="/subjects")] == [
+        ("dog", "sks dog", ""),
+        ("other-dog", "sks dog", ""),
+    ]
+    settings = {"seed": 5, "steps": 2, "batch_size": 2, "layers": {"self_attention": 0.5}, "end": 0.5}
+    files, answer = client.predict("a sks dog, <b>red</b>", {"dog": 0.5}, settings, True, api_name="/draw")
+    assert answer["seed"] == 5
+    assert answer["files"] == ["00001-5-base.png", "00002-6-base.png", "00003-5.png", "00004-6.png"]
+    found = read_parameters(files[3])
+    assert (found.prompt, found.seed, found.subjects) == ("a sks dog, <b>red</b>", 6, {"dog": 0.5})
+    with Image.open(files[3]) as picture:
+        assert picture.size == service.studio.size
+    files, answer = client.predict("a cat", None, {"steps": 1}, False, api_name="/draw")
+    assert len(files) == 1
+
+
+@pytest.mark.parametrize(
+    ("subjects", "settings", "sentence"),
+    [
+        ({"cat": 1}, None, "no subject 'cat'"),
+        ({"../../etc/passwd": 1}, None, "no subject '../../etc/passwd'"),
+        (["dog"], None, "expected a strength for each name"),
+        ({"dog": "1"}, None, "the strength of 'dog' is '1', expected a number"),
+        (None, {"stesp": 1}, "there is no setting 'stesp'; there are negative_prompt"),
+        (None, {"steps": "20"}, "steps is '20', expected a number"),
+        (None, {"steps": 2.5}, "steps is 2.5, expected a whole number"),
+        (None, {"steps": 0}, "steps is 0, expected 1 to"),
+        (None, {"width": 7}, "width is 7, expected a multiple of 8"),
+        (None, {"width": 1 << 40}, "width is 1099511627776, expected at most"),
+        (None, {"steps": 5000}, "steps is 5000, expected at most 100"),
+        (None, {"batch_size": 1000}, "batch_size is 1000, expected at most"),
+        (None, {"scheduler": "Magic"}, "Magic"),
+        (None, {"gate": "maybe"}, "gate is 'maybe'"),
+        (None, {"layers": {"sideways": 1}}, "no kind of layer 'sideways'"),
+        (None, {"begin": 0.8, "end": 0.2}, "begin"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(service: StudioService, subjects: Any, settings: Any, sentence: str) -> None:
+    with pytest.raises(Exception, match=re.escape(sentence)):
+        service.drawings.draw(check_reach(service.studio, draw_request("a dog", subjects, settings)), False)
+
+
+def test_a_refusal_reaches_the_script(client: Any) -> None:
+    with pytest.raises(gradio_client.exceptions.AppError, match="no subject 'cat' in"):
+        client.predict("a cat", {"cat": 1}, None, False, api_name="/draw")
+    with pytest.raises(StudioError):
+        draw_request("a cat", {"cat": True}, None)
+
+
+def test_the_script_in_the_docs_works(
+    address: str, subject_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (script,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    folder = tmp_path / "my-dog"
+    folder.mkdir()
+    for number, file in enumerate(sorted(subject_images.iterdir())):
+        Image.open(file).convert("RGB").save(folder / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    script = script.replace("http://127.0.0.1:7860", address).replace('"max_train_steps": 60', '"max_train_steps": 3')
+    script = script.replace('"steps": 20', '"steps": 2').replace("time.sleep(1)", "time.sleep(0.1)")
+    with contextlib.chdir(tmp_path):
+        exec(compile(script, "docs/studio.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "done 3 of 3" in said
+    assert "['dog', 'my-dog', 'other-dog']" in said
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
