@@ -62,7 +62,7 @@ def execute(run: Run, settings: Settings) -> dict[str, Any]:
 
     from coeff_diffusion.families.load import best_device, load_base
     from coeff_diffusion.inference.request import StudioError
-    from coeff_diffusion.subject.coefficients import CoefficientsError
+    from coeff_diffusion.subject.errors import CoefficientsError
     from coeff_diffusion.training.reports import TrainingError
 
     started = time.monotonic()

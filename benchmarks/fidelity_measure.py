@@ -18,13 +18,15 @@ from fidelity_plan import Run
 from fidelity_settings import NOTHING, OURS, ROOT, Settings
 from PIL import Image
 
+from coeff_diffusion.families.process import prediction_target, training_schedule
+from coeff_diffusion.images.photo import read_image
 from coeff_diffusion.inference.pipeline_subjects import Gate, set_coefficients
 from coeff_diffusion.inference.request import DrawRequest
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.training.dataset import PictureViews, encode_pictures
-from coeff_diffusion.training.losses import prediction_target, squared_errors, training_schedule
+from coeff_diffusion.training.losses import squared_errors
 from coeff_diffusion.training.model import training_resolution
-from coeff_diffusion.training.photos import find_images, read_image
+from coeff_diffusion.training.photos import find_images
 
 _WORDS = runpy.run_path(str(ROOT / "tools" / "base" / "concepts.py"))
 COLOURS: dict[str, tuple[int, int, int]] = _WORDS["COLOURS"]

@@ -27,7 +27,7 @@ from torch import nn
 
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.method.attachment import detach, select_layers
-from coeff_diffusion.subject.safetensors_file import atomic_write
+from coeff_diffusion.subject.atomic_write import atomic_write
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.dataset import mixed_seed
 from coeff_diffusion.training.optimizer import Optimization

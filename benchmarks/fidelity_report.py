@@ -12,8 +12,9 @@ from fidelity_settings import METHODS, NOTHING, Settings
 from PIL import Image
 
 from coeff_diffusion.images.grid import labelled_grid
-from coeff_diffusion.subject.safetensors_file import atomic_write
-from coeff_diffusion.training.photos import find_images, read_image
+from coeff_diffusion.images.photo import read_image
+from coeff_diffusion.subject.atomic_write import atomic_write
+from coeff_diffusion.training.photos import find_images
 
 PAIR, RIVAL = "coefficients+token", "lora4"  # what the bars compare
 Figures = Mapping[str, Any]

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from .method.override import CoeffAttnProcessor
     from .method.recombination import recombine
     from .subject.blend import blend
-    from .subject.coefficients import Coefficients, CoefficientsError, CoefficientsInfo
+    from .subject.coefficients import Coefficients
+    from .subject.errors import CoefficientsError
+    from .subject.info import CoefficientsInfo
     from .subject.layer_strengths import LayerStrengths
     from .training.trainer import train
 
@@ -45,6 +47,7 @@ __all__ = [
     "CoefficientsInfo",
     "LayerStrengths",
     "Studio",
+    "UserError",
     "__version__",
     "activate",
     "attach",
@@ -72,7 +75,9 @@ _HOME = {
         "trainable_parameters",
         "method.override": "CoeffAttnProcessor",
         "subject.blend": "blend",
-        "subject.coefficients": "Coefficients CoefficientsError CoefficientsInfo",
+        "sources.open": "Coefficients",  # knows more to load it from than plain files
+        "subject.errors": "CoefficientsError UserError",
+        "subject.info": "CoefficientsInfo",
         "families.fingerprint": "check_fits describe_base",
         "method.kernels": "recombined_attention",
         "families.load": "load_base",

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 
 from . import __version__
 from .commands.terminal import printable
+from .subject.errors import UserError
 
 USAGE = """\
 usage: coeff-diffusion COMMAND [options]
@@ -41,7 +42,7 @@ LONG, SHORT = "--pretrained_model_name_or_path", "--base"
 Config = TypeVar("Config")
 
 
-class UsageError(ValueError):
+class UsageError(UserError, ValueError):
     """The command line does not say what to do."""
 
 
@@ -200,14 +201,14 @@ def _blend(arguments: list[str]) -> int:
 
 
 def _card(arguments: list[str]) -> int:
-    from .sources.image_card import CardConfig, make_card_file
+    from .commands.card import CardConfig, make_card_file
 
     make_card_file(parse("card", CardConfig, arguments))
     return 0
 
 
 def _qr(arguments: list[str]) -> int:
-    from .sources.qr_code import QrConfig, make_qr_file
+    from .commands.qr import QrConfig, make_qr_file
 
     make_qr_file(parse("qr", QrConfig, arguments))
     return 0
@@ -273,8 +274,7 @@ def _sentence(error: Exception) -> str:
         return "; ".join(problems)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    ours = type(error).__module__.startswith(("coeff_diffusion", "__main__"))
-    return text if ours else f"{type(error).__name__}: {text} (--debug shows where)"
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 def _quiet(debug: bool) -> None:

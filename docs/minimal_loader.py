@@ -35,8 +35,8 @@ def load_subject(pipe, path):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if (metadata.get("format"), metadata.get("format_version")) != ("coeff-diffusion", "1"):
         raise ValueError(f"{path} is no coeff-diffusion file of version 1")
-    token = tensors.pop("text_encoder.token", None)  # [vectors, D]
-    coeffs = {name.removeprefix("unet.").removesuffix(".coeff"): coeff for name, coeff in tensors.items()}
+    token = tensors.pop("text_encoder/token", None)  # [vectors, D]
+    coeffs = {name.removeprefix("unet/").removesuffix(".coeff"): coeff for name, coeff in tensors.items()}
     layers = {path: attn for path, attn in pipe.unet.named_modules() if path in coeffs}
     wrong = [path for path, c in coeffs.items() if path not in layers or c.shape != (layers[path].heads,) * 2]
     if wrong:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 from coeff_diffusion import Coefficients, CoefficientsInfo
-from coeff_diffusion.subject.safetensors_file import MAX_HEADER, to_bytes
+from coeff_diffusion.subject.safetensors_file import MAX_HEADER
 
 EXAMPLES = int(os.environ.get("COEFF_FUZZ_EXAMPLES", "300"))
 MOST_SECONDS = 2.0  # of the processor, hundreds of times what these files need
@@ -19,17 +19,17 @@ SUBJECT = Coefficients(
     {"text_encoder": torch.linspace(-0.1, 0.1, 8)[None]},
     INFO,
 )
-VALID = to_bytes(SUBJECT)
-NARROW = to_bytes(SUBJECT, torch.float16)
+VALID = SUBJECT.to_bytes()
+NARROW = SUBJECT.to_bytes(torch.float16)
 
 BAD_NAMES = (
     "../x", "/etc/passwd", "C:\\x", "\\\\host\\share", "a..b", ".", "", "a/b", "a\x00b", "a\nb", "é", "\ud800",
     "a." * 5_000,
 )  # fmt: skip
 NAMES = st.one_of(
-    st.sampled_from([f"unet.{name}.coeff" for name in BAD_NAMES]),
-    st.sampled_from([f"{name}.token" for name in ("text_encoder_2", "text_encoder_3", "..", "unet")]),
-    st.sampled_from(["__metadata__", "unet.0.coeff", "unet.coeff", f"unet.{LAYER}.coeff\n", LAYER, *BAD_NAMES]),
+    st.sampled_from([f"unet/{name}.coeff" for name in BAD_NAMES]),
+    st.sampled_from([f"{name}/token" for name in ("text_encoder_2", "text_encoder_3", "..", "unet")]),
+    st.sampled_from(["__metadata__", "unet/0.coeff", "unet/coeff", f"unet/{LAYER}.coeff\n", LAYER, *BAD_NAMES]),
     st.text(max_size=40),
 )
 DTYPES: st.SearchStrategy[Any] = st.sampled_from(

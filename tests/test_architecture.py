@@ -77,7 +77,6 @@ def test_every_module_has_a_room() -> None:
     assert sorted(table) == sorted({name.split(".")[0] for name in modules(PACKAGE)})
 
 
-@pytest.mark.xfail(strict=True, reason="the circles of the flat house are still there")
 def test_imports_run_one_way() -> None:
     table = rooms((ROOT / "docs" / "architecture.md").read_text())
     upwards = [
@@ -89,7 +88,6 @@ def test_imports_run_one_way() -> None:
     assert upwards == []
 
 
-@pytest.mark.xfail(strict=True, reason="the circles of the flat house are still there")
 def test_no_imports_go_round_in_a_circle() -> None:
     assert circle(arrows_of(PACKAGE)) == []
 
@@ -119,7 +117,6 @@ def test_heavy_libraries_stay_where_they_belong() -> None:
     assert users("efficientnet_lite_pytorch") == set()
 
 
-@pytest.mark.xfail(strict=True, reason="the circles of the flat house are still there")
 def test_subjects_need_torch_and_safetensors_alone() -> None:
     allowed = {"torch", "safetensors", "jaxtyping", "coeff_diffusion", *__import__("sys").stdlib_module_names}
     strange = {name: libraries(path) - allowed for name, path in modules(PACKAGE / "subject").items()}

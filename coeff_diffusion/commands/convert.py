@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 
 from ..inference.request import split_strength
+from ..sources.open import PICTURES, locate, open_subject, read
 from ..subject.blend import blend
-from ..subject.coefficients import Coefficients, CoefficientsError, shown
-from ..subject.safetensors_file import from_bytes, to_bytes, write
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError, shown
 
 
 @dataclass
@@ -52,13 +53,19 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Path:
         OSError: the output cannot be written; what was there is as before.
     """
     path = check_output(config.output, config.overwrite)
-    subject, dtype = Coefficients.load(config.file), getattr(torch, config.dtype)
-    written = from_bytes(to_bytes(subject, dtype)).named_tensors()
+    subject, dtype = _any_version(config.file), getattr(torch, config.dtype)
+    written = Coefficients.from_bytes(subject.to_bytes(dtype)).named_tensors()
     error = max(float((tensor - written[name]).abs().max()) for name, tensor in subject.named_tensors().items())
-    write(subject, path, dtype)
+    subject.save(path, dtype)
     rounded = f"no number changed by more than {error:.2g}" if error else "no number changed"
     say(f"{path}: {path.stat().st_size:,} bytes, {config.dtype}; {rounded}")
     return path
+
+
+def _any_version(source: str) -> Coefficients:
+    """A subject, also from a file whose tensors are named in the way of the first versions."""
+    path = locate(source)
+    return read(path) if path.suffix.lower() in PICTURES else Coefficients.read(path, old_names=True)
 
 
 def blend_files(config: BlendConfig, say: Callable[[str], None] = print) -> Path:
@@ -71,11 +78,11 @@ def blend_files(config: BlendConfig, say: Callable[[str], None] = print) -> Path
     """
     path = check_output(config.output, config.overwrite)
     parts = [split_strength(text) for text in config.subject]
-    subjects = [(Coefficients.load(source), weight) for source, weight in parts]
+    subjects = [(open_subject(source), weight) for source, weight in parts]
     mixed = blend(subjects)
     if config.name is not None:
         mixed = mixed.replace(info=replace(mixed.info, name=config.name))
-    write(mixed, path)
+    mixed.save(path)
     info, triggers = mixed.info, sorted({subject.info.trigger for subject, _ in subjects})
     acts = f"acts on prompts with {shown(info.trigger)}"
     if not info.trigger or info.gate == "always":

@@ -17,7 +17,8 @@ from ..inference.replay import Base, Part, Recipe
 from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError, split_strength
 from ..inference.studio import Studio
 from ..sources.image_card import called, chunks
-from ..subject.coefficients import Coefficients, shown
+from ..sources.open import open_subject
+from ..subject.errors import shown
 from ..subject.layer_strengths import LayerStrengths
 from .terminal import printable
 
@@ -184,7 +185,7 @@ def draw_all(
 def _given(text: str) -> Part:
     """The subject of a `--subject` flag."""
     source, strength = split_strength(text)
-    return Part(Coefficients.load(source), strength=None if source == text else strength, source=source)
+    return Part(open_subject(source), strength=None if source == text else strength, source=source)
 
 
 def _overridden(config: GenerateConfig, request: DrawRequest, place: int | None) -> tuple[DrawRequest, int | None]:
@@ -244,7 +245,7 @@ def _load(studio: Studio, parts: Sequence[Part], say: Callable[[str], None]) -> 
 def _save(picture: Picture, path: Path, embed: bool, say: Callable[[str], None]) -> Path:
     """Save a picture and say where it is and what it carries."""
     subjects = list(dict.fromkeys(picture.subjects.values())) if embed else []
-    save_picture(picture.image, path, picture.parameters, subjects)
+    save_picture(picture.image, path, picture.parameters, chunks(subjects))
     size = sum(len(content) for _, content in chunks(subjects))
     carries = f", which carries {', '.join(map(called, subjects))}: {size:,} bytes" if subjects else ""
     say(f"{path}{carries}")

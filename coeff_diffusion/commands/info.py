@@ -15,8 +15,9 @@ from typing import Any
 from ..images.files import find_parameters
 from ..images.generation_info import PictureError, parse_parameters
 from ..sources.image_card import extract
-from ..subject.coefficients import Coefficients, cut
-from ..subject.safetensors_file import PICTURES, locate, read, to_bytes
+from ..sources.open import PICTURES, locate, read
+from ..subject.coefficients import Coefficients
+from ..subject.errors import cut
 from .terminal import printable
 
 MOST_SHOWN = 300  # characters of a text; JSON has all of it
@@ -104,7 +105,7 @@ def picture_facts(path: Path) -> Facts:
     return {
         "kind": "picture",
         "parameters": drawn,
-        "subjects": [subject_facts(subject, len(to_bytes(subject))) for subject in subjects],
+        "subjects": [subject_facts(subject, len(subject.to_bytes())) for subject in subjects],
         "size": path.stat().st_size,
     }
 

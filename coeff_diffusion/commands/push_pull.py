@@ -12,7 +12,8 @@ from .. import __version__
 from ..publishing.shareable import prepare
 from ..sources.hub import Hub, HubError, HubMissingError, find_token, split_id
 from ..sources.shared_folder import check, check_target, read_bounded, read_folder, stale, wanted, write_folder
-from ..subject.coefficients import Coefficients, cut, shown
+from ..subject.coefficients import Coefficients
+from ..subject.errors import cut, shown
 from ..subject.safetensors_file import FILE_NAME
 from .terminal import printable
 

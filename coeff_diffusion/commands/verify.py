@@ -18,7 +18,9 @@ from ..families.fingerprint import architecture, check_fits, check_tokens_fit
 from ..families.load import EMBEDDED, BaseModelError, check_checkpoint, kind_of_base
 from ..method.attachment import layer_heads
 from ..sources.hub import Hub, HubUnreachableError
-from ..subject.coefficients import TOKEN_OWNERS, Coefficients, CoefficientsError, cut, listed, shown
+from ..sources.open import open_subject
+from ..subject.coefficients import TOKEN_OWNERS
+from ..subject.errors import CoefficientsError, cut, listed, shown
 
 MAX_CONFIG = 2**20
 UNET = "unet/config.json"
@@ -65,7 +67,7 @@ def verify(config: VerifyConfig, say: Callable[[str], None] = print) -> None:
         CoefficientsError: it does not fit, or is damaged; the message names both sides.
         BaseModelError: the base cannot be looked at.
     """
-    subject = Coefficients.load(config.file)
+    subject = open_subject(config.file)
     base = config.base
     if base is not None:
         layout: BaseLayout | None = read_base(base, config.revision, config.base_config)

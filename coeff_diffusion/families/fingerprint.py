@@ -10,7 +10,9 @@ from diffusers.models import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ..method.attachment import CoeffConfig, layer_heads, select_layers
-from ..subject.coefficients import Coefficients, CoefficientsError, CoefficientsInfo, cut, listed
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError, cut, listed
+from ..subject.info import CoefficientsInfo
 
 # Rounding to bfloat16 changes a weight by up to 0.4 % of itself; a fine-tune changes most by more. Below the second
 # number float16 has no steps of that size any more.

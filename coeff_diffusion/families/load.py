@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from ..base import embedded_path
+from ..subject.errors import UserError
 
 EMBEDDED = "embedded"
 EXPECTED = "Stable Diffusion 1.x or 2.x (StableDiffusionPipeline)"
@@ -71,7 +72,7 @@ OTHER_CHECKPOINTS = (
 )
 
 
-class BaseModelError(ValueError):
+class BaseModelError(UserError, ValueError):
     """A base cannot be loaded. The message is one line: what was tried, what was expected, what to do."""
 
 

@@ -4,15 +4,14 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from ..subject.coefficients import Coefficients
-from ..subject.safetensors_file import atomic_write
+from ..subject.atomic_write import atomic_write
 from .generation_info import Parameters, PictureError, parse_parameters
-from .png import TEXT_KINDS, PngError, read_chunks, text_of
+from .png import TEXT_KINDS, PngError, read_chunks, text_of, with_chunks
 
 PARAMETERS = "parameters"
 MAX_TEXT = 256 * 1024  # bytes of the parameters; those of A1111 with all its extensions have a few thousand
@@ -49,25 +48,20 @@ def read_parameters(path: str | Path) -> Parameters:
 
 
 def save_picture(
-    image: Image.Image, path: str | Path, parameters: str | None = None, subjects: Iterable[Coefficients] = ()
+    image: Image.Image, path: str | Path, parameters: str | None = None, chunks: Sequence[tuple[bytes, bytes]] = ()
 ) -> Path:
     """Write a PNG in one move (a reader sees the old file or the new one, never half of it).
 
     Args:
         parameters: the text of `format_parameters`, stored in the chunk `parameters`.
-        subjects: what the picture is to carry (see `cards.embed`); who gets the picture can draw with them.
-
-    Raises:
-        CoefficientsError: these subjects cannot be carried by a picture.
+        chunks: further chunks, kind and content, such as the subjects of a card (`sources.image_card.chunks`).
     """
-    from ..sources.image_card import embed
-
     info = PngImagePlugin.PngInfo()
     if parameters:
         info.add_text(PARAMETERS, parameters)
     data = io.BytesIO()
     image.save(data, format="PNG", pnginfo=info)
-    content = embed(data.getvalue(), list(subjects))
+    content = with_chunks(data.getvalue(), chunks)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:

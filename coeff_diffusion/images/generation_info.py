@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from ..subject.coefficients import cut
+from ..subject.errors import UserError, cut
 from ..subject.layer_strengths import LayerStrengths
 
 NEGATIVE = "Negative prompt:"
@@ -28,7 +28,7 @@ Number = TypeVar("Number", int, float)
 Gate = Literal["trigger", "always"]
 
 
-class PictureError(ValueError):
+class PictureError(UserError, ValueError):
     """A picture cannot be read or written, or carries no parameters."""
 
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..subject.coefficients import Coefficients, CoefficientsError
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError
 from ..subject.layer_strengths import LayerStrengths
 from .trigger import contains_trigger
 

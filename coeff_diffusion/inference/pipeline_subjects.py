@@ -20,7 +20,9 @@ from torch import Tensor
 
 from ..families.fingerprint import check_fits, check_tokens_fit, other_weights, weight_sample
 from ..method.attachment import activate, attach, detach, select_layers, unwrapped
-from ..subject.coefficients import Coefficients, CoefficientsError
+from ..sources.open import open_subject
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError
 from ..subject.layer_strengths import LayerStrengths
 from .gating import Choice, GuidanceRows, Subject
 from .gating import Gate as Gate  # a part of what this module offers
@@ -55,7 +57,7 @@ def load_coefficients(
     Raises:
         CoefficientsError: damaged, does not fit the base, or its name or trigger is taken. The pipeline is unchanged.
     """
-    coefficients = source if isinstance(source, Coefficients) else Coefficients.load(source)
+    coefficients = source if isinstance(source, Coefficients) else open_subject(source)
     if trigger is not None:
         coefficients = coefficients.replace(info=replace(coefficients.info, trigger=trigger))
     info = coefficients.info

@@ -17,7 +17,8 @@ from ..images.files import read_parameters
 from ..images.generation_info import Parameters
 from ..method.attachment import unwrapped
 from ..sources.image_card import called, extract
-from ..subject.coefficients import Coefficients, shown
+from ..subject.coefficients import Coefficients
+from ..subject.errors import shown
 from .pipeline_subjects import loaded_coefficients
 from .request import DrawRequest, StudioError
 from .trigger import contains_trigger

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ..subject.coefficients import Coefficients
+from ..subject.errors import UserError
 from ..subject.layer_strengths import LayerStrengths as LayerStrengths  # a part of what this module offers
 
 MAX_SEED = 2**32 - 1
@@ -16,7 +17,7 @@ OWN_FIELDS = ("prompt", "negative_prompt", "subjects", "seed")
 """In what requests that are drawn in one batch may differ (see `Studio.draw_batch`)."""
 
 
-class StudioError(ValueError):
+class StudioError(UserError, ValueError):
     """A picture cannot be drawn as asked. The message lists everything that is wrong with the request."""
 
 

@@ -19,6 +19,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from ..subject.errors import UserError
+
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "DDIM": (DDIMScheduler, {}),
     "DDPM": (DDPMScheduler, {}),
@@ -41,7 +43,7 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
 ZERO_SNR_GUIDANCE_RESCALE = 0.7
 
 
-class SchedulerError(ValueError):
+class SchedulerError(UserError, ValueError):
     """A sampler is unknown, or cannot honour the base's noise schedule."""
 
 

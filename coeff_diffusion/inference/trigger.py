@@ -18,7 +18,7 @@ import torch
 from tokenizers import AddedToken, Regex, normalizers
 from torch import Tensor, nn
 
-from ..subject.coefficients import CoefficientsError
+from ..subject.errors import CoefficientsError
 
 # As CLIP's own tokenizer does it: composed, single spaces, lower case.
 CANONICAL = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])

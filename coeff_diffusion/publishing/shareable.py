@@ -18,10 +18,12 @@ from PIL import Image, PngImagePlugin
 
 from ..images.files import PARAMETERS, find_parameters
 from ..images.generation_info import PictureError, format_parameters, parse_parameters
+from ..sources.open import open_subject
 from ..sources.shared_folder import MAX_README, MAX_SAMPLE, MAX_SAMPLES, README, check, is_ours
-from ..subject.coefficients import Coefficients, CoefficientsError
-from ..subject.model_card import is_hub_id, is_public, subject_card
-from ..subject.safetensors_file import FILE_NAME, to_bytes
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError
+from ..subject.safetensors_file import FILE_NAME
+from ..training.model_card import is_hub_id, is_public, subject_card
 from ..training.run_folder import OutputFolder
 
 MAX_PIXELS = 64 * 2**20
@@ -49,7 +51,7 @@ def prepare(source: Path, license: str | None = None, say: Callable[[str], None]
     Raises:
         CoefficientsError: there is no subject, or its info names a folder of this computer.
     """
-    found = Coefficients.load(source)
+    found = open_subject(source)
     subject = published(found, license)
     samples = dict(_samples(source, say))
     card = _own_card(source / README, found, samples, say) if source.is_dir() else None
@@ -57,7 +59,7 @@ def prepare(source: Path, license: str | None = None, say: Callable[[str], None]
         card = subject_card(subject, {name: sample.prompt for name, sample in samples.items()})
     elif license is not None:
         card = _with_license(card, subject)
-    files = {FILE_NAME: to_bytes(subject), README: card.encode()}
+    files = {FILE_NAME: subject.to_bytes(), README: card.encode()}
     files |= {name: sample.png for name, sample in samples.items()}
     check(files, str(source))
     return files

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..inference.attention_maps import WordMap
-from ..subject.coefficients import cut
+from ..subject.errors import cut
 
 if TYPE_CHECKING:  # loaded where a chart is drawn: nothing else needs it
     from matplotlib.figure import Figure

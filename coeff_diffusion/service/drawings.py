@@ -8,7 +8,7 @@ from ..families.fingerprint import check_fits, fingerprint, other_weights, weigh
 from ..images.files import free_path, save_picture
 from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError
 from ..sources.image_card import chunks
-from ..subject.coefficients import Coefficients
+from ..sources.open import open_subject
 from .loading import SubjectLoader
 from .messages import by_name
 from .picture_settings import Settings, restored
@@ -82,7 +82,7 @@ class Drawings:
                 picture.image,
                 free_path(self.output_dir, f"{picture.seed}{tag}"),
                 picture.parameters,
-                dict.fromkeys(picture.subjects.values()) if embed_subjects else (),
+                chunks(list(dict.fromkeys(picture.subjects.values()))) if embed_subjects else (),
             )
             for tag, group in (("-base", base), ("", pictures))
             for picture in group
@@ -104,7 +104,7 @@ class Drawings:
             CoefficientsError: it is not a subject's file, or the subject does not fit the base. Nothing is added then.
         """
         with by_name(file):
-            check_fits(Coefficients.load(file), self.loader.studio.pipe.unet)
+            check_fits(open_subject(file), self.loader.studio.pipe.unet)
             return self.loader.library.add(file)
 
     def strengths(self, rows: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -123,7 +123,7 @@ class Drawings:
 
     def describe(self, name: str) -> str:
         """One line about a subject of the library: the words that call it up, and what may make it look different."""
-        info = Coefficients.load(self.loader.library.path(name)).info
+        info = open_subject(self.loader.library.path(name)).info
         called = f"{name}: write “{info.trigger}”" if info.trigger else f"{name}: acts on every prompt"
         unet = self.loader.studio.pipe.unet
         if info.base_fingerprint not in (
@@ -136,7 +136,7 @@ class Drawings:
 
     def first_prompt(self, name: str) -> str:
         """What to draw with a subject of the library to see it: the prompt it was trained on."""
-        info = Coefficients.load(self.loader.library.path(name)).info
+        info = open_subject(self.loader.library.path(name)).info
         return info.instance_prompt or (f"a {info.trigger}" if info.trigger else "")
 
     def _base_prompt(self, request: DrawRequest) -> str:

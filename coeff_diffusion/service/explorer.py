@@ -13,7 +13,8 @@ from ..images.files import free_path, save_picture
 from ..images.generation_info import format_parameters, parse_parameters
 from ..images.grid import labelled_grid
 from ..inference.request import MAX_SEED, DrawCancelled, DrawProgress, Picture
-from ..subject.coefficients import Coefficients, CoefficientsError
+from ..sources.open import open_subject
+from ..subject.errors import CoefficientsError
 from .grid_cells import Actor, Cell, GridRequest, labels, lay_out, notes
 from .loading import SubjectLoader
 from .timelines import Timelines
@@ -181,7 +182,7 @@ class Explorer:
     def _actors(self, request: GridRequest) -> list[Actor]:
         if request.kind != "steps":
             files = {name: self.loader.library.path(name) for name in request.subjects}
-            return [Actor(name, Coefficients.load(file), i) for i, (name, file) in enumerate(files.items())]
+            return [Actor(name, open_subject(file), i) for i, (name, file) in enumerate(files.items())]
         (name,) = request.subjects
         steps = self.timelines.read(name).subjects
         unknown = [step for step in request.steps if step not in steps]

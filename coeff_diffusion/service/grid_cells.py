@@ -8,7 +8,8 @@ from typing import Literal
 
 from ..inference.request import DrawRequest, StudioError
 from ..inference.trigger import contains_trigger, replace_trigger
-from ..subject.coefficients import Coefficients, cut
+from ..subject.coefficients import Coefficients
+from ..subject.errors import cut
 
 Kind = Literal["subjects", "steps", "prompts"]
 MAX_LABEL = 120  # characters of a prompt beside its row

@@ -7,13 +7,16 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
+from ..commands.card import CardConfig, make_card_file
 from ..commands.push_pull import PullConfig, PushConfig, local_folder, pull, push
+from ..commands.qr import QrConfig, make_qr_file
 from ..images.generation_info import PictureError
 from ..sources.hub import TOKEN, Hub, HubError, HubMissingError, split_id
-from ..sources.image_card import CardConfig, extract, make_card_file
+from ..sources.image_card import extract
 from ..sources.library import plain_name
-from ..sources.qr_code import QrConfig, make_qr_file
-from ..subject.coefficients import Coefficients, CoefficientsError
+from ..sources.open import open_subject
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError
 from ..subject.safetensors_file import FILE_NAME
 from .library_view import Entry, Shelf
 from .messages import by_name
@@ -79,7 +82,7 @@ class Exchange:
         is_subject = path.suffix.lower() == ".safetensors"
         with by_name(path):
             subjects = extract(path) if path.suffix.lower() == ".png" else []
-            subjects = subjects or [Coefficients.load(path)]
+            subjects = subjects or [open_subject(path)]
         names = [path.stem if is_subject and path.name != FILE_NAME else _own_name(subject) for subject in subjects]
         return [self.library.put(subject, name or path.stem) for subject, name in zip(subjects, names, strict=True)]
 

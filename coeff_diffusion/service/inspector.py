@@ -10,6 +10,7 @@ from ..families.fingerprint import check_fits
 from ..inference.attention_maps import recording, word_positions
 from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError
 from ..inference.trigger import contains_trigger
+from ..sources.open import open_subject
 from ..subject.coefficients import Coefficients
 from .charts import coefficient_chart, norm_chart, render, word_chart
 from .loading import SubjectLoader
@@ -104,4 +105,4 @@ class Inspector:
         return WordView(picture, render(word_chart(picture.image, recorder.maps())), notes)
 
     def _load(self, name: str) -> Coefficients:
-        return Coefficients.load(self.loader.library.path(name))
+        return open_subject(self.loader.library.path(name))

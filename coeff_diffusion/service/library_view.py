@@ -14,7 +14,10 @@ from PIL import Image
 from ..families.fingerprint import check_fits, check_tokens_fit, other_weights, weight_sample
 from ..inference.studio import Studio
 from ..sources.library import Deleted, Library, LibraryError
-from ..subject.coefficients import TOKEN_OWNERS, Coefficients, CoefficientsError, CoefficientsInfo, cut
+from ..sources.open import open_subject
+from ..subject.coefficients import TOKEN_OWNERS
+from ..subject.errors import CoefficientsError, cut
+from ..subject.info import CoefficientsInfo
 from .thumbnails import best_sample, greyed, stand_in, thumbnail
 
 MOST_SHOWN = 300  # characters of any one fact
@@ -157,7 +160,7 @@ class Shelf:
     def _look_at(self, path: Path, modified: int, size: int) -> dict[str, Any]:
         """The fields of `Entry` that only the content of a file tells. The checks take a few milliseconds each."""
         try:
-            subject = Coefficients.load(path)
+            subject = open_subject(path)
         except (CoefficientsError, OSError) as error:
             damage = str(error).removeprefix(f"{path}: ").replace(str(path), path.name)
             return {"info": CoefficientsInfo(), "sha256": "", "damaged": damage}

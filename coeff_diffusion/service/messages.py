@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..images.generation_info import PictureError
-from ..subject.coefficients import CoefficientsError
-from ..training.photos import DatasetError
+from ..images.photo import DatasetError
+from ..subject.errors import CoefficientsError
 
 
 @contextmanager

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..images.photo import DatasetError, read_image
 from ..training.dataset import mixed_seed
-from ..training.photos import DatasetError, choose_views, read_image, scale
+from ..training.photos import choose_views, scale
 
 MAX_PICTURES = 100
 MAX_BYTES = 25 * 1024 * 1024  # of one file: what a good camera makes of one photo

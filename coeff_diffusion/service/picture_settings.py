@@ -13,7 +13,9 @@ from ..inference.samplers import ZERO_SNR_GUIDANCE_RESCALE, SchedulerError, find
 from ..inference.studio import Studio
 from ..sources.image_card import called, extract
 from ..sources.library import Library
-from ..subject.coefficients import Coefficients, CoefficientsError, shown
+from ..sources.open import open_subject
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError, shown
 from .limits import MAX_SUBJECTS, REACH, reach_of_sides
 from .loading import SubjectLoader
 from .messages import by_name
@@ -47,7 +49,7 @@ def restored(loader: SubjectLoader, file: str | Path) -> Settings:
         text = find_parameters(path) if is_png else None
         carried = extract(path) if is_png else []
         if not text and not carried:
-            carried = [Coefficients.load(path)]  # in a QR code, or the error that says what the picture lacks
+            carried = [open_subject(path)]  # in a QR code, or the error that says what the picture lacks
         recipe = Recipe(Path(path.name), parse_parameters(text), carried) if text else None
         request = None if recipe is None else _alone(recipe)
     joined, left_out, notes = _join(loader, carried)
@@ -97,7 +99,7 @@ def _all(library: Library) -> dict[str, Coefficients]:
     found = {}
     for name, path in library.find().items():
         try:
-            found[name] = Coefficients.load(path)
+            found[name] = open_subject(path)
         except CoefficientsError:
             continue
     return found

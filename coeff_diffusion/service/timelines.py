@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..inference.request import DrawProgress, DrawRequest, Picture
-from ..subject.coefficients import Coefficients, CoefficientsError
+from ..sources.open import open_subject
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError
 from ..training.config import ConfigError, TrainConfig
 from ..training.run_folder import OutputFolder
 from ..training.timeline import keep_step, load_losses, load_timeline
@@ -156,7 +158,7 @@ class Timelines:
         file = OutputFolder(self._path(name).parent).coefficients
         if not file.is_file():
             return None
-        subject = Coefficients.load(file)
+        subject = open_subject(file)
         return next((step for step, one in self.read(name).subjects.items() if one.sha256 == subject.sha256), None)
 
     def keep(self, name: str, step: float) -> int:

@@ -26,9 +26,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, get_session
 
 from .. import __version__
-from ..subject.coefficients import CoefficientsError
-from ..subject.safetensors_file import FILE_NAME, HUB_ID, MAX_FILE
+from ..subject.errors import CoefficientsError
+from ..subject.safetensors_file import FILE_NAME, MAX_FILE
 
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")  # user/repository, user/repository@revision
 TIMEOUT = 30.0  # seconds of silence
 LOG_IN = "log in with `hf auth login` (or set HF_TOKEN)"
 TOKEN = re.compile(r"[!-~]+")

@@ -6,57 +6,21 @@ holds exactly the bytes of a subject's file. Reading decodes no pixels, and the 
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from ..images.files import check_output, find_parameters
-from ..images.generation_info import PictureError, parse_parameters
+from ..images.generation_info import PictureError
 from ..images.png import SIGNATURE, PngError, read_chunks, with_chunks
-from ..subject.coefficients import Coefficients, CoefficientsError, shown
-from ..subject.safetensors_file import atomic_write, from_bytes, to_bytes
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError, shown
 
 CHUNK = b"coEf"
 MAX_SUBJECTS = 16
 MAX_BYTES = 4 * 2**20
 """Of all subjects of a picture. One for Stable Diffusion 1.x has 24 KB, the largest for XL less than 1 MB."""
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-
-
-@dataclass
-class CardConfig:
-    """Make a card: a picture (PNG) that carries a subject. Whoever gets the picture can draw with the subject."""
-
-    subject: str = field(metadata={"positional": True})
-    """The subject: file, folder, Hub id, or another card."""
-    picture: str = field(metadata={"positional": True})
-    """The picture, in any format; what is not a PNG becomes one, without loss. What a PNG carries already stays."""
-    output: str = field(metadata={"short": "-o"})
-    """Where the card goes (.png)."""
-    overwrite: bool = False
-    """Replace a file that is there already."""
-
-
-def make_card_file(config: CardConfig, say: Callable[[str], None] = print) -> Path:
-    """Write a card and return its path.
-
-    Raises:
-        CoefficientsError: the subject is damaged, or the picture carries it, or too many, already.
-        PictureError: the picture cannot be read or kept without loss, was drawn with other subjects only, or the card
-            would replace a file.
-    """
-    output = check_output(config.output, config.overwrite)
-    subject = Coefficients.load(config.subject)
-    png = as_png(config.picture)
-    _check_drawn_with(config.picture, png, subject)
-    card = embed(png, [subject])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(output) as file:
-        file.write(card)
-    say(f"{output} carries {called(subject)}: {len(card) - len(png):,} bytes more than the picture alone")
-    return output
 
 
 def embed(png: bytes, subjects: Sequence[Coefficients]) -> bytes:
@@ -79,7 +43,7 @@ def extract(source: Path | bytes) -> list[Coefficients]:
 
     Raises:
         CoefficientsError: not a PNG, or damaged; more than 16 subjects or 4 MiB of them; one that is damaged (see
-            `files.from_bytes`), or there twice.
+            `Coefficients.from_bytes`), or there twice.
     """
     where = "the picture" if isinstance(source, bytes) else str(source)
     try:
@@ -89,7 +53,7 @@ def extract(source: Path | bytes) -> list[Coefficients]:
     subjects: list[Coefficients] = []
     for number, (_, content) in enumerate(found, start=1):
         try:
-            subject = from_bytes(content)
+            subject = Coefficients.from_bytes(content)
         except CoefficientsError as error:
             raise CoefficientsError(f"subject {number} of {len(found)} in {where}: {error}") from error
         if subject in subjects:
@@ -109,37 +73,11 @@ def chunks(subjects: Sequence[Coefficients]) -> list[tuple[bytes, bytes]]:
         raise CoefficientsError(f"a picture carries each subject once, but {called(twice[0])} is there twice")
     if len(subjects) > MAX_SUBJECTS:
         raise CoefficientsError(f"a picture carries at most {MAX_SUBJECTS} subjects, not {len(subjects)}")
-    found = [(CHUNK, to_bytes(subject)) for subject in subjects]
+    found = [(CHUNK, subject.to_bytes()) for subject in subjects]
     size = sum(len(content) for _, content in found)
     if size > MAX_BYTES:
         raise CoefficientsError(f"a picture carries at most {MAX_BYTES} bytes of subjects, not {size}; share the files")
     return found
-
-
-def read_card(path: Path, name: str | None = None) -> Coefficients:
-    """The subject in a picture: in a chunk, or else in a QR code that is to be seen in it.
-
-    Args:
-        name: which one, where there are several: its name, or the 12 digits of its hash.
-
-    Raises:
-        CoefficientsError: there is none, or several and `name` does not say which; or what is there is damaged.
-    """
-    subjects = extract(path) if path.suffix.lower() == ".png" else []
-    if not subjects:
-        from .qr_code import read_qr
-
-        try:
-            found = read_qr(path)
-        except CoefficientsError as error:
-            raise CoefficientsError(f"{path} carries no subject in a {CHUNK.decode()} chunk; {error}") from error
-        if found is None:
-            raise CoefficientsError(
-                f"{path} carries no subject, neither in a {CHUNK.decode()} chunk nor in a QR code; programs that save "
-                "or shrink a picture drop its chunks, so send the card as a file"
-            )
-        subjects = [found]
-    return choose(subjects, name, path)
 
 
 def choose(subjects: Sequence[Coefficients], name: str | None, path: Path) -> Coefficients:
@@ -198,12 +136,3 @@ def as_png(path: str | Path) -> bytes:
     png = io.BytesIO()
     upright.save(png, format="PNG", exif=None)
     return png.getvalue()
-
-
-def _check_drawn_with(path: str | Path, png: bytes, subject: Coefficients) -> None:
-    """A picture that says by which subjects it was drawn is no card of another one."""
-    text = find_parameters(png)
-    hashes = parse_parameters(text).hashes if text else {}
-    if hashes and subject.sha256[:12] not in hashes.values():
-        drawn = ", ".join(f"{shown(name)} ({digits})" for name, digits in hashes.items())
-        raise PictureError(f"{path} was drawn with {drawn}, but the subject is {called(subject)}")

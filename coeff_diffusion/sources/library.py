@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from ..subject.coefficients import Coefficients, CoefficientsError, listed, shown
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError, listed, shown
 from ..subject.safetensors_file import FILE_NAME
+from .open import open_subject
 
 SUFFIX = ".safetensors"
 TRASH = ".trash"
@@ -97,7 +99,7 @@ class Library:
         Raises:
             CoefficientsError: it is not a subject's file.
         """
-        return self.put(Coefficients.load(file), Path(file).stem)
+        return self.put(open_subject(file), Path(file).stem)
 
     def put(self, subject: Coefficients, name: str) -> str:
         """Write a subject into the folder under a free name that is like `name`; returns what it is listed under."""

@@ -1,26 +1,23 @@
 """QR cards: a subject as one QR code, written with segno and read from a picture with zxing-cpp (extra `qr`).
 
-The code holds what `quantized.pack` gives: every number in 8 bits. docs/qr.md describes it.
+The code holds what `qr_payload.pack` gives: every number in 8 bits. docs/qr.md describes it.
 """
 
 import importlib
 import io
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..images.files import check_output, save_picture
 from ..images.generation_info import PictureError
 from ..images.png import SIGNATURE, pixels_alone
-from ..subject.coefficients import Coefficients, CoefficientsError
-from ..training.photos import read_image
-from .qr_payload import CAPACITY, MAGIC, largest_change, pack, unpack
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError
+from .qr_payload import MAGIC, pack, unpack
 
 MODULE = 4  # pixels a module; what comes out is still read at half and at one and a half times its size
 QUIET_ZONE = 4  # modules around the code
@@ -34,55 +31,11 @@ LIMITS = f"pictures of up to {MAX_SIDE} pixels a side and {MAX_PIXELS / 1e6:.1f}
 FORMATS = ("PNG", "JPEG", "WEBP")  # other decoders need not meet a stranger's file
 
 
-@dataclass
-class QrConfig:
-    """Write a subject as a picture of one QR code, its numbers rounded to 8 bits. It survives what a card does not:
-    JPEG, screenshots, scaling, chats that strip pictures of all but their pixels. Prompts, licence and training are
-    not kept, only name, trigger, class word and which base it is for."""
-
-    subject: str = field(metadata={"positional": True})
-    """The subject: file, folder, card or Hub id."""
-    output: str = field(metadata={"short": "-o"})
-    """The PNG to write."""
-    picture: str | None = None
-    """A picture to show above the code, with the trigger between them, on one sheet."""
-    overwrite: bool = False
-    """Replace the output where it exists."""
-
-
-def make_qr_file(config: QrConfig, say: Callable[[str], None] = print) -> Path:
-    """Write the QR code that `config` asks for and return its file.
-
-    Args:
-        say: gets one line per fact the user wants to know.
-
-    Raises:
-        CoefficientsError: the subject cannot be read, or does not fit a QR code.
-        PictureError: the output exists or is no PNG; DatasetError: the picture cannot be read.
-    """
-    path = check_output(config.output, config.overwrite)
-    subject = Coefficients.load(config.subject)
-    code = make_qr(subject)
-    picture = None if config.picture is None else read_image(Path(config.picture).expanduser())
-    save_picture(code if picture is None else make_sheet(picture, subject.info.trigger, code), path)
-
-    payload = pack(subject)
-    kept = unpack(payload)
-    change, part = largest_change(subject, kept)
-    say(f"{path}: {len(payload):,} of the {CAPACITY:,} bytes that a QR code holds")
-    say(f"rounded to 8 bits: no value changes by more than {change:.2g}, or {part:.2%} of the largest in its layer")
-    for what in ("name", "class_word"):
-        whole, left = getattr(subject.info, what), getattr(kept.info, what)
-        if left != whole:
-            say(f"no room for the whole {what.replace('_', ' ')} {whole!r}: it is {left!r} in the code")
-    return path
-
-
 def make_qr(subject: Coefficients) -> Image.Image:
     """A QR code with the subject in it: black on white (mode "1"), with its quiet zone.
 
     Raises:
-        CoefficientsError: the subject does not fit (see `quantized.pack`), or the extra `qr` is not installed.
+        CoefficientsError: the subject does not fit (see `qr_payload.pack`), or the extra `qr` is not installed.
     """
     payload = pack(subject)
     # Level L at least: where the same size allows a higher one, segno takes it.

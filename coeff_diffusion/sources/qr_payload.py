@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ..families.fingerprint import architecture, check_fits, check_tokens_fit
 from ..families.layout import KNOWN, Topology, find_topology
-from ..subject.coefficients import MAX_MAGNITUDE, Coefficients, CoefficientsError, CoefficientsInfo, cut, shown
+from ..subject.coefficients import MAX_MAGNITUDE, Coefficients
+from ..subject.errors import CoefficientsError, cut, shown
+from ..subject.info import CoefficientsInfo
 
 CAPACITY = 2_953  # bytes of a QR code of version 40 at error level L
 MAGIC = b"coEf"

@@ -15,8 +15,9 @@ from collections.abc import Collection, Mapping
 from itertools import islice
 from pathlib import Path
 
-from ..subject.coefficients import Coefficients, CoefficientsError, listed, shown
-from ..subject.safetensors_file import FILE_NAME, MAX_FILE, from_bytes
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError, listed, shown
+from ..subject.safetensors_file import FILE_NAME, MAX_FILE
 
 README = "README.md"
 SAMPLE = re.compile(r"samples/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.(png|jpg|jpeg|webp)", re.ASCII)
@@ -81,7 +82,7 @@ def check(files: Mapping[str, bytes], where: str) -> Coefficients:
     """
     wanted({name: len(content) for name, content in files.items()}, where)  # the sizes they have, not those claimed
     try:
-        subject = from_bytes(files[FILE_NAME])
+        subject = Coefficients.from_bytes(files[FILE_NAME])
     except CoefficientsError as error:
         raise LayoutError(f"{where}: {FILE_NAME}: {error}") from error
     for name, content in files.items():

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from .coefficients import MAX_TEXT, Coefficients, CoefficientsError, CoefficientsInfo, cut, shown
+from .coefficients import Coefficients
+from .errors import CoefficientsError, cut, shown
+from .info import MAX_TEXT, CoefficientsInfo
 
 Weighted = list[tuple[Coefficients, float]]
 

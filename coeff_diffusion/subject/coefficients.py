@@ -1,139 +1,30 @@
 """What is trained, saved, loaded, blended and shared: the coefficients of one subject and where they came from."""
 
-import hashlib
-import json
 import re
-import sys
-import types
-import unicodedata
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-MAX_TEXT = 2_000  # characters of any one text in CoefficientsInfo
-MAX_LIST = 256  # entries of any one list in it; the largest UNet of Stable Diffusion has 140 attention layers
-MAX_INFO = 256 * 1024  # characters of all of it as JSON: fields that nobody knows yet are kept, but not without end
+from .atomic_write import atomic_write
+from .errors import CoefficientsError, cut, listed, shown
+from .info import CoefficientsInfo
+from .safetensors_file import DTYPES, FILE_NAME, MAX_FILE, file_bytes, parse, tensors_hash
+
 MAX_HEADS = 128
 MAX_TOKEN = (64, 8_192)  # vectors, channels
 MAX_MAGNITUDE = 100.0  # the identity is 1, token embeddings are about 0.03: more is damage or an attack
 
 LAYER_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-TOKEN_OWNERS = ("text_encoder", "text_encoder_2")
-TENSOR_NAME = re.compile(rf"unet\.{LAYER_NAME.pattern}\.coeff|({'|'.join(TOKEN_OWNERS)})\.token")
-
-
-class CoefficientsError(ValueError):
-    """Coefficients are damaged, contradict themselves or do not fit the base; the message names both sides."""
-
-
-@dataclass(frozen=True)
-class CoefficientsInfo:
-    """Where coefficients came from. Every field may be left out; empty means unknown.
-
-    Raises:
-        CoefficientsError: a text or list is too long, a text holds control characters, or a number is not finite.
-    """
-
-    name: str = ""
-    """The subject's name, for people."""
-    trigger: str = ""
-    """The words that call the subject up, such as "sks dog"."""
-    class_word: str = ""
-    """What kind of thing the subject is, such as "dog"; takes the trigger's place in a prompt for the base."""
-    instance_prompt: str = ""
-    class_prompt: str = ""
-    base_model: str = ""
-    """The base's folder name or Hub id."""
-    base_revision: str = ""
-    base_architecture: str = ""
-    """The base's family, as ModelSpec names it: "stable-diffusion-v1", "stable-diffusion-xl-v1-base", "custom", ..."""
-    base_fingerprint: str = ""
-    """`fingerprint(unet)` of the base: its attention layers."""
-    base_sample: tuple[float, ...] = ()
-    """`weight_sample(unet)` of the base: a few of its weights."""
-    resolution: int | None = None
-    """Pixels of a training picture's side."""
-    prediction_type: str = ""
-    """What the base predicts: "epsilon" or "v_prediction"."""
-    layers: Literal["all", "self", "cross"] = "all"
-    """Which attention layers were trained (see `CoeffConfig`); one of them without coefficients is an error at load."""
-    blocks: tuple[str, ...] = ()
-    """The block patterns they were chosen by (see `CoeffConfig`)."""
-    train_steps: int | None = None
-    seed: int | None = None
-    gate: Literal["trigger", "always"] = "trigger"
-    """Whether the coefficients act on prompts with the trigger only, or on all. Without a trigger they act on all."""
-    license: str = ""
-    created: str = ""
-    """ISO date, UTC."""
-    trained_with: str = ""
-    """Program and version."""
-    final_loss: float | None = None
-    effect: float | None = None
-    """How much the subject changes the prediction on its own pictures, relative to the base's."""
-    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Fields that a newer version has written; kept as they are."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.name == "extra":
-                continue
-            if not _fits(value, item.type):
-                problems.append(f"{item.name} is {shown(value)}, expected {_type_name(item.type)}")
-            if isinstance(value, tuple) and len(value) > MAX_LIST:
-                problems.append(f"{item.name} has {len(value)} entries, expected at most {MAX_LIST}")
-                continue
-            for text in value if isinstance(value, tuple) else (value,):
-                if isinstance(text, str) and len(text) > MAX_TEXT:
-                    problems.append(f"{item.name} has {len(text)} characters, expected at most {MAX_TEXT}")
-                elif isinstance(text, str) and _controls(text, allowed="\n\t" if "prompt" in item.name else ""):
-                    problems.append(f"{item.name} holds control characters: {shown(text)}")
-        if problems:
-            raise CoefficientsError(f"the info of these coefficients is not valid: {listed(problems)}")
-
-    def to_json(self) -> str:
-        """The fields that are not at their defaults, as compact JSON with sorted keys."""
-        default = vars(CoefficientsInfo())
-        known = {key: value for key, value in vars(self).items() if key != "extra" and value != default[key]}
-        return json.dumps({**self.extra, **known}, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The inverse of `to_json`. Fields this version does not know go to `extra`.
-
-        Raises:
-            CoefficientsError: too long, not a JSON object, or a field has another type than expected.
-        """
-        if len(text) > MAX_INFO:
-            raise CoefficientsError(
-                f"the info of these coefficients has {len(text)} characters, expected at most {MAX_INFO}"
-            )
-        try:
-            data = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise CoefficientsError(f"the info of these coefficients is not JSON: {shown(text)}") from error
-        if not isinstance(data, dict):
-            raise CoefficientsError(f"the info of these coefficients is {shown(data)}, expected a JSON object")
-        names = {item.name for item in fields(cls)} - {"extra"}
-        known: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in names
-        }
-        info = cls(**known, extra={key: value for key, value in data.items() if key not in names})
-        try:
-            info.to_json()
-        except (ValueError, RecursionError) as error:  # an infinite number, or lists nested without end
-            raise CoefficientsError(
-                "the info of these coefficients holds a field that cannot be written again"
-            ) from error
-        return info
+TOKEN_OWNERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+DENOISERS = ("unet", "transformer")
+TENSOR_NAME = re.compile(rf"({'|'.join(DENOISERS)})/{LAYER_NAME.pattern}\.coeff|({'|'.join(TOKEN_OWNERS)})/token")
+OLD_NAME = re.compile(rf"(unet|{'|'.join(TOKEN_OWNERS)})\.(.*\.coeff|token)")
+Opener = Callable[[str | Path, str | None], "Coefficients"]
 
 
 class Coefficients(Mapping[str, Tensor]):
@@ -145,18 +36,25 @@ class Coefficients(Mapping[str, Tensor]):
         coeffs: `[H, H]` by attention path (as in `unet.attn_processors`, without `.processor`).
         tokens: the learned vectors of the trigger, `[vectors, D]`, by text encoder ("text_encoder"), or none.
         info: where they came from.
+        denoiser: the component of the pipeline that the paths lead into, "unet" or "transformer".
 
     Raises:
         CoefficientsError: a name, shape or value is not valid; the message names the first offenders.
     """
+
+    opener: ClassVar[Opener]
+    """What `load` asks: plain files and folders at first. `coeff_diffusion.sources.open`, which comes with
+    `from coeff_diffusion import Coefficients`, knows cards, QR codes and the Hub as well."""
 
     def __init__(
         self,
         coeffs: Mapping[str, Tensor],
         tokens: Mapping[str, Tensor] | None = None,
         info: CoefficientsInfo | None = None,
+        denoiser: str = "unet",
     ) -> None:
         self.info = info or CoefficientsInfo()
+        self.denoiser = denoiser
         self._coeffs = {path: _own(coeff) for path, coeff in coeffs.items()}
         self._tokens = {owner: _own(token) for owner, token in (tokens or {}).items()}
         problems = [
@@ -172,11 +70,13 @@ class Coefficients(Mapping[str, Tensor]):
                 if owner not in TOKEN_OWNERS
             ),
             *(
-                f"{cut(owner)}.token is {list(token.shape)}, expected [1 to {MAX_TOKEN[0]}, 1 to {MAX_TOKEN[1]}]"
+                f"{cut(owner)}/token is {list(token.shape)}, expected [1 to {MAX_TOKEN[0]}, 1 to {MAX_TOKEN[1]}]"
                 for owner, token in self._tokens.items()
                 if token.ndim != 2 or any(not 1 <= n <= most for n, most in zip(token.shape, MAX_TOKEN, strict=True))
             ),
         ]
+        if denoiser not in DENOISERS:
+            problems.append(f"denoiser is {shown(denoiser)}, expected one of {', '.join(DENOISERS)}")
         if not self._coeffs and not self._tokens:
             problems.append("there are neither coefficients nor a token")
         if self._tokens and not self.info.trigger:
@@ -204,13 +104,13 @@ class Coefficients(Mapping[str, Tensor]):
         return {owner: token.clone() for owner, token in self._tokens.items()}
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """All tensors under their names in a file, sorted: `unet.<path>.coeff` and `<text encoder>.token`."""
+        """All tensors under their names in a file, sorted: `unet/<path>.coeff` and `<text encoder>/token`."""
         return {name: tensor.clone() for name, tensor in self._named()}
 
     def _named(self) -> list[tuple[str, Tensor]]:
         """The same without copies, which add up when a stranger's file is as large as it may be."""
-        named = [(f"unet.{path}.coeff", coeff) for path, coeff in self._coeffs.items()]
-        return sorted(named + [(f"{owner}.token", token) for owner, token in self._tokens.items()], key=itemgetter(0))
+        named = [(f"{self.denoiser}/{path}.coeff", coeff) for path, coeff in self._coeffs.items()]
+        return sorted(named + [(f"{owner}/token", token) for owner, token in self._tokens.items()], key=itemgetter(0))
 
     @classmethod
     def from_named_tensors(cls, named: Mapping[str, Tensor], info: CoefficientsInfo | None = None) -> "Coefficients":
@@ -220,25 +120,33 @@ class Coefficients(Mapping[str, Tensor]):
             CoefficientsError: a name is of neither form, or what it names is not valid.
         """
         unexpected = [name for name in named if not TENSOR_NAME.fullmatch(name)]
+        if unexpected and all(map(OLD_NAME.fullmatch, unexpected)):
+            raise CoefficientsError(
+                f"its tensors are named in the way of the first versions ({shown(unexpected[0])}); write it anew with "
+                "`coeff-diffusion convert FILE -o NEW.safetensors --dtype float32`"
+            )
         if unexpected:
             raise CoefficientsError(
                 f"unexpected tensors {listed([shown(name) for name in unexpected])}; expected only "
-                "unet.<attention path>.coeff and text_encoder.token"
+                "unet/<attention path>.coeff, transformer/<attention path>.coeff and text_encoder/token"
             )
-        ordered = sorted(named.items())  # safetensors gives them in random order
-        return cls(
-            {k.removeprefix("unet.").removesuffix(".coeff"): tensor for k, tensor in ordered if k.endswith(".coeff")},
-            {k.removesuffix(".token"): tensor for k, tensor in ordered if k.endswith(".token")},
-            info,
-        )
+        coeffs, tokens = {}, {}
+        components = set()
+        for name, tensor in sorted(named.items()):  # safetensors gives them in random order
+            component, _, rest = name.partition("/")
+            if rest == "token":
+                tokens[component] = tensor
+            else:
+                components.add(component)
+                coeffs[rest.removesuffix(".coeff")] = tensor
+        if len(components) > 1:
+            raise CoefficientsError(f"coefficients of {' and '.join(sorted(components))}; a base has one of them")
+        return cls(coeffs, tokens, info, *components)
 
     @cached_property
     def sha256(self) -> str:
         """Hex digest of all tensor bytes in the order of the file (ModelSpec's `hash_sha256`)."""
-        digest = hashlib.sha256()
-        for _, tensor in self._named():
-            digest.update(tensor.numpy().astype("<f4").tobytes())
-        return digest.hexdigest()
+        return tensors_hash(dict(self._named()))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Coefficients):
@@ -254,6 +162,61 @@ class Coefficients(Mapping[str, Tensor]):
         values = sum(tensor.numel() for _, tensor in self._named())
         return f"<Coefficients {self.info.name!r}: trigger {self.info.trigger!r}, {len(self)} layers, {values} values>"
 
+    def to_bytes(self, dtype: torch.dtype = torch.float32) -> bytes:
+        """The content of a file of format version 1.
+
+        Args:
+            dtype: of its numbers: float32 keeps every bit, float16 and bfloat16 round to half the size.
+
+        Raises:
+            CoefficientsError: no such dtype in a file.
+        """
+        if dtype not in DTYPES.values():
+            raise CoefficientsError(f"files hold {', '.join(map(str, DTYPES.values()))}, not {dtype}")
+        return file_bytes({name: tensor.to(dtype) for name, tensor in self._named()}, self.info)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, old_names: bool = False) -> "Coefficients":
+        """The inverse of `to_bytes`, with every check; narrow numbers are widened.
+
+        Args:
+            old_names: take names of the first versions too (`unet.<path>.coeff`), as `convert` does.
+
+        Raises:
+            CoefficientsError: `data` is too large, damaged, not of this format, or its values make no sense.
+        """
+        tensors, info, recorded = parse(data)
+        if old_names:
+            tensors = {OLD_NAME.sub(r"\1/\2", name): tensor for name, tensor in tensors.items()}
+        found = cls.from_named_tensors(tensors, info)
+        if recorded and recorded != found.sha256:
+            raise CoefficientsError(
+                f"incomplete, changed or damaged: the hash of its {len(tensors)} tensors is {found.sha256[:16]}..., "
+                f"but {shown(recorded[:16])}... is recorded"
+            )
+        return found
+
+    @classmethod
+    def read(cls, path: Path, *, old_names: bool = False) -> "Coefficients":
+        """Read a `.safetensors` file.
+
+        Raises:
+            CoefficientsError: it is missing, no regular file, or what `from_bytes` says; the message names the file.
+        """
+        if path.is_symlink():
+            raise CoefficientsError(f"{path} is a symbolic link to {path.readlink()}; give the file itself")
+        if not path.is_file():
+            raise CoefficientsError(
+                f"there is no file {path}" if not path.exists() else f"{path} is not a regular file"
+            )
+        try:
+            with path.open("rb") as file:
+                return cls.from_bytes(file.read(MAX_FILE + 1), old_names=old_names)
+        except OSError as error:
+            raise CoefficientsError(f"{path} cannot be read: {error.strerror}") from error
+        except CoefficientsError as error:
+            raise CoefficientsError(f"{path}: {error}") from error
+
     @classmethod
     def load(cls, source: str | Path, name: str | None = None) -> "Coefficients":
         """Read a file, a card (a picture that carries a subject), a folder that holds `coefficients.safetensors`, or a
@@ -266,19 +229,18 @@ class Coefficients(Mapping[str, Tensor]):
             CoefficientsError: it is missing, damaged, not of this format, holds values that make no sense, or several
                 subjects and `name` does not say which.
         """
-        from .safetensors_file import locate, read
+        return cls.opener(source, name)
 
-        return read(locate(source), name)
-
-    def save(self, path: str | Path) -> None:
-        """Write one `.safetensors` file of format version 1, whole or not at all."""
-        from .safetensors_file import write
-
-        write(self, path)
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write one `.safetensors` file of format version 1, whole or not at all; the same subject, the same bytes."""
+        data = self.to_bytes(dtype)
+        with atomic_write(path) as file:
+            file.write(data)
 
     def replace(self, **changes: Any) -> "Coefficients":
         """A copy with other `coeffs`, `tokens` or `info`."""
-        return Coefficients(**{"coeffs": self._coeffs, "tokens": self._tokens, "info": self.info, **changes})
+        mine = {"coeffs": self._coeffs, "tokens": self._tokens, "info": self.info, "denoiser": self.denoiser}
+        return Coefficients(**{**mine, **changes})
 
     def scaled(self, strength: float) -> "Coefficients":
         """A copy with every coefficient times `strength`. The token is a word; it does not scale."""
@@ -295,42 +257,12 @@ def _worst(tensor: Tensor) -> float:
     return float(flat[flat.abs().nan_to_num(nan=torch.inf).argmax()])
 
 
-def listed(problems: list[str], most: int = 3) -> str:
-    """The first few problems, and how many more there are."""
-    return "; ".join(problems[:most]) + (f" (and {len(problems) - most} more)" if len(problems) > most else "")
+def _open_file(source: str | Path, name: str | None) -> Coefficients:
+    path = Path(source).expanduser()
+    found = Coefficients.read(path / FILE_NAME if path.is_dir() else path)
+    if name is not None and name not in (found.info.name, found.sha256[:12]):
+        raise CoefficientsError(f"{path} carries no subject called {shown(name)}")
+    return found
 
 
-def shown(value: object) -> str:
-    """A value of unknown origin, fit for one line of an error."""
-    return cut(repr(value))
-
-
-def cut(text: str, most: int = 80) -> str:
-    """The text, or its beginning where it is longer than `most`: names from strangers can be endless."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def _controls(text: str, allowed: str) -> bool:
-    """Whether a text holds characters that steer a terminal, or halves of surrogate pairs."""
-    return any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in allowed for letter in text)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _type_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind).replace("typing.", "")
-
-
-def _fits(value: object, kind: Any) -> bool:
-    """Whether a value is of the type that a field of CoefficientsInfo declares."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if isinstance(kind, types.UnionType):
-        return any(_fits(value, option) for option in get_args(kind))
-    if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_fits(item, get_args(kind)[0]) for item in value)
-    if kind is float:
-        return type(value) in (float, int) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
-    return type(value) is kind
+Coefficients.opener = staticmethod(_open_file)

@@ -1,27 +1,25 @@
-"""Files of format version 1: one safetensors file per subject, read with every check there is, written whole.
+"""The bytes of a file of format version 1: one safetensors file per subject, read with every check there is.
 
-Tensors: `unet.<attention path>.coeff` `[H, H]` and `text_encoder.token` `[vectors, D]`. Metadata: `format`,
+Tensors: `unet/<attention path>.coeff` `[H, H]` and `text_encoder/token` `[vectors, D]`. Metadata: `format`,
 `format_version`, `info` (JSON of `CoefficientsInfo`) and ModelSpec 1.0.1 keys for other tools. What is read comes from
 strangers: it is never unpickled, its size is bounded before it is opened, and any damage is a `CoefficientsError`.
 """
 
+import hashlib
 import json
-import os
 import re
-import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import islice
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .coefficients import Coefficients, CoefficientsError, CoefficientsInfo, listed, shown
+from .errors import CoefficientsError, listed, shown
+from .info import CoefficientsInfo
 
 FORMAT = "coeff-diffusion"
 FORMAT_VERSION = "1"
@@ -30,8 +28,6 @@ MAX_FILE = 16 * 2**20
 MAX_HEADER = 2 * 2**20
 MAX_TENSORS = 1_024  # the largest UNet of Stable Diffusion has 140 attention layers
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # narrower ones are widened when read
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # a subject is in a chunk of a PNG, or in a QR code in any of them
-HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")  # user/repository, user/repository@revision
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 MODELSPEC_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v"}
 # What else people have in .safetensors files: by the format in the metadata, and by the name of any tensor.
@@ -48,100 +44,33 @@ OTHER_TENSORS = (
 )
 
 
-@contextmanager
-def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """A file that appears under `path` complete when the block ends well, and not at all when it does not.
+class Content(NamedTuple):
+    """What a file holds.
 
-    Whatever fails, the file that was there before is left as it was and nothing else stays behind.
-
-    Raises:
-        OSError: the folder is missing or not writable, or the disk is full.
+    Attributes:
+        tensors: by their names in the file, sorted, as wide as they are there.
+        sha256: the hash of the tensors that the file states; empty where it states none.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+    tensors: dict[str, Tensor]
+    info: CoefficientsInfo
+    sha256: str
 
 
-def locate(source: str | Path) -> Path:
-    """The file that `source` means: a file, a folder that holds `coefficients.safetensors`, or a Hub id ("user/repo").
+def file_bytes(tensors: Mapping[str, Tensor], info: CoefficientsInfo) -> bytes:
+    """The content of a file of format version 1; the same tensors and info always give the same bytes.
 
-    A file is a subject's own, or a picture that carries one (see `cards`). An id may name a branch, tag or commit
-    ("user/repo@v1").
-
-    Raises:
-        CoefficientsError: there is no such file, or the Hub does not give it.
+    The hash it states is of what a reader gets: the numbers, widened to float32.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / FILE_NAME).is_file():
-            raise CoefficientsError(f"the folder {path} holds no {FILE_NAME}")
-        return path / FILE_NAME
-    names_a_file = path.suffix.lower() in (".safetensors", *PICTURES)
-    if isinstance(source, str) and not path.exists() and not names_a_file and HUB_ID.fullmatch(source):
-        from ..sources.hub import fetch_coefficients
-
-        return fetch_coefficients(source)
-    return path
+    return serialize(tensors, _metadata(tensors_hash(tensors), info))
 
 
-def read(path: str | Path, name: str | None = None) -> Coefficients:
-    """Read a file of format version 1, or the subject that a picture carries.
-
-    Args:
-        name: which subject, where a picture carries several; any other file has to be of this name.
-
-    Raises:
-        CoefficientsError: it is missing, no regular file, too large, damaged, not of this format, or its values make no
-            sense. The message names the first offenders and what was expected.
-    """
-    from ..sources.image_card import choose, read_card
-
-    path = Path(path)
-    if path.is_symlink():
-        raise CoefficientsError(f"{path} is a symbolic link to {path.readlink()}; give the file itself")
-    if not path.is_file():
-        raise CoefficientsError(f"there is no file {path}" if not path.exists() else f"{path} is not a regular file")
-    if path.suffix.lower() in PICTURES:
-        return read_card(path, name)
-    try:
-        with path.open("rb") as file:
-            subject = from_bytes(file.read(MAX_FILE + 1))
-    except OSError as error:
-        raise CoefficientsError(f"{path} cannot be read: {error.strerror}") from error
-    except CoefficientsError as error:
-        raise CoefficientsError(f"{path}: {error}") from error
-    return choose([subject], name, path)
-
-
-def write(coefficients: Coefficients, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write a file of format version 1, whole or not at all. The same coefficients always give the same bytes."""
-    data = to_bytes(coefficients, dtype)
-    with atomic_write(path) as file:
-        file.write(data)
-
-
-def to_bytes(coefficients: Coefficients, dtype: torch.dtype = torch.float32) -> bytes:
-    """The content of a file of format version 1.
-
-    Args:
-        dtype: of its numbers: float32 keeps every bit, float16 and bfloat16 round to half the size. The hash is of what
-            a reader gets: the rounded numbers, widened again.
-
-    Raises:
-        CoefficientsError: no such dtype in a file, or a number is too large for it.
-    """
-    if dtype not in DTYPES.values():
-        raise CoefficientsError(f"files hold {', '.join(map(str, DTYPES.values()))}, not {dtype}")
-    tensors = {name: tensor.to(dtype) for name, tensor in coefficients.named_tensors().items()}
-    return serialize(tensors, _metadata(Coefficients.from_named_tensors(tensors, coefficients.info)))
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 of all tensors as float32, sorted by name (ModelSpec's `hash_sha256`)."""
+    digest = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        digest.update(tensor.float().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -156,11 +85,13 @@ def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byt
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
-def from_bytes(data: bytes) -> Coefficients:
-    """The inverse of `to_bytes`, with every check.
+def parse(data: bytes) -> Content:
+    """The inverse of `file_bytes`, with every check of the container.
+
+    What names and values mean is checked where `Coefficients` are made of them.
 
     Raises:
-        CoefficientsError: `data` is too large, damaged, not of this format, or its values make no sense.
+        CoefficientsError: `data` is too large, damaged or not of this format.
     """
     if len(data) > MAX_FILE:
         raise CoefficientsError(f"larger than {MAX_FILE // 2**20} MiB, which no subject is; {_what_it_is(data)}")
@@ -171,14 +102,8 @@ def from_bytes(data: bytes) -> Coefficients:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:  # torch's own, for shapes beyond any memory
         raise CoefficientsError(f"damaged: {str(error).partition(chr(10))[0]}") from error
-    coefficients = Coefficients.from_named_tensors(tensors, CoefficientsInfo.from_json(metadata["info"]))
     recorded = metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
-    if recorded and recorded != coefficients.sha256:
-        raise CoefficientsError(
-            f"incomplete, changed or damaged: the hash of its {len(tensors)} tensors is {coefficients.sha256[:16]}..., "
-            f"but {shown(recorded[:16])}... is recorded"
-        )
-    return coefficients
+    return Content(dict(sorted(tensors.items())), CoefficientsInfo.from_json(metadata["info"]), recorded)
 
 
 def _header(data: bytes) -> dict[str, Any]:
@@ -250,8 +175,7 @@ def _what_it_is(beginning: bytes) -> str:
     return f"it is {kind}" if kind else "is it a whole model?"
 
 
-def _metadata(coefficients: Coefficients) -> dict[str, str]:
-    info = coefficients.info
+def _metadata(sha256: str, info: CoefficientsInfo) -> dict[str, str]:
     hint = f"Write {info.trigger!r} in the prompt" if info.trigger else "Acts on every prompt"
     modelspec = {
         "sai_model_spec": "1.0.1",
@@ -259,7 +183,7 @@ def _metadata(coefficients: Coefficients) -> dict[str, str]:
         "implementation": "diffusers",
         "title": info.name or info.trigger or "unnamed",
         "date": info.created,
-        "hash_sha256": f"0x{coefficients.sha256}",
+        "hash_sha256": f"0x{sha256}",
         "license": info.license,
         "prediction_type": MODELSPEC_PREDICTION.get(info.prediction_type, ""),
         "resolution": f"{info.resolution}x{info.resolution}" if info.resolution else "",

@@ -14,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..subject.safetensors_file import atomic_write
+from ..subject.atomic_write import atomic_write
+from ..subject.errors import UserError
 
 FORMAT = "coeff-diffusion-checkpoint"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint is not there, is damaged, or belongs to another run."""
 
 

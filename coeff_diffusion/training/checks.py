@@ -4,22 +4,19 @@ import importlib.util
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..inference.trigger import contains_trigger
-
-if TYPE_CHECKING:
-    from .config import TrainConfig
+from .settings import TrainSettings
 
 
-def find_problems(config: "TrainConfig") -> list[str]:
+def find_problems(config: TrainSettings) -> list[str]:
     """All problems of settings whose defaults are filled in; empty where training can start."""
     return [*_number_problems(config), *_prompt_problems(config), *_environment_problems(config)]
 
 
-def _number_problems(config: "TrainConfig") -> list[str]:
+def _number_problems(config: TrainSettings) -> list[str]:
     least = {
         "resolution": 8,
         "cached_views": 1,
@@ -73,7 +70,7 @@ def _number_problems(config: "TrainConfig") -> list[str]:
     return problems
 
 
-def _prompt_problems(config: "TrainConfig") -> list[str]:
+def _prompt_problems(config: TrainSettings) -> list[str]:
     problems = []
     if not config.instance_data_dir:
         problems.append("--instance_data_dir is missing: the folder with the pictures of the subject")
@@ -102,7 +99,7 @@ def _prompt_problems(config: "TrainConfig") -> list[str]:
     return problems
 
 
-def _previews_show_the_base(config: "TrainConfig", trigger: str) -> bool:
+def _previews_show_the_base(config: TrainSettings, trigger: str) -> bool:
     acts_without = config.gate == "always" and not config.trains_token
     return (
         config.validation_steps > 0
@@ -111,7 +108,7 @@ def _previews_show_the_base(config: "TrainConfig", trigger: str) -> bool:
     )
 
 
-def _environment_problems(config: "TrainConfig") -> list[str]:
+def _environment_problems(config: TrainSettings) -> list[str]:
     problems = []
     if config.mixed_precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         problems.append("--mixed_precision fp16 needs a GPU and none was found; use bf16 or no")

@@ -6,9 +6,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..images.files import save_picture
+from ..images.photo import DatasetError
 from ..inference.request import DrawRequest
 from ..inference.studio import Studio
-from .photos import DatasetError, find_images
+from .photos import find_images
 
 
 def class_images(

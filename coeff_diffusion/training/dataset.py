@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .photos import DatasetError, choose_views, read_image, scale, view_tensor
+from ..images.photo import DatasetError, read_image
+from .photos import choose_views, scale, view_tensor
 
 # --- latents ----------------------------------------------------------------------------------------------------------
 

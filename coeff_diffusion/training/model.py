@@ -22,9 +22,10 @@ from ..families.shared_weights import shared_copy
 from ..inference.trigger import add_trigger, initial_vectors
 from ..method.attachment import CoeffConfig, attach, collect, trainable_parameters
 from ..method.override import CoeffAttnProcessor
-from ..subject.coefficients import Coefficients, CoefficientsInfo
+from ..subject.coefficients import Coefficients
+from ..subject.info import CoefficientsInfo
 from .config import ConfigError, TrainConfig
-from .losses import Effect
+from .probe import Effect
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

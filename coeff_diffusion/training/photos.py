@@ -1,10 +1,9 @@
-"""Picture files of any kind and their captions -> upright RGB squares: what a handful of photos looks like to training.
+"""A folder of pictures and their captions -> RGB squares: what a handful of photos looks like to training.
 
 Shapes: R the resolution in pixels.
 """
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..images.photo import DatasetError
 from ..inference.trigger import contains_trigger
-
-MAX_PIXELS = 100_000_000
-"""Larger pictures are refused: no camera that matters here makes them, but a small file can claim to be one."""
-
-
-class DatasetError(ValueError):
-    """A picture or caption cannot be used. The message names the file, what is wrong and what to do."""
-
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
@@ -58,47 +50,6 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sorts 2.png before 10.png."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())]
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """The picture as a person sees it: upright (EXIF), transparency on white, 8 bits of red, green and blue.
-
-    Every mode Pillow reads: palette, bilevel, CMYK, alpha, 16 bits per channel and float (scaled, not cut off).
-
-    Raises:
-        DatasetError: not a picture, truncated, or more than 100 million pixels.
-    """
-    try:
-        # Pillow only warns near its own limit; the size is checked right here, before a pixel is read.
-        quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
-        with quiet, Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DatasetError(_bomb(path, f"{image.width} x {image.height} pixels"))
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except DatasetError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise DatasetError(_bomb(path, "far more pixels")) from error
-    except Exception as error:  # damaged files make Pillow's decoders raise anything
-        raise DatasetError(f"{path} is not a readable picture ({error}); replace it or take it out") from error
-
-
-def _bomb(path: str | Path, size: str) -> str:
-    return f"{path} has {size}, expected at most {MAX_PIXELS // 1_000_000} million; make it smaller or take it out"
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        # 16-bit pictures span 0..65535; what is within 0..1 or 0..255 is taken to span just that.
-        peak = float(values.max(initial=0.0))
-        top = next((t for t in (1.0, 255.0) if image.mode == "F" and peak <= t), 65535.0)
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8), mode=None)
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------

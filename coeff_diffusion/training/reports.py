@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from ..inference.request import DrawRequest, Picture
 from ..subject.coefficients import Coefficients
+from ..subject.errors import UserError
 from .config import TrainConfig
-from .losses import Effect
 from .model import Learner
+from .probe import Effect
 from .run_folder import OutputFolder
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError, RuntimeError):
     """Training cannot go on. The message says what happened, at which step, and what is saved."""
 
 

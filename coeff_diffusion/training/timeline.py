@@ -1,7 +1,7 @@
 """The subject of every Nth training step in one file, kept because each is only a few kilobytes.
 
 One safetensors file. Tensors: `step_000010/<name>`, where `<name>` is what the tensor is called in a subject's own file
-(`unet.<attention path>.coeff`, `text_encoder.token`). Metadata, all strings: `format` = `coeff-diffusion-timeline`,
+(`unet/<attention path>.coeff`, `text_encoder/token`). Metadata, all strings: `format` = `coeff-diffusion-timeline`,
 `format_version` = `1`, `infos` = JSON object of `CoefficientsInfo` by step, `losses` = JSON list of the training loss
 of every step from the first. Never pickle.
 """
@@ -13,9 +13,12 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..subject.coefficients import Coefficients, CoefficientsError, CoefficientsInfo
-from ..subject.model_card import card_of_step
-from ..subject.safetensors_file import atomic_write, serialize
+from ..subject.atomic_write import atomic_write
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError
+from ..subject.info import CoefficientsInfo
+from ..subject.safetensors_file import serialize
+from .model_card import card_of_step
 from .run_folder import OutputFolder
 
 FORMAT = "coeff-diffusion-timeline"
@@ -97,7 +100,7 @@ def keep_step(run: OutputFolder, step: int) -> Coefficients:
     steps = load_timeline(timeline)
     if step not in steps:
         raise CoefficientsError(f"{timeline} has no step {step}; it has {', '.join(map(str, steps))}")
-    if file.exists() and Coefficients.load(file).sha256 not in {kept.sha256 for kept in steps.values()}:
+    if file.exists() and Coefficients.read(file).sha256 not in {kept.sha256 for kept in steps.values()}:
         raise CoefficientsError(f"{file} is on no step of {timeline} and would be lost; move or rename it first")
     steps[step].save(file)
     if run.card.is_file() and not run.card.is_symlink():

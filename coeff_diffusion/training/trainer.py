@@ -22,29 +22,24 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from ..families.load import load_base
+from ..families.process import prediction_target, signal_to_noise, training_schedule
 from ..families.shared_weights import shared_pipeline
 from ..images.files import save_picture
 from ..inference.pipeline_subjects import loaded_coefficients
 from ..inference.request import DrawCancelled, DrawRequest, StudioError
 from ..inference.studio import Studio
-from ..subject.coefficients import Coefficients, CoefficientsError
-from ..subject.model_card import model_card
-from ..subject.safetensors_file import atomic_write
+from ..subject.atomic_write import atomic_write
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError
 from .checkpoint import Checkpoint, find_checkpoint, prune_checkpoints
 from .config import ConfigError, TrainConfig
 from .dataset import mixed_seed
-from .losses import (
-    Probe,
-    min_snr_weights,
-    prediction_target,
-    signal_to_noise,
-    squared_errors,
-    training_loss,
-    training_schedule,
-)
+from .losses import min_snr_weights, squared_errors, training_loss
 from .model import DTYPES, Learner, training_resolution
+from .model_card import model_card
 from .optimizer import Optimization
 from .preparation import prepare_material
+from .probe import Probe
 from .reports import (
     Clock,
     PreviewReport,

@@ -3,6 +3,7 @@
 This module imports no gradio, so the command line can show the page's flags without it.
 """
 
-from .config import PageConfig, PageError, open_page
+from .config import PageConfig, PageError
+from .launch import open_page
 
 __all__ = ["PageConfig", "PageError", "open_page"]

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from ..images.generation_info import PictureError
+from ..images.photo import DatasetError
 from ..inference.request import Picture, StudioError
 from ..inference.samplers import SchedulerError
 from ..service import Glimpse
-from ..subject.coefficients import CoefficientsError
+from ..subject.errors import CoefficientsError
 from ..training.config import ConfigError
-from ..training.photos import DatasetError
 from ..training.reports import TrainingError
 
 Update = TypeVar("Update")

@@ -1,20 +1,15 @@
-"""How the page is opened: its flags, who may reach it, and the launch itself."""
+"""How the page is opened: its flags, and who may reach it."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..families.load import load_base
-from ..images.files import check_folder
-from ..inference.studio import Studio
-from ..service import StudioService
-from ..sources.library import Library
+from ..subject.errors import UserError
 
 LOCALHOST = "127.0.0.1"
 MAX_UPLOAD = "25mb"  # one photo of a good camera; what a subject's file or a card may have is checked when it is read
 
 
-class PageError(ValueError):
+class PageError(UserError, ValueError):
     """The page cannot be opened as asked."""
 
 
@@ -86,37 +81,3 @@ def check(config: PageConfig) -> list[tuple[str, str]]:
     if not 0 <= config.port <= 65535:
         raise PageError(f"--port is {config.port}, expected 0 to 65535")
     return users
-
-
-def open_page(config: PageConfig, block: bool = True) -> str:
-    """Load the base, open the page, and stay until Ctrl-C.
-
-    Args:
-        block: False returns at once with the page running in a thread (for tests and notebooks).
-
-    Returns:
-        The page's address.
-
-    Raises:
-        PageError: see `check`; gradio missing; the port taken. BaseModelError: see `load_base`.
-    """
-    users = check(config)
-    # Both are read when gradio is imported: nothing leaves the machine, and no table of all events is made after each.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
-    try:
-        from .page import build, launch
-    except ModuleNotFoundError as error:
-        raise PageError(f'the page needs {error.name}; pip install "coeff-diffusion[ui]"') from error
-    output_dir = check_folder(config.output_dir)
-    pipe = load_base(
-        config.base, revision=config.revision, dtype=config.dtype, device=config.device, config=config.base_config
-    )
-    service = StudioService(Studio(pipe), Library(config.subjects_dir), output_dir)
-    # Who reaches the page from outside names no folders of this computer.
-    service.exchange.folders = not (config.listen or config.share)
-    try:
-        return launch(build(service), config, users, block)
-    finally:
-        if block:  # Ctrl-C: what is being trained is saved
-            service.close()

@@ -32,7 +32,7 @@ def build(service: StudioService) -> gr.Blocks:
 
 
 def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], block: bool) -> str:
-    """Serve the page and return its address (see `config.open_page`)."""
+    """Serve the page and return its address (see `launch.open_page`)."""
     options: dict[str, Any] = {
         "server_name": "0.0.0.0" if config.listen else LOCALHOST,
         "share": config.share,

@@ -13,8 +13,8 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from coeff_diffusion import Coefficients, layer_heads
+from coeff_diffusion.images.photo import read_image
 from coeff_diffusion.method.attachment import select_layers
-from coeff_diffusion.training.photos import read_image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -16,7 +16,7 @@ from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.inference.request import StudioError
 from coeff_diffusion.sources.image_card import embed
 from coeff_diffusion.subject.coefficients import MAX_MAGNITUDE
-from coeff_diffusion.subject.safetensors_file import DTYPES, to_bytes
+from coeff_diffusion.subject.safetensors_file import DTYPES, serialize
 
 Subject = Callable[..., Coefficients]
 
@@ -73,6 +73,16 @@ def test_float32_is_the_same_file(dog: Path, tmp_path: Path) -> None:
     assert out.read_bytes() == dog.read_bytes()
 
 
+def test_a_file_of_the_first_versions_is_written_anew(dog: Path, tmp_path: Path) -> None:
+    subject, old = Coefficients.load(dog), tmp_path / "old.safetensors"
+    named = {name.replace("/", "."): tensor for name, tensor in subject.named_tensors().items()}
+    old.write_bytes(serialize(named, header(dog)["__metadata__"]))
+    with pytest.raises(CoefficientsError, match=r"old\.safetensors: .*first versions .*coeff-diffusion convert"):
+        Coefficients.load(old)
+    run(convert, ConvertConfig(str(old), str(tmp_path / "new.safetensors"), "float32"))
+    assert (tmp_path / "new.safetensors").read_bytes() == dog.read_bytes()
+
+
 def test_numbers_too_small_for_float16_are_counted_in_the_error(tmp_path: Path) -> None:
     Coefficients({"mid_block.attn1": torch.full((2, 2), 1e-9)}).save(tmp_path / "small.safetensors")
     line = run(convert, ConvertConfig(str(tmp_path / "small.safetensors"), str(tmp_path / "o.safetensors"), "float16"))
@@ -84,9 +94,9 @@ def test_no_number_of_a_subject_is_too_large_for_a_type() -> None:
     largest = Coefficients({"mid_block.attn1": torch.full((2, 2), MAX_MAGNITUDE)})
     for dtype in DTYPES.values():
         assert torch.finfo(dtype).max > MAX_MAGNITUDE
-        to_bytes(largest, dtype)
+        largest.to_bytes(dtype)
     with pytest.raises(CoefficientsError, match=r"files hold torch\.float32, torch\.float16, .* not torch\.float64"):
-        to_bytes(largest, torch.float64)
+        largest.to_bytes(torch.float64)
 
 
 def test_a_card_is_converted_too(dog: Path, tmp_path: Path) -> None:

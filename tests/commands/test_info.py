@@ -21,7 +21,7 @@ from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.sources.image_card import embed
 from coeff_diffusion.sources.qr_code import make_qr
-from coeff_diffusion.subject.safetensors_file import FILE_NAME, MAX_FILE, to_bytes
+from coeff_diffusion.subject.safetensors_file import FILE_NAME, MAX_FILE
 from coeff_diffusion.training.checkpoint import Checkpoint
 from coeff_diffusion.training.timeline import save_timeline
 
@@ -236,7 +236,7 @@ Hires            2x"""
 def test_cards(dog: Path, tmp_path: Path) -> None:
     path, subject = card(tmp_path / "card.png", DRAWN, DOG), read_json(dog)
     assert read_json(path)["subjects"] == [subject]
-    assert subject["size"] == len(to_bytes(DOG))
+    assert subject["size"] == len(DOG.to_bytes())
     page = shown(path)
     assert page.startswith("prompt ")
     assert page.endswith(f"This picture carries a subject:\n\n{shown(dog)}")

@@ -24,11 +24,12 @@ from coeff_diffusion.publishing.shareable import local_path_in
 from coeff_diffusion.sources import hub as hub_client
 from coeff_diffusion.sources import shared_folder as layout
 from coeff_diffusion.sources.hub import HubError, HubUnreachableError, find_token
+from coeff_diffusion.sources.image_card import chunks
 from coeff_diffusion.sources.shared_folder import LayoutError, check, wanted
-from coeff_diffusion.subject.model_card import model_card
-from coeff_diffusion.subject.safetensors_file import FILE_NAME, MAX_FILE, to_bytes
+from coeff_diffusion.subject.safetensors_file import FILE_NAME, MAX_FILE
 from coeff_diffusion.training.config import TrainConfig
-from coeff_diffusion.training.losses import Effect
+from coeff_diffusion.training.model_card import model_card
+from coeff_diffusion.training.probe import Effect
 
 DRAWN = Parameters("a sks dog", steps=2, sampler="DDIM", seed=7, model="/data/anna/secret-base", subjects={"dog": 1.0})
 REPO = "anna/my-dog"
@@ -70,7 +71,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def shared(**more: bytes) -> dict[str, bytes]:
-    return {FILE_NAME: to_bytes(subject()), "README.md": b"---\nlicense: mit\n---\n", **more}
+    return {FILE_NAME: subject().to_bytes(), "README.md": b"---\nlicense: mit\n---\n", **more}
 
 
 def png() -> bytes:
@@ -152,7 +153,7 @@ def test_a_lone_file_and_a_card_get_a_readme(server: HubServer, tmp_path: Path) 
     front = yaml.safe_load(uploaded(server)["README.md"].decode().split("---\n")[1])
     assert (front["base_model"], front["license"]) == ("user/base", "mit")
     card = tmp_path / "card.png"
-    save_picture(Image.new("RGB", (8, 8)), card, format_parameters(DRAWN), subjects=[subject(name="Bello")])
+    save_picture(Image.new("RGB", (8, 8)), card, format_parameters(DRAWN), chunks=chunks([subject(name="Bello")]))
     push(PushConfig(str(card), "anna/bello"))
     assert uploaded(server, "anna/bello").keys() == {FILE_NAME, "README.md", "samples/card.png"}
     assert Coefficients.load("anna/bello").info.name == "Bello"
@@ -272,10 +273,10 @@ def test_only_the_files_of_a_subject_are_fetched(server: HubServer, tmp_path: Pa
 
 def test_revisions(server: HubServer, tmp_path: Path) -> None:
     first, second = subject(name="first"), subject(name="second")
-    repository = server.add(REPO, {FILE_NAME: to_bytes(first)})
+    repository = server.add(REPO, {FILE_NAME: first.to_bytes()})
     repository.tags["v1"] = repository.head
     old = repository.head
-    repository.commit({FILE_NAME: to_bytes(second)})
+    repository.commit({FILE_NAME: second.to_bytes()})
     assert Coefficients.load(REPO) == second
     assert Coefficients.load(f"{REPO}@v1") == Coefficients.load(f"{REPO}@{old}") == first
     pull(PullConfig(f"{REPO}@v1", str(tmp_path / "a")))
@@ -358,7 +359,7 @@ def test_a_listing_that_lies_is_found_out(server: HubServer, tmp_path: Path, mon
     ("files", "expected"),
     [
         ({FILE_NAME: b"\x80\x04."}, "a pickle, which can run any code"),
-        ({FILE_NAME: to_bytes(subject())[:-4]}, "damaged"),
+        ({FILE_NAME: subject().to_bytes()[:-4]}, "damaged"),
         ({"samples/a.png": b"<script>"}, "samples/a.png is not the kind of picture its name says"),
         ({"samples/a.webp": png()}, "samples/a.webp is not the kind of picture its name says"),
         ({"README.md": b"\xff\xfe"}, "README.md is not text"),

@@ -121,7 +121,7 @@ def test_checkpoint_of_another_size(checkpoint: Path, base_copy: Path) -> None:
         ("model.diffusion_model.double_blocks.0.img_attn.proj.weight", "is FLUX; expected"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn.proj.weight", "is Stable Diffusion 3; expected"),
         ("lora_unet_down_blocks_0_attentions_0.lora_up.weight", "is a LoRA, not a base"),
-        ("unet.mid_block.attentions.0.transformer_blocks.0.attn1.coeff", "is a subject .*load it with --subject"),
+        ("unet/mid_block.attentions.0.transformer_blocks.0.attn1.coeff", "is a subject .*load it with --subject"),
         ("model.diffusion_model.input_blocks.0.0.weight", r"lacks the autoencoder \(first_stage_model"),
     ],
 )

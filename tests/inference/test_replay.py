@@ -13,6 +13,7 @@ from coeff_diffusion.images.generation_info import Parameters, PictureError, for
 from coeff_diffusion.inference.replay import MAX_BATCH, Base, Part, Recipe
 from coeff_diffusion.inference.request import DrawRequest, StudioError
 from coeff_diffusion.inference.studio import Studio
+from coeff_diffusion.sources.image_card import chunks
 from coeff_diffusion.subject.layer_strengths import LayerStrengths
 
 
@@ -209,10 +210,10 @@ def test_learned_words_take_part_without_being_asked_for(tiny_pipe: StableDiffus
 
 def test_reading(tmp_path: Path) -> None:
     image = Image.new("RGB", (8, 8))
-    path = save_picture(image, tmp_path / "a.png", format_parameters(DRAWN), [DOG])
+    path = save_picture(image, tmp_path / "a.png", format_parameters(DRAWN), chunks([DOG]))
     assert Recipe.read(path) == Recipe(path, DRAWN, [DOG])
     with pytest.raises(PictureError, match="no drawing parameters"):
-        Recipe.read(save_picture(image, tmp_path / "b.png", None, [DOG]))
+        Recipe.read(save_picture(image, tmp_path / "b.png", None, chunks([DOG])))
     (tmp_path / "c.png").write_bytes(path.read_bytes().replace(b"coEf", b"coEg"))
     assert Recipe.read(tmp_path / "c.png").carried == []
     (tmp_path / "c.png").write_bytes(path.read_bytes().replace(b'"format_version', b'"format-version'))

@@ -13,7 +13,7 @@ from coeff_diffusion.images.generation_info import Parameters, PictureError, for
 from coeff_diffusion.inference.request import DrawRequest, LayerStrengths, StudioError
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.service import Drawings, SubjectLoader, reach_of_sides
-from coeff_diffusion.sources.image_card import embed, extract
+from coeff_diffusion.sources.image_card import chunks, embed, extract
 from coeff_diffusion.sources.library import Library
 
 REQUEST = DrawRequest("a sks dog", subjects={"dog": 1.0}, seed=1, steps=2)
@@ -34,7 +34,9 @@ def drawings(tiny_pipe: StableDiffusionPipeline, library: Library, tmp_path: Pat
 
 
 def picture(path: Path, parameters: Parameters | None, *subjects: Coefficients) -> Path:
-    return save_picture(Image.new("RGB", (8, 8)), path, format_parameters(parameters) if parameters else None, subjects)
+    return save_picture(
+        Image.new("RGB", (8, 8)), path, format_parameters(parameters) if parameters else None, chunks(subjects)
+    )
 
 
 def drawn(drawings: Drawings, **changes: object) -> Parameters:

@@ -20,7 +20,7 @@ from coeff_diffusion.service.loading import SubjectLoader
 from coeff_diffusion.service.timelines import Timelines
 from coeff_diffusion.service.training_queue import Trainings
 from coeff_diffusion.sources.library import Library
-from coeff_diffusion.subject.coefficients import CoefficientsError
+from coeff_diffusion.subject.errors import CoefficientsError
 from coeff_diffusion.training.timeline import save_timeline
 
 SETTINGS = DrawRequest("", seed=3, steps=2)

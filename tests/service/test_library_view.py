@@ -20,14 +20,14 @@ from coeff_diffusion import Coefficients, CoefficientsError, describe_base, laye
 from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.inference.studio import Studio
-from coeff_diffusion.service import Exchange, PushRequest, ReplaceError, Shelf
+from coeff_diffusion.service import Exchange, PushRequest, ReplaceError, Shelf, library_view
 from coeff_diffusion.service.thumbnails import SIDE, greyed, stand_in, thumbnail
 from coeff_diffusion.sources.hub import HubError
-from coeff_diffusion.sources.image_card import extract
+from coeff_diffusion.sources.image_card import chunks, extract
 from coeff_diffusion.sources.library import Library, LibraryError
 from coeff_diffusion.sources.qr_code import make_qr, read_qr
-from coeff_diffusion.subject.coefficients import CoefficientsInfo
-from coeff_diffusion.subject.safetensors_file import FILE_NAME, serialize, to_bytes
+from coeff_diffusion.subject.info import CoefficientsInfo
+from coeff_diffusion.subject.safetensors_file import FILE_NAME, serialize
 
 Make = Callable[..., Coefficients]
 # huggingface_hub's uploads by git LFS use a deprecated argument of httpx.
@@ -140,7 +140,7 @@ def test_searching(shelf: Shelf, library: Library, new_subject: Make) -> None:
 
 def test_damaged_and_foreign_ones_are_listed_with_the_reason(shelf: Shelf, library: Library, new_subject: Make) -> None:
     new_subject().save(library.folder / "a-good-one.safetensors")
-    data = to_bytes(new_subject())
+    data = new_subject().to_bytes()
     (library.folder / "empty.safetensors").touch()
     (library.folder / "cut.safetensors").write_bytes(data[:-10])
     (library.folder / "changed.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -184,8 +184,8 @@ def test_a_file_is_read_again_only_when_it_changed(
     path = library.folder / "dog.safetensors"
     new_subject("one").save(path)
     read: list[Any] = []
-    load = Coefficients.load
-    monkeypatch.setattr(Coefficients, "load", lambda source: read.append(source) or load(source))
+    load = library_view.open_subject
+    monkeypatch.setattr(library_view, "open_subject", lambda source: read.append(source) or load(source))
     assert [entry.info.name for _ in range(3) for entry in shelf.entries()] == ["one"] * 3
     assert len(read) == 1
     new_subject("two", seed=2).save(path)
@@ -231,7 +231,7 @@ def test_links_are_no_samples(shelf: Shelf, library: Library, new_subject: Make,
 
 
 def with_thumbnail(subject: Coefficients, value: str) -> bytes:
-    data = to_bytes(subject)
+    data = subject.to_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return serialize(subject.named_tensors(), {**header["__metadata__"], "modelspec.thumbnail": value})
 
@@ -286,7 +286,7 @@ def test_importing_files_cards_and_codes(exchange: Exchange, tmp_path: Path, new
     dog, cat = new_subject("Rex"), new_subject("", "sks cat", seed=2)
     dog.save(tmp_path / "my dog.safetensors")
     dog.save(tmp_path / FILE_NAME)
-    save_picture(Image.new("RGB", (8, 8)), tmp_path / "00001-7.png", subjects=[dog, cat])
+    save_picture(Image.new("RGB", (8, 8)), tmp_path / "00001-7.png", chunks=chunks([dog, cat]))
     code = of_stable_diffusion(name="code", trigger="sks code")
     make_qr(code).convert("RGB").save(tmp_path / "photo.jpg")
     assert exchange.add(tmp_path / "my dog.safetensors") == ["my-dog"]
@@ -322,7 +322,7 @@ def test_a_picture_without_a_subject_is_refused(exchange: Exchange, tmp_path: Pa
 
 
 def test_pulling_from_the_hub(exchange: Exchange, server: HubServer, new_subject: Make) -> None:
-    server.add("anna/my-dog", {FILE_NAME: to_bytes(new_subject()), "README.md": b"# dog", "notes.txt": b"?"})
+    server.add("anna/my-dog", {FILE_NAME: new_subject().to_bytes(), "README.md": b"# dog", "notes.txt": b"?"})
     assert [exchange.pull(" anna/my-dog "), exchange.pull("anna/my-dog")] == ["my-dog", "my-dog-2"]
     assert sorted(path.name for path in (exchange.library.folder / "my-dog").iterdir()) == ["README.md", FILE_NAME]
     assert exchange.shelf.entry("my-dog").problem == ""
@@ -368,7 +368,7 @@ def test_pulling_from_a_folder(exchange: Exchange, tmp_path: Path, new_subject: 
 def test_exporting_the_file(exchange: Exchange, library: Library, new_subject: Make) -> None:
     new_subject().save(library.folder / "a <dog>.safetensors")
     export = exchange.file("a <dog>")
-    assert (export.file_name, export.content) == ("a-dog.safetensors", to_bytes(new_subject()))
+    assert (export.file_name, export.content) == ("a-dog.safetensors", new_subject().to_bytes())
     (library.folder / "bad.safetensors").touch()
     for out in (exchange.file, exchange.card, exchange.qr):
         with pytest.raises(CoefficientsError, match="'bad' cannot be read: truncated"):
@@ -431,7 +431,7 @@ def test_pushing_asks_before_it_replaces(
         exchange.push(PushRequest("other", "anna/my-dog", private=True))
     assert len([line for line in server.log if not line.startswith("GET")]) == writes
     exchange.push(PushRequest("other", "anna/my-dog", private=True, replace=True))
-    assert server.repositories["anna/my-dog"].files[FILE_NAME] == to_bytes(new_subject(seed=2))
+    assert server.repositories["anna/my-dog"].files[FILE_NAME] == new_subject(seed=2).to_bytes()
 
 
 def test_a_typed_token_is_used_and_kept_nowhere(
@@ -445,7 +445,7 @@ def test_a_typed_token_is_used_and_kept_nowhere(
     request = PushRequest("dog", "anna/my-dog", token=f" {WRITER} ")
     assert WRITER not in repr(request)
     lines = exchange.push(request)
-    assert server.repositories["anna/my-dog"].files[FILE_NAME] == to_bytes(new_subject())
+    assert server.repositories["anna/my-dog"].files[FILE_NAME] == new_subject().to_bytes()
     problems = []
     for token in (READER, "hf_wrongwrongwrong", "two words", "t" * 9_000, "ü"):
         with pytest.raises(HubError) as error:

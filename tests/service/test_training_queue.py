@@ -323,7 +323,7 @@ def test_what_is_no_picture_is_refused_by_its_name(
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "large.png").write_bytes(bytes(2048))
     Image.new("1", (2000, 1000)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr("coeff_diffusion.training.photos.MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr("coeff_diffusion.images.photo.MAX_PIXELS", 1_000_000)
     monkeypatch.setattr("coeff_diffusion.service.picture_check.MAX_BYTES", 2000)
     paths = [tmp_path / f"{name}.png" for name in ("text", "cut", "large", "bomb", "gone")]
     refused = check_pictures(paths, 32).refused

@@ -28,8 +28,8 @@ from coeff_diffusion.images.png import SIGNATURE, with_chunks
 from coeff_diffusion.inference.replay import Part, Recipe
 from coeff_diffusion.inference.request import StudioError
 from coeff_diffusion.sources.image_card import CHUNK, MAX_BYTES, embed, extract
-from coeff_diffusion.subject.coefficients import MAX_INFO
-from coeff_diffusion.subject.safetensors_file import MAX_HEADER, MAX_TENSORS, to_bytes
+from coeff_diffusion.subject.info import MAX_INFO
+from coeff_diffusion.subject.safetensors_file import MAX_HEADER, MAX_TENSORS
 
 Chunks = list[tuple[bytes, bytes]]
 
@@ -220,7 +220,7 @@ def many_tensors(count: int) -> bytes:
     metadata = header["__metadata__"]
     del metadata["modelspec.hash_sha256"]
     entries = {
-        f"unet.{i:x}.coeff": {"dtype": "F32", "shape": [1, 1], "data_offsets": [4 * i, 4 * i + 4]} for i in range(count)
+        f"unet/{i:x}.coeff": {"dtype": "F32", "shape": [1, 1], "data_offsets": [4 * i, 4 * i + 4]} for i in range(count)
     }
     text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":"))
     return subject_file(text.encode()) + bytes(4 * count)
@@ -236,8 +236,8 @@ def worst_cards() -> dict[str, bytes]:
     """What asks for the most memory, as far as the limits let it."""
     room = MAX_HEADER - 100
     token = torch.full((64, 8192), 0.01)
-    large = to_bytes(Coefficients({"a.b": torch.eye(128)}, {"text_encoder": token[:60], "text_encoder_2": token[:60]},
-                                  CoefficientsInfo(trigger="x")))  # fmt: skip
+    tokens = {"text_encoder": token[:60], "text_encoder_2": token[:60]}
+    large = Coefficients({"a.b": torch.eye(128)}, tokens, CoefficientsInfo(trigger="x")).to_bytes()
     bomb = zlib.compress(bytes(100 * 10**6))
     full = zlib.compress(b"a" * MAX_TEXT)
     wide = ("aa: " + "a" * (MAX_TEXT // 4) + "\U0001f436").encode()[:MAX_TEXT]

@@ -15,21 +15,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, load_coefficients, loaded_coefficients
 from coeff_diffusion.base import embedded_path
+from coeff_diffusion.commands.card import CardConfig, make_card_file
 from coeff_diffusion.images.files import read_parameters, save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.images.png import read_chunks, with_chunks
 from coeff_diffusion.method.attachment import layer_heads
-from coeff_diffusion.sources.image_card import (
-    CHUNK,
-    MAX_BYTES,
-    MAX_SUBJECTS,
-    CardConfig,
-    embed,
-    extract,
-    make_card_file,
-)
+from coeff_diffusion.sources.image_card import CHUNK, MAX_BYTES, MAX_SUBJECTS, chunks, embed, extract
 from coeff_diffusion.sources.library import Library
-from coeff_diffusion.subject.safetensors_file import to_bytes
 
 GREY = Image.linear_gradient("L").resize((32, 24))
 
@@ -74,10 +66,10 @@ def card(dog: Coefficients, tmp_path: Path) -> Path:
 
 def test_a_card_holds_the_bytes_of_the_file_and_the_picture_as_it_was(dog: Coefficients, cat: Coefficients) -> None:
     found = embed(PNG, [dog, cat])
-    assert read_chunks(found, (CHUNK,), 10**6, 2) == [(CHUNK, to_bytes(dog)), (CHUNK, to_bytes(cat))]
+    assert read_chunks(found, (CHUNK,), 10**6, 2) == [(CHUNK, dog.to_bytes()), (CHUNK, cat.to_bytes())]
     assert found.startswith(PNG[:-12])
     assert found.endswith(PNG[-12:])
-    assert len(found) == len(PNG) + sum(12 + len(to_bytes(subject)) for subject in (dog, cat))
+    assert len(found) == len(PNG) + sum(12 + len(subject.to_bytes()) for subject in (dog, cat))
     assert extract(found) == [dog, cat]
     assert extract(PNG) == []
     assert embed(embed(PNG, [dog]), [cat]) == found
@@ -89,7 +81,7 @@ def test_a_pipeline_loads_a_card(
     tiny_pipe: StableDiffusionPipeline, new_subject: Callable[..., Coefficients], tmp_path: Path
 ) -> None:
     subject = new_subject(vectors=1)
-    path = save_picture(GREY, tmp_path / "card.png", subjects=[subject])
+    path = save_picture(GREY, tmp_path / "card.png", chunks=chunks([subject]))
     assert load_coefficients(tiny_pipe, path, name="my dog") == "my dog"
     assert loaded_coefficients(tiny_pipe) == {"my dog": subject}
 
@@ -103,7 +95,7 @@ def test_a_card_is_read_wherever_a_file_is(card: Path, dog: Coefficients, tmp_pa
 
 
 def test_a_saved_picture_carries_what_it_is_given(dog: Coefficients, tmp_path: Path) -> None:
-    path = save_picture(GREY, tmp_path / "a.png", format_parameters(Parameters("a dog")), [dog])
+    path = save_picture(GREY, tmp_path / "a.png", format_parameters(Parameters("a dog")), chunks([dog]))
     assert extract(path) == [dog]
     assert read_parameters(path).prompt == "a dog"
 
@@ -170,7 +162,7 @@ def test_a_card_of_the_embedded_base_is_at_most_20_kb_larger(tmp_path: Path) -> 
         hashes={info.name: subject.sha256[:12]},
     )
     plain = save_picture(GREY, tmp_path / "plain.png").stat().st_size
-    made = save_picture(GREY, tmp_path / "card.png", format_parameters(parameters), [subject]).stat().st_size
+    made = save_picture(GREY, tmp_path / "card.png", format_parameters(parameters), chunks([subject])).stat().st_size
     assert made - plain <= 20 * 1024
 
 
@@ -203,7 +195,7 @@ def raw(content: bytes) -> bytes:
 
 
 def bad_cards(dog: Coefficients) -> dict[str, tuple[bytes, str]]:
-    file = to_bytes(dog)
+    file = dog.to_bytes()
     good = raw(file)
     place = good.index(CHUNK)
     flipped = bytearray(file)

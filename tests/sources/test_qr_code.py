@@ -18,23 +18,14 @@ from PIL import Image, PngImagePlugin
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, load_base, load_coefficients
 from coeff_diffusion.cli import main
+from coeff_diffusion.commands.qr import QrConfig, make_qr_file
 from coeff_diffusion.families.fingerprint import describe_base
 from coeff_diffusion.families.layout import Topology, _topology
 from coeff_diffusion.images.generation_info import PictureError
+from coeff_diffusion.images.photo import DatasetError
 from coeff_diffusion.inference.pipeline_subjects import unload_coefficients
-from coeff_diffusion.sources.qr_code import (
-    GAP,
-    MAX_FILE,
-    MODULE,
-    QUIET_ZONE,
-    QrConfig,
-    make_qr,
-    make_qr_file,
-    make_sheet,
-    read_qr,
-)
+from coeff_diffusion.sources.qr_code import GAP, MAX_FILE, MODULE, QUIET_ZONE, make_qr, make_sheet, read_qr
 from coeff_diffusion.sources.qr_payload import CAPACITY, largest_change, pack, unpack
-from coeff_diffusion.training.photos import DatasetError
 
 
 def topology(name: str = "Stable Diffusion 1.x") -> Topology:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, blend
-from coeff_diffusion.subject.coefficients import MAX_TEXT
+from coeff_diffusion.subject.info import MAX_TEXT
 
 SELF = "down_blocks.0.attn1"
 CROSS = "down_blocks.0.attn2"

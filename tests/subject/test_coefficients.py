@@ -24,7 +24,7 @@ def test_is_a_mapping_from_attention_path_to_matrix() -> None:
     coefficients = new(tokens=True)
     assert list(coefficients) == [SELF, CROSS]
     assert coefficients[CROSS].shape == (8, 8)
-    assert list(coefficients.named_tensors()) == ["text_encoder.token", f"unet.{SELF}.coeff", f"unet.{CROSS}.coeff"]
+    assert list(coefficients.named_tensors()) == ["text_encoder/token", f"unet/{SELF}.coeff", f"unet/{CROSS}.coeff"]
     assert "sks dog" in repr(coefficients)
     with pytest.raises(KeyError):
         coefficients["nowhere"]
@@ -40,7 +40,7 @@ def test_is_immutable() -> None:
     token["text_encoder"] += 1
     coefficients[SELF].zero_()
     coefficients.tokens["text_encoder"] += 1
-    coefficients.named_tensors()[f"unet.{SELF}.coeff"].zero_()
+    coefficients.named_tensors()[f"unet/{SELF}.coeff"].zero_()
     assert coefficients[SELF].abs().min() > 0
     assert coefficients.tokens["text_encoder"].max() == 0
     assert coefficients[SELF].dtype == torch.float32
@@ -74,9 +74,9 @@ def test_equal_if_tensors_and_info_are() -> None:
         ({"a\n": torch.zeros(4, 4)}, {}, r"'a\\n' is no attention path"),
         ({}, {}, "neither coefficients nor a token"),
         ({SELF: torch.zeros(4, 4)}, {"vae": torch.zeros(1, 4)}, "'vae' is no text encoder"),
-        ({SELF: torch.zeros(4, 4)}, {"text_encoder": torch.zeros(4)}, r"text_encoder.token is \[4\]"),
-        ({SELF: torch.zeros(4, 4)}, {"text_encoder": torch.zeros(0, 4)}, r"text_encoder.token is \[0, 4\]"),
-        ({SELF: torch.zeros(4, 4)}, {"text_encoder": torch.full((1, 4), torch.nan)}, "text_encoder.token holds nan"),
+        ({SELF: torch.zeros(4, 4)}, {"text_encoder": torch.zeros(4)}, r"text_encoder/token is \[4\]"),
+        ({SELF: torch.zeros(4, 4)}, {"text_encoder": torch.zeros(0, 4)}, r"text_encoder/token is \[0, 4\]"),
+        ({SELF: torch.zeros(4, 4)}, {"text_encoder": torch.full((1, 4), torch.nan)}, "text_encoder/token holds nan"),
         ({f"a{i}": torch.zeros(4, 5) for i in range(9)}, {}, r"a2.coeff .* \(and 6 more\)"),
     ],
 )
@@ -91,8 +91,26 @@ def test_a_token_without_a_trigger_is_an_error() -> None:
 
 
 def test_unexpected_names_are_an_error() -> None:
-    with pytest.raises(CoefficientsError, match=r"'vae\.coeff'.*expected only unet\.<attention path>\.coeff"):
+    with pytest.raises(CoefficientsError, match=r"'vae\.coeff'.*expected only unet/<attention path>\.coeff"):
         Coefficients.from_named_tensors({"vae.coeff": torch.zeros(4, 4)})
+
+
+def test_names_of_the_first_versions_are_an_error_that_says_what_to_do() -> None:
+    old = {f"unet.{SELF}.coeff": torch.zeros(4, 4), "text_encoder.token": torch.zeros(1, 4)}
+    with pytest.raises(CoefficientsError, match=r"named in the way of the first versions .*coeff-diffusion convert"):
+        Coefficients.from_named_tensors(old, CoefficientsInfo(trigger="sks dog"))
+
+
+def test_paths_may_lead_into_a_transformer() -> None:
+    subject = Coefficients({SELF: torch.ones(4, 4)}, denoiser="transformer")
+    assert list(subject.named_tensors()) == [f"transformer/{SELF}.coeff"]
+    assert Coefficients.from_bytes(subject.to_bytes()).denoiser == "transformer"
+    assert subject.scaled(0.5).denoiser == "transformer"
+    both = {**subject.named_tensors(), **new().named_tensors()}
+    with pytest.raises(CoefficientsError, match="coefficients of transformer and unet"):
+        Coefficients.from_named_tensors(both)
+    with pytest.raises(CoefficientsError, match="denoiser is 'vae', expected one of unet, transformer"):
+        subject.replace(denoiser="vae")
 
 
 def test_scaled_scales_coefficients_and_leaves_the_word() -> None:

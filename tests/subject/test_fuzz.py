@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mutated_files import EXAMPLES, INFO, MOST_SECONDS, VALID, encoded, files, joined, split
 
 from coeff_diffusion import Coefficients, CoefficientsError
-from coeff_diffusion.subject.safetensors_file import MAX_FILE, from_bytes, to_bytes
+from coeff_diffusion.subject.safetensors_file import MAX_FILE
 
 MOST_MEMORY = 100 * 10**6
 
@@ -26,7 +26,7 @@ def outcome(data: bytes) -> Coefficients | CoefficientsError:
     """What reading gives; any other exception passes through and fails the test."""
     start = time.process_time()  # of this process alone: another one may keep the machine busy
     try:
-        return from_bytes(data)
+        return Coefficients.from_bytes(data)
     except CoefficientsError as error:
         return error
     finally:
@@ -39,7 +39,7 @@ def test_any_file_is_a_subject_or_an_error(data: bytes) -> None:
     found = outcome(data)
     if isinstance(found, Coefficients):  # then it is a sound one
         assert all(bool(tensor.isfinite().all()) for tensor in found.named_tensors().values())
-        assert all("/" not in name and ".." not in name for name in found.named_tensors())
+        assert all(name.count("/") == 1 and ".." not in name for name in found.named_tensors())
 
 
 @settings(max_examples=EXAMPLES // 3, deadline=None, derandomize=True)
@@ -51,7 +51,7 @@ def test_any_bytes_are_an_error(data: bytes) -> None:
 def with_entry(entry: Any) -> bytes:
     header, tensors = split(VALID)
     del header["__metadata__"]["modelspec.hash_sha256"]
-    return joined({**header, "unet.a.coeff": entry}, tensors)
+    return joined({**header, "unet/a.coeff": entry}, tensors)
 
 
 def with_info(**fields: Any) -> bytes:
@@ -88,7 +88,7 @@ HARD = {
 def test_hard_cases(kind: str) -> None:
     found = outcome(HARD[kind])
     if isinstance(found, Coefficients):
-        to_bytes(found)  # what can be read can be written again
+        found.to_bytes()  # what can be read can be written again
 
 
 def filled(dtype: torch.dtype) -> bytes:
@@ -96,7 +96,7 @@ def filled(dtype: torch.dtype) -> bytes:
     tokens = {owner: torch.ones(64, 8_192) for owner in ("text_encoder", "text_encoder_2")}
     room = MAX_FILE // dtype.itemsize - sum(token.numel() for token in tokens.values())
     coeffs = {f"down_blocks.{number}.attn1": torch.ones(128, 128) for number in range(room // 128**2 - 8)}
-    return to_bytes(Coefficients(coeffs, tokens, INFO), dtype)
+    return Coefficients(coeffs, tokens, INFO).to_bytes(dtype)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process' peak of memory")

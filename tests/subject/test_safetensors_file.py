@@ -18,16 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
-from coeff_diffusion.subject.safetensors_file import (
-    FILE_NAME,
-    MAX_FILE,
-    atomic_write,
-    from_bytes,
-    locate,
-    read,
-    serialize,
-    to_bytes,
-)
+from coeff_diffusion.sources.open import locate, read
+from coeff_diffusion.subject.atomic_write import atomic_write
+from coeff_diffusion.subject.safetensors_file import FILE_NAME, MAX_FILE, serialize
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1"
 
@@ -54,7 +47,7 @@ def joined(header: dict[str, Any] | bytes, tensors: bytes) -> bytes:
 
 def changed(**metadata: str | None) -> bytes:
     """A valid file with other metadata; None takes a key out."""
-    header, tensors = parts(to_bytes(new()))
+    header, tensors = parts(new().to_bytes())
     found = {**header["__metadata__"], **metadata}
     header["__metadata__"] = {key: value for key, value in found.items() if value is not None}
     return joined(header, tensors)
@@ -62,7 +55,7 @@ def changed(**metadata: str | None) -> bytes:
 
 def with_tensors(**tensors: torch.Tensor) -> bytes:
     """A file of correct form with other tensors, without a hash to give them away."""
-    header, _ = parts(to_bytes(new()))
+    header, _ = parts(new().to_bytes())
     header["__metadata__"].pop("modelspec.hash_sha256")
     named: dict[str, torch.Tensor] = {**new().named_tensors(), **tensors}
     return serialize(named, header["__metadata__"])
@@ -80,7 +73,7 @@ def test_saved_and_loaded_is_bitwise_equal(tmp_path: Path) -> None:
 
 
 def test_the_same_coefficients_are_the_same_bytes() -> None:
-    assert len({to_bytes(new()) for _ in range(10)}) == 1
+    assert len({new().to_bytes() for _ in range(10)}) == 1
 
 
 def test_other_tools_read_it_properly(tmp_path: Path) -> None:
@@ -109,24 +102,24 @@ def test_files_are_small(layers: int, width: int, most: int) -> None:
         name="my dog", trigger="sks dog", instance_prompt="a photo of sks dog", base_fingerprint="0" * 64,
         base_sample=(0.123456,) * 16, created="2026-01-01", license="CC0-1.0", trained_with="coeff-diffusion 0.1.0",
     )  # fmt: skip
-    assert len(to_bytes(Coefficients(coeffs, {"text_encoder": torch.randn(1, width)}, info))) < most
+    assert len(Coefficients(coeffs, {"text_encoder": torch.randn(1, width)}, info).to_bytes()) < most
 
 
 def test_narrower_floats_are_widened() -> None:
     named = {name: tensor.half() for name, tensor in new().named_tensors().items()}
-    header, _ = parts(to_bytes(new()))
+    header, _ = parts(new().to_bytes())
     metadata = {key: value for key, value in header["__metadata__"].items() if "hash" not in key}
-    loaded = from_bytes(serialize(named, metadata))
+    loaded = Coefficients.from_bytes(serialize(named, metadata))
     assert loaded["down_blocks.0.attn1"].dtype == torch.float32
-    assert torch.equal(loaded["down_blocks.0.attn1"], named["unet.down_blocks.0.attn1.coeff"].float())
+    assert torch.equal(loaded["down_blocks.0.attn1"], named["unet/down_blocks.0.attn1.coeff"].float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_narrower_floats_are_written(dtype: torch.dtype) -> None:
-    data = to_bytes(new(), dtype)
-    loaded, named = from_bytes(data), new().named_tensors()
+    data = new().to_bytes(dtype)
+    loaded, named = Coefficients.from_bytes(data), new().named_tensors()
     assert all(torch.equal(t, named[name].to(dtype).float()) for name, t in loaded.named_tensors().items())
-    assert to_bytes(loaded, dtype) == data
+    assert loaded.to_bytes(dtype) == data
     header, _ = parts(data)
     assert header["__metadata__"]["modelspec.hash_sha256"] == f"0x{loaded.sha256}" != f"0x{new().sha256}"
 
@@ -134,7 +127,7 @@ def test_narrower_floats_are_written(dtype: torch.dtype) -> None:
 def test_what_is_read_is_in_the_order_of_names() -> None:
     """safetensors gives tensors in an order that differs from one process to the next; errors name the first."""
     paths = [f"down_blocks.{i}.attn1" for i in range(3)]
-    assert list(from_bytes(to_bytes(new()))) == paths
+    assert list(Coefficients.from_bytes(new().to_bytes())) == paths
     shuffled = dict(reversed(new().named_tensors().items()))
     assert list(Coefficients.from_named_tensors(shuffled, new().info)) == paths
 
@@ -147,24 +140,24 @@ def no_permission(*args: Any, **kwargs: Any) -> None:
 
 
 def repeated_name() -> bytes:
-    header, tensors = parts(to_bytes(new()))
+    header, tensors = parts(new().to_bytes())
     text = json.dumps(header)
-    name = '"text_encoder.token"'
-    return joined(text.replace(name, f"{name}: {json.dumps(header['text_encoder.token'])}, {name}").encode(), tensors)
+    name = '"text_encoder/token"'
+    return joined(text.replace(name, f"{name}: {json.dumps(header['text_encoder/token'])}, {name}").encode(), tensors)
 
 
 def missing_tensor() -> bytes:
-    header, _ = parts(to_bytes(new()))
+    header, _ = parts(new().to_bytes())
     named = new().named_tensors()
-    del named["unet.down_blocks.1.attn1.coeff"]
+    del named["unet/down_blocks.1.attn1.coeff"]
     return serialize(named, header["__metadata__"])
 
 
 DAMAGED = {
     "empty": (b"", "truncated"),
-    "truncated in the header": (to_bytes(new())[:100], "truncated"),
-    "truncated in the tensors": (to_bytes(new())[:-1], "damaged"),
-    "grown": (to_bytes(new()) + b"\0", "damaged"),
+    "truncated in the header": (new().to_bytes()[:100], "truncated"),
+    "truncated in the tensors": (new().to_bytes()[:-1], "damaged"),
+    "grown": (new().to_bytes() + b"\0", "damaged"),
     "pickle": (pickle.dumps({"a": torch.zeros(2)}), "a pickle, which can run any code"),
     "oversize header": ((10**15).to_bytes(8, "little") + b"{}", "its header claims 1000000000000000 bytes"),
     "large header": ((2**21 + 8).to_bytes(8, "little") + b" " * 2**22, "its header claims"),
@@ -172,10 +165,10 @@ DAMAGED = {
     "header that is no text": (joined(b"\xff\xfe", b""), "header is not JSON"),
     "header that nests": (joined(b"[" * 500_000, b""), "header is not JSON"),
     "header that is no object": (joined(b"[]", b""), "header is not a JSON object"),
-    "name given twice": (repeated_name(), "names 'text_encoder.token' twice"),
+    "name given twice": (repeated_name(), "names 'text_encoder/token' twice"),
     "whole model": (b"\0" * (MAX_FILE + 1), "larger than 16 MiB"),
     "no metadata": (
-        joined({k: v for k, v in parts(to_bytes(new()))[0].items() if k != "__metadata__"}, b""),
+        joined({k: v for k, v in parts(new().to_bytes())[0].items() if k != "__metadata__"}, b""),
         "without",
     ),
     "LoRA": (serialize({"unet.to_q.lora_A.weight": torch.zeros(2)}, {}), "it is a LoRA"),
@@ -187,20 +180,20 @@ DAMAGED = {
     "info that is no JSON": (changed(info="{"), "not JSON"),
     "wrong hash": (changed(**{"modelspec.hash_sha256": "0xabc"}), "'abc'... is recorded"),
     "missing tensor": (missing_tensor(), "incomplete, changed or damaged: the hash of its 3 tensors"),
-    "extra tensor": (with_tensors(**{"unet.a.weight": torch.zeros(4, 4)}), "unexpected tensors 'unet.a.weight'"),
-    "path tricks": (with_tensors(**{"unet.../../x.coeff": torch.zeros(4, 4)}), "unexpected tensors"),
-    "endless name": (with_tensors(**{f"unet.{'a.' * 9_999}b.coeff": torch.ones(2, 3)}), r"a\.\.\..*coeff is \[2, 3\]"),
+    "extra tensor": (with_tensors(**{"unet/a.weight": torch.zeros(4, 4)}), "unexpected tensors 'unet/a.weight'"),
+    "path tricks": (with_tensors(**{"unet/../../x.coeff": torch.zeros(4, 4)}), "unexpected tensors"),
+    "endless name": (with_tensors(**{f"unet/{'a.' * 9_999}b.coeff": torch.ones(2, 3)}), r"a\.\.\..*coeff is \[2, 3\]"),
     "endless other name": (with_tensors(**{"x" * 99_999: torch.ones(2, 2)}), r"unexpected tensors 'xxx.*xxx\.\.\."),
     "endless name of a wrong type": (with_tensors(**{"x" * 99_999: torch.ones(2).long()}), r"xxx\.\.\. is 'I64'"),
-    "endless name of NaN": (with_tensors(**{f"unet.{'a' * 9_999}.coeff": torch.full((1, 1), torch.nan)}), "holds nan"),
+    "endless name of NaN": (with_tensors(**{f"unet/{'a' * 9_999}.coeff": torch.full((1, 1), torch.nan)}), "holds nan"),
     "endless list": (changed(info='{"blocks":["' + '","'.join(["x"] * 257) + '"]}'), "blocks has 257 entries"),
-    "misshapen": (with_tensors(**{f"unet.{LAYER}.coeff": torch.zeros(4, 5)}), r"attn1.coeff is \[4, 5\]"),
-    "wrong type": (with_tensors(**{f"unet.{LAYER}.coeff": torch.zeros(4, 4).long()}), "attn1.coeff' is 'I64'"),
-    "double": (with_tensors(**{f"unet.{LAYER}.coeff": torch.zeros(4, 4).double()}), "attn1.coeff' is 'F64'"),
-    "NaN": (with_tensors(**{f"unet.{LAYER}.coeff": torch.full((4, 4), torch.nan)}), "attn1.coeff holds nan"),
-    "infinity": (with_tensors(**{f"unet.{LAYER}.coeff": torch.full((4, 4), torch.inf)}), "attn1.coeff holds inf"),
-    "absurd": (with_tensors(**{f"unet.{LAYER}.coeff": torch.full((4, 4), 1e9)}), "attn1.coeff holds 1000000000"),
-    "bit flip": (to_bytes(new())[:-7] + b"\x00" + to_bytes(new())[-6:], "incomplete, changed or damaged|holds"),
+    "misshapen": (with_tensors(**{f"unet/{LAYER}.coeff": torch.zeros(4, 5)}), r"attn1.coeff is \[4, 5\]"),
+    "wrong type": (with_tensors(**{f"unet/{LAYER}.coeff": torch.zeros(4, 4).long()}), "attn1.coeff' is 'I64'"),
+    "double": (with_tensors(**{f"unet/{LAYER}.coeff": torch.zeros(4, 4).double()}), "attn1.coeff' is 'F64'"),
+    "NaN": (with_tensors(**{f"unet/{LAYER}.coeff": torch.full((4, 4), torch.nan)}), "attn1.coeff holds nan"),
+    "infinity": (with_tensors(**{f"unet/{LAYER}.coeff": torch.full((4, 4), torch.inf)}), "attn1.coeff holds inf"),
+    "absurd": (with_tensors(**{f"unet/{LAYER}.coeff": torch.full((4, 4), 1e9)}), "attn1.coeff holds 1000000000"),
+    "bit flip": (new().to_bytes()[:-7] + b"\x00" + new().to_bytes()[-6:], "incomplete, changed or damaged|holds"),
 }
 
 
@@ -220,19 +213,19 @@ def test_damage_is_an_error_that_names_the_file(kind: str, tmp_path: Path) -> No
     ["..", "../x", "/etc/passwd", "C:\\x", "C:/x", "\\\\host\\share", "a..b", "a/b", "~", "a\x00b", "a\nb", "", "."],
 )
 def test_names_that_are_paths_are_refused(name: str) -> None:
-    for tensor in (f"unet.{name}.coeff", name, f"{name}.token"):
+    for tensor in (f"unet/{name}.coeff", name, f"{name}/token"):
         with pytest.raises(CoefficientsError, match="unexpected tensors"):
-            from_bytes(with_tensors(**{tensor: torch.zeros(4, 4)}))
+            Coefficients.from_bytes(with_tensors(**{tensor: torch.zeros(4, 4)}))
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 1_999), st.integers(0, 255)), min_size=1, max_size=4))
 def test_any_change_of_bytes_loads_or_is_an_error(changes: list[tuple[int, int]]) -> None:
-    data = bytearray(to_bytes(new()))
+    data = bytearray(new().to_bytes())
     for position, value in changes:
         data[position % len(data)] = value
     with suppress(CoefficientsError):
-        from_bytes(bytes(data))
+        Coefficients.from_bytes(bytes(data))
 
 
 def test_only_readable_regular_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

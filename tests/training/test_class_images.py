@@ -7,10 +7,10 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from coeff_diffusion.images.files import read_parameters
+from coeff_diffusion.images.photo import DatasetError, read_image
 from coeff_diffusion.inference.request import DrawCancelled
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.training.class_images import class_images
-from coeff_diffusion.training.photos import DatasetError, read_image
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from PIL import Image
 
+from coeff_diffusion.images.photo import read_image
 from coeff_diffusion.inference.trigger import add_trigger, initial_vectors
 from coeff_diffusion.training.dataset import (
     Latents,
@@ -19,7 +20,7 @@ from coeff_diffusion.training.dataset import (
     mixed_seed,
     picture_order,
 )
-from coeff_diffusion.training.photos import View, find_images, read_image, scale, view_tensor
+from coeff_diffusion.training.photos import View, find_images, scale, view_tensor
 
 
 def views_of(folder: Path, flip: bool = True, count: int = 3, seed: int = 0) -> PictureViews:

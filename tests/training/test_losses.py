@@ -13,16 +13,9 @@ from diffusers import (
 )
 from diffusers.training_utils import compute_snr
 
-from coeff_diffusion.training.losses import (
-    Effect,
-    Probe,
-    min_snr_weights,
-    prediction_target,
-    signal_to_noise,
-    squared_errors,
-    training_loss,
-    training_schedule,
-)
+from coeff_diffusion.families.process import prediction_target, signal_to_noise, training_schedule
+from coeff_diffusion.training.losses import min_snr_weights, squared_errors, training_loss
+from coeff_diffusion.training.probe import Effect, Probe
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 KINDS = ["epsilon", "v_prediction", "sample"]

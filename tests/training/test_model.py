@@ -10,8 +10,8 @@ from coeff_diffusion import load_coefficients
 from coeff_diffusion.families.fingerprint import check_fits
 from coeff_diffusion.training.config import ConfigError, TrainConfig
 from coeff_diffusion.training.dataset import Prompts
-from coeff_diffusion.training.losses import Effect
 from coeff_diffusion.training.model import Learner, training_resolution
+from coeff_diffusion.training.probe import Effect
 
 CPU = torch.device("cpu")
 

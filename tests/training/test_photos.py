@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from coeff_diffusion.images.photo import DatasetError, read_image
 from coeff_diffusion.training.photos import (
-    DatasetError,
     View,
     choose_views,
     find_images,
     read_caption,
-    read_image,
     read_prompts,
     scale,
     view_tensor,

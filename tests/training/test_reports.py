@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from coeff_diffusion.training.config import TrainConfig
-from coeff_diffusion.training.losses import Effect
+from coeff_diffusion.training.probe import Effect
 from coeff_diffusion.training.reports import Clock, StopRequest, clock_time, outcome, own_random_state
 
 

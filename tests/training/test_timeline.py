@@ -9,7 +9,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from coeff_diffusion.subject.coefficients import Coefficients, CoefficientsError, CoefficientsInfo
+from coeff_diffusion.subject.coefficients import Coefficients
+from coeff_diffusion.subject.errors import CoefficientsError
+from coeff_diffusion.subject.info import CoefficientsInfo
 from coeff_diffusion.training.timeline import load_losses, load_timeline, save_timeline
 
 PATH = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -57,18 +59,18 @@ def test_the_documented_format_is_enough_to_read_it(tmp_path: Path) -> None:
     with safe_open(tmp_path / "t", framework="pt") as file:
         metadata = file.metadata()
         assert sorted(file.keys()) == [
-            "step_000010/text_encoder.token",
-            f"step_000010/unet.{PATH}.coeff",
-            "step_000010/unet.mid_block.attn2.coeff",
+            "step_000010/text_encoder/token",
+            f"step_000010/unet/{PATH}.coeff",
+            "step_000010/unet/mid_block.attn2.coeff",
         ]
-        assert torch.equal(file.get_tensor(f"step_000010/unet.{PATH}.coeff"), subject(10)[PATH])
+        assert torch.equal(file.get_tensor(f"step_000010/unet/{PATH}.coeff"), subject(10)[PATH])
     assert (metadata["format"], metadata["format_version"]) == ("coeff-diffusion-timeline", "1")
     assert json.loads(json.loads(metadata["infos"])["10"])["trigger"] == "sks dog"
     assert json.loads(metadata["losses"]) == [0.5]
 
 
 GOOD = {"format": "coeff-diffusion-timeline", "format_version": "1", "infos": '{"1": "{}"}', "losses": "[]"}
-TENSORS = {"step_000001/unet.mid_block.attn1.coeff": torch.zeros(2, 2)}
+TENSORS = {"step_000001/unet/mid_block.attn1.coeff": torch.zeros(2, 2)}
 
 
 @pytest.mark.parametrize(
@@ -79,9 +81,9 @@ TENSORS = {"step_000001/unet.mid_block.attn1.coeff": torch.zeros(2, 2)}
         ({"infos": "{"}, {}, "does not say where its steps came from"),
         ({"infos": "[]"}, {}, "does not say where its steps came from"),
         ({"infos": '{"2": "{}"}'}, {}, r"describes the steps \[2\] and holds the steps \[1\]"),
-        ({}, {"unet.x.coeff": torch.zeros(2, 2)}, "holds 'unet.x.coeff', expected step_<number>"),
+        ({}, {"unet/x.coeff": torch.zeros(2, 2)}, "holds 'unet/x.coeff', expected step_<number>"),
         ({}, {"step_000001/x": torch.zeros(2, 2)}, "unexpected tensors 'x'; expected only unet"),
-        ({}, {"step_000001/unet.a.coeff": torch.full((2, 2), torch.nan)}, "expected finite values"),
+        ({}, {"step_000001/unet/a.coeff": torch.full((2, 2), torch.nan)}, "expected finite values"),
     ],
 )
 def test_damage(tmp_path: Path, metadata: dict[str, str], tensors: dict[str, torch.Tensor], said: str) -> None:

@@ -18,14 +18,14 @@ from PIL import Image
 
 from coeff_diffusion.cli import main
 from coeff_diffusion.images.files import read_parameters
+from coeff_diffusion.images.photo import DatasetError
 from coeff_diffusion.inference.pipeline_subjects import load_coefficients
 from coeff_diffusion.inference.request import DrawRequest
 from coeff_diffusion.inference.studio import Studio
-from coeff_diffusion.subject import safetensors_file as files
+from coeff_diffusion.subject import atomic_write as files
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.training.checkpoint import CheckpointError
 from coeff_diffusion.training.config import ConfigError, TrainConfig
-from coeff_diffusion.training.photos import DatasetError
 from coeff_diffusion.training.reports import PreviewReport, StepReport, TrainingCancelled, TrainingError, TrainResult
 from coeff_diffusion.training.timeline import load_losses, load_timeline
 from coeff_diffusion.training.trainer import Trainer, train

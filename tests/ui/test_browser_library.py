@@ -13,7 +13,7 @@ from subject_maker import of_stable_diffusion
 from coeff_diffusion import Coefficients
 from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.inference.studio import Studio
-from coeff_diffusion.sources.image_card import extract
+from coeff_diffusion.sources.image_card import chunks, extract
 from coeff_diffusion.sources.library import Library
 from coeff_diffusion.sources.qr_code import read_qr
 from coeff_diffusion.subject.safetensors_file import FILE_NAME
@@ -181,7 +181,7 @@ def test_sharing_and_importing(
 
     # In: a card with two subjects, a file that is none, a folder as the Hub has it.
     two = [new_subject("Tom", "sks cat"), new_subject("Amy", "sks owl")]
-    save_picture(Image.new("RGB", (8, 8)), tmp_path / "two.png", subjects=two)
+    save_picture(Image.new("RGB", (8, 8)), tmp_path / "two.png", chunks=chunks(two))
     page.get_by_role("button", name="Import").click()
     upload = page.locator("#library-file input[type=file]")
     upload.set_input_files(tmp_path / "two.png")

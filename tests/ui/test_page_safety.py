@@ -16,7 +16,7 @@ from PIL import Image
 gradio = pytest.importorskip("gradio")
 
 from coeff_diffusion.service import StudioService, TrainingRequest  # noqa: E402
-from coeff_diffusion.subject.coefficients import CoefficientsError  # noqa: E402
+from coeff_diffusion.subject.errors import CoefficientsError  # noqa: E402
 from coeff_diffusion.training.config import ConfigError  # noqa: E402
 from coeff_diffusion.ui import PageConfig  # noqa: E402
 from coeff_diffusion.ui.page import QUEUE_LENGTH, build, launch  # noqa: E402

@@ -13,7 +13,7 @@ gradio = pytest.importorskip("gradio")
 
 from coeff_diffusion.inference.request import DrawCancelled, DrawRequest, StudioError  # noqa: E402
 from coeff_diffusion.service import StudioService  # noqa: E402
-from coeff_diffusion.subject.coefficients import CoefficientsError  # noqa: E402
+from coeff_diffusion.subject.errors import CoefficientsError  # noqa: E402
 from coeff_diffusion.ui import PageConfig, PageError  # noqa: E402
 from coeff_diffusion.ui.config import check, read_auth  # noqa: E402
 from coeff_diffusion.ui.page import build, launch  # noqa: E402

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from features import FeatureExtractor
 from concepts import COLOURS, HELD_OUT, SCENES, training_concepts
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from features import FeatureExtractor
 from PIL import Image, ImageDraw
 from recipes import RecipeBook, with_article
 from render import Renderer

@@ -10,10 +10,11 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
-from coeff_diffusion.subject.coefficients import Coefficients, CoefficientsInfo
-from coeff_diffusion.subject.model_card import model_card, subject_card
+from coeff_diffusion.subject.coefficients import Coefficients
+from coeff_diffusion.subject.info import CoefficientsInfo
 from coeff_diffusion.training.config import TrainConfig
-from coeff_diffusion.training.losses import Effect
+from coeff_diffusion.training.model_card import model_card, subject_card
+from coeff_diffusion.training.probe import Effect
 
 CONFIG = replace(TrainConfig(instance_data_dir="x", class_word="dog", license="mit").resolve(), resolution=128)
 EFFECT = Effect(0.2, 0.25, 0.2)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCardData
 
-from .coefficients import Coefficients, CoefficientsInfo
+from ..subject.coefficients import Coefficients
+from ..subject.info import CoefficientsInfo
 
 if TYPE_CHECKING:  # sharing a subject should not wait for diffusers
-    from ..training.config import TrainConfig
-    from ..training.losses import Effect
+    from .config import TrainConfig
+    from .probe import Effect
 
 TAGS = ["text-to-image", "diffusers", "stable-diffusion", "coeff-tuning", "coeff-diffusion"]
 

@@ -1,0 +1,56 @@
+"""`coeff-diffusion card`: a picture that carries a subject."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..images.files import check_output, find_parameters
+from ..images.generation_info import PictureError, parse_parameters
+from ..sources.image_card import as_png, called, embed
+from ..sources.open import open_subject
+from ..subject.atomic_write import atomic_write
+from ..subject.coefficients import Coefficients
+from ..subject.errors import shown
+
+
+@dataclass
+class CardConfig:
+    """Make a card: a picture (PNG) that carries a subject. Whoever gets the picture can draw with the subject."""
+
+    subject: str = field(metadata={"positional": True})
+    """The subject: file, folder, Hub id, or another card."""
+    picture: str = field(metadata={"positional": True})
+    """The picture, in any format; what is not a PNG becomes one, without loss. What a PNG carries already stays."""
+    output: str = field(metadata={"short": "-o"})
+    """Where the card goes (.png)."""
+    overwrite: bool = False
+    """Replace a file that is there already."""
+
+
+def make_card_file(config: CardConfig, say: Callable[[str], None] = print) -> Path:
+    """Write a card and return its path.
+
+    Raises:
+        CoefficientsError: the subject is damaged, or the picture carries it, or too many, already.
+        PictureError: the picture cannot be read or kept without loss, was drawn with other subjects only, or the card
+            would replace a file.
+    """
+    output = check_output(config.output, config.overwrite)
+    subject = open_subject(config.subject)
+    png = as_png(config.picture)
+    _check_drawn_with(config.picture, png, subject)
+    card = embed(png, [subject])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(output) as file:
+        file.write(card)
+    say(f"{output} carries {called(subject)}: {len(card) - len(png):,} bytes more than the picture alone")
+    return output
+
+
+def _check_drawn_with(path: str | Path, png: bytes, subject: Coefficients) -> None:
+    """A picture that says by which subjects it was drawn is no card of another one."""
+    text = find_parameters(png)
+    hashes = parse_parameters(text).hashes if text else {}
+    if hashes and subject.sha256[:12] not in hashes.values():
+        drawn = ", ".join(f"{shown(name)} ({digits})" for name, digits in hashes.items())
+        raise PictureError(f"{path} was drawn with {drawn}, but the subject is {called(subject)}")

@@ -1,0 +1,57 @@
+"""Photos and pictures of any kind -> upright RGB, as a person sees them."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..subject.errors import UserError
+
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused: no camera that matters here makes them, but a small file can claim to be one."""
+
+
+class DatasetError(UserError, ValueError):
+    """A picture or caption cannot be used. The message names the file, what is wrong and what to do."""
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The picture as a person sees it: upright (EXIF), transparency on white, 8 bits of red, green and blue.
+
+    Every mode Pillow reads: palette, bilevel, CMYK, alpha, 16 bits per channel and float (scaled, not cut off).
+
+    Raises:
+        DatasetError: not a picture, truncated, or more than 100 million pixels.
+    """
+    try:
+        # Pillow only warns near its own limit; the size is checked right here, before a pixel is read.
+        quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+        with quiet, Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DatasetError(_bomb(path, f"{image.width} x {image.height} pixels"))
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except DatasetError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DatasetError(_bomb(path, "far more pixels")) from error
+    except Exception as error:  # damaged files make Pillow's decoders raise anything
+        raise DatasetError(f"{path} is not a readable picture ({error}); replace it or take it out") from error
+
+
+def _bomb(path: str | Path, size: str) -> str:
+    return f"{path} has {size}, expected at most {MAX_PIXELS // 1_000_000} million; make it smaller or take it out"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        # 16-bit pictures span 0..65535; what is within 0..1 or 0..255 is taken to span just that.
+        peak = float(values.max(initial=0.0))
+        top = next((t for t in (1.0, 255.0) if image.mode == "F" and peak <= t), 65535.0)
+        image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8), mode=None)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")

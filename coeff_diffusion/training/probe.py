@@ -1,0 +1,106 @@
+"""What a subject has learned, asked on fixed noise: how much it changes what the base predicts of its pictures.
+
+Shapes: B pictures of a batch; C, h, w channels and size of the latents.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from ..families.process import prediction_target
+from .losses import squared_errors
+
+# Shares of the noise schedule at which a subject's effect is measured: the middle, where subjects take shape.
+PROBED = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What training changed in the prediction of the very same noised pictures of the subject.
+
+    Attributes:
+        change: root mean square of the change, as a share of the prediction's own.
+        loss_before, loss_after: mean squared error against the truth, before training and with the subject.
+    """
+
+    change: float
+    loss_before: float
+    loss_after: float
+
+    @property
+    def improvement(self) -> float:
+        """Share of the loss that training took away; negative where it made things worse."""
+        return 1 - self.loss_after / self.loss_before if self.loss_before else 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        return {
+            name: float(f"{value:.6g}") for name, value in (asdict(self) | {"improvement": self.improvement}).items()
+        }
+
+    def advice(self) -> str | None:
+        """One sentence of what went wrong and what to do, or None where the subject was learned."""
+        if self.change < LEAST_CHANGE:
+            return (
+                f"the subject learned nothing: it changes the predictions by {self.change:.2%} (expected at least "
+                f"{LEAST_CHANGE:.0%}). Raise --learning_rate and --token_learning_rate or --max_train_steps, and check "
+                "that the trigger stands in the prompt or the captions"
+            )
+        if self.improvement < LEAST_IMPROVEMENT:
+            return (
+                f"the subject learned next to nothing: the loss on its pictures went from {self.loss_before:.4f} to "
+                f"{self.loss_after:.4f} ({self.improvement:+.2%} better, expected {LEAST_IMPROVEMENT:.1%} or more). "
+                + (
+                    "The predictions moved without getting better: lower the learning rates"
+                    if self.improvement < 0
+                    else "Raise --max_train_steps or the learning rates"
+                )
+                + ", and check that the pictures show one subject, of the given class word"
+            )
+        return None
+
+
+LEAST_CHANGE = 0.01
+LEAST_IMPROVEMENT = 0.005
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Fixed noised pictures of the subject, drawn once, to ask the denoiser about before and after training.
+
+    Attributes:
+        noised, target: `[N, C, h, w]`; timesteps: `[N]`; pictures: which picture each one shows.
+    """
+
+    noised: Tensor
+    target: Tensor
+    timesteps: Tensor
+    pictures: Sequence[int]
+
+    @classmethod
+    def draw(cls, schedule: DDPMScheduler, latents: Tensor, seed: int, most: int = 8) -> "Probe":
+        """The first `most` latents `[P, C, h, w]`, each at every timestep of `PROBED`."""
+        chosen = latents[:most]
+        count = schedule.config.num_train_timesteps
+        steps = torch.tensor([min(count - 1, round(share * count)) for share in PROBED])
+        pictures = [picture for picture in range(len(chosen)) for _ in PROBED]
+        clean = chosen[pictures]  # [N, C, h, w]
+        timesteps = steps.repeat(len(chosen))
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
+        timesteps = timesteps.to(clean.device)
+        noised = schedule.add_noise(clean, noise, timesteps)
+        return cls(noised, prediction_target(schedule, clean, noise, timesteps), timesteps, pictures)
+
+    @torch.no_grad()
+    def predict(self, denoise: Callable[[Tensor, Tensor, Sequence[int]], Tensor], batch_size: int) -> Tensor:
+        """`denoise(noised, timesteps, pictures)` over the whole probe in batches, `[N, C, h, w]` float32."""
+        spans = [slice(i, i + batch_size) for i in range(0, len(self.timesteps), batch_size)]
+        return torch.cat([denoise(self.noised[s], self.timesteps[s], self.pictures[s]).float() for s in spans])
+
+    def effect(self, before: Tensor, after: Tensor) -> Effect:
+        """Compare two results of `predict`."""
+        change = (after - before).square().mean().sqrt() / before.square().mean().sqrt().clamp(min=1e-12)
+        errors = [float(squared_errors(prediction, self.target).mean()) for prediction in (before, after)]
+        return Effect(float(change), *errors)
