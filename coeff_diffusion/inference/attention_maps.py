@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from diffusers.models import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..method.attachment import CoeffConfig, select_layers, unwrapped
-from ..method.override import CoeffAttnProcessor
-from ..method.recombination import recombine
-from ..subject.coefficients import cut
+from ..method.attachment import CoeffConfig, acting_coeffs, is_attached, select_layers, unwrapped
+from ..method.interception import Call, Interceptor
+from ..method.recombination import recombine, recombined_attention
+from ..subject.errors import cut
 from .request import StudioError
 
 CROSS = CoeffConfig(layers="cross")
@@ -44,14 +44,14 @@ class WordRecorder:
 
     def __init__(self, unet: UNet2DConditionModel, positions: Sequence[int]) -> None:
         self.unet = unwrapped(unet)
+        self.modules = select_layers(unet, CROSS)
         index = torch.tensor(positions)
-        self.layers = {path: _Layer(attn, index) for path, attn in select_layers(unet, CROSS).items()}
+        self.layers = {path: _Layer(self.unet, path, index) for path in self.modules}
         self.size = (0, 0)  # of the latents
 
     def register(self) -> list[RemovableHandle]:
         """Start to listen."""
-        layers = self.layers.values()
-        hooks = [layer.attn.register_forward_hook(layer.after_layer, with_kwargs=True) for layer in layers]
+        hooks = [hook for path, layer in self.layers.items() for hook in layer.register(self.modules[path])]
         return [self.unet.register_forward_pre_hook(self._before_unet, with_kwargs=True), *hooks]
 
     def layer_means(self) -> dict[str, Tensor]:
@@ -137,35 +137,33 @@ def word_positions(tokenizer: Any, prompt: str, word: str) -> list[int]:
     return [place for place in positions if place < readable]
 
 
-class _Layer:
+class _Layer(Interceptor):
     """One cross-attention layer while it is listened to.
 
     Attributes:
         sums: `[2, N]` float32, before and after, summed over `steps`.
     """
 
-    def __init__(self, attn: Any, positions: Tensor) -> None:
-        self.attn, self.positions = attn, positions
+    def __init__(self, unet: nn.Module, path: str, positions: Tensor) -> None:
+        self.unet, self.path, self.positions = unet, path, positions
         self.sums = torch.zeros(2, 1)
         self.steps = 0
 
+    def attention(self, layer: nn.Module, call: Call) -> Tensor:
+        """What it would be without. The maps are computed beside it: the fast ways never have them."""
+        self._record(call.spelled_out().of_samples(torch.tensor([-1])))
+        return call.plain()
+
     @torch.no_grad()
-    def after_layer(self, attn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Forward hook. Computes the maps anew: no processor hands them out, and the fast ones never have them."""
-        hidden = (args[0] if args else kwargs["hidden_states"])[-1:]  # [1, N, C]
-        context = (args[1] if len(args) > 1 else kwargs["encoder_hidden_states"])[-1:]  # [1, M, E]
-        if attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(context)
-        projected = attn.to_q(hidden), attn.to_k(context)  # [1, N or M, H*D]
-        query, key = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in projected)  # [1, H, N or M, D]
-        if attn.norm_q is not None:
-            query = attn.norm_q(query)
-        if attn.norm_k is not None:
-            key = attn.norm_k(key)
-        # The pipelines of Stable Diffusion give cross-attention no mask.
-        maps = (query.float() * attn.scale @ key.float().mT).softmax(-1)  # [1, H, N, M]
-        word = mixed = maps[..., self.positions.to(maps.device)].sum(-1, keepdim=True)  # [1, H, N, 1]
-        coeff = attn.processor.coeff if isinstance(attn.processor, CoeffAttnProcessor) else None
+    def _record(self, call: Call) -> None:
+        heads, keys = call.key.shape[1:3]
+        marked = call.query.new_zeros(1, heads, keys, 1, dtype=torch.float32)
+        marked[:, :, self.positions] = 1  # attention to such values is the sum of these columns of the maps
+        zero = marked.new_zeros(heads, heads)
+        word = mixed = recombined_attention(  # [1, H, N, 1]
+            call.query.float(), call.key.float(), marked, zero, call.attn_mask, call.scale
+        )
+        coeff = acting_coeffs(self.unet).get(self.path) if is_attached(self.unet) else None
         if coeff is not None:  # [H, H], or [B, H, H]: zero where nothing acts on this row
             mixed = recombine(word, (coeff[-1] if coeff.ndim == 3 else coeff).to(word.device))
         self.sums = self.sums.to(word.device) + torch.stack([word, mixed]).mean(2).view(2, -1)

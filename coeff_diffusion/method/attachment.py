@@ -1,37 +1,28 @@
-"""What touches a UNet: put recombination into its attention layers, switch it, and give the UNet back as it was.
+"""What touches a network: put recombination into its attention layers, switch it, and give the network back as it was.
 
 An attention layer is named by its path in `unet.attn_processors` without `.processor`, for example
 `down_blocks.0.attentions.0.transformer_blocks.0.attn1`. Legend: B batch, H heads of the layer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-from diffusers.models import UNet2DConditionModel
-from diffusers.models.attention_processor import (
-    Attention,
-    AttnProcessor,
-    AttnProcessor2_0,
-    SlicedAttnProcessor,
-    XFormersAttnProcessor,
-)
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..subject.coefficients import CoefficientsError, listed
-from .kernels import diagonal_of
-from .override import CoeffAttnProcessor
+from ..subject.errors import listed
+from .acting import Acting
+from .errors import AttachmentError as AttachmentError  # a part of what this module offers
+from .interception import INNERMOST, pop_interrupted
+from .override import Override
+from .processors import remedy
+from .sites import Site, find_sites
+from .sites import unwrapped as unwrapped
 
-# Plain attention, computed in different ways. Any other processor does something besides, which would get lost.
-KNOWN_PROCESSORS = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor, XFormersAttnProcessor)
 ATTRIBUTE = "_coeff_attachment"
-
-
-class AttachmentError(CoefficientsError):
-    """A UNet cannot be recombined as asked, or something else has taken the recombination out of it."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +30,7 @@ class CoeffConfig:
     """Which attention layers learn, and how."""
 
     layers: Literal["all", "self", "cross"] = "all"
-    """Self-attention layers, cross-attention layers, or both."""
+    """Self-attention layers, cross-attention layers, or all, which includes those that attend to both at once."""
     blocks: tuple[str, ...] = ()
     """Shell patterns on the attention path, such as "up_blocks.*": layers that match any of them. Empty: all."""
     dropout: float = 0.2
@@ -51,10 +42,11 @@ class CoeffConfig:
         if not 0 <= self.dropout < 1:
             raise AttachmentError(f"dropout is {self.dropout}, expected at least 0 and below 1")
 
-    def selects(self, path: str, attn: Any) -> bool:
-        """Whether the layer at `path` is one of those asked for."""
-        kind = "cross" if attn.is_cross_attention else "self"
-        return self.layers in ("all", kind) and (not self.blocks or any(fnmatchcase(path, p) for p in self.blocks))
+    def selects(self, site: Site) -> bool:
+        """Whether the layer is one of those asked for."""
+        return self.layers in ("all", site.kind) and (
+            not self.blocks or any(fnmatchcase(site.path, pattern) for pattern in self.blocks)
+        )
 
 
 EVERY_LAYER = CoeffConfig()
@@ -62,145 +54,182 @@ EVERY_LAYER = CoeffConfig()
 
 @dataclass
 class Attachment:
-    """What `attach` did to one UNet; lives on it as an attribute until `detach`."""
+    """What `attach` did to one network; lives on it as an attribute until `detach`."""
 
-    layers: dict[str, Any]  # diffusers' attention modules
-    processors: dict[str, CoeffAttnProcessor]
+    sites: dict[str, Site]
+    overrides: dict[str, Override]
     parameters: dict[str, nn.Parameter]  # the trained coefficients; empty where coefficients are only applied
-    acting: dict[str, Tensor] = field(default_factory=dict)  # what `activate` was given last
-    hook: RemovableHandle | None = None
+    handles: list[RemovableHandle]
+    learning: dict[str, Tensor] = field(default_factory=dict)  # of what `activate` was given last
 
-    @torch.compiler.disable  # runs before a compiled UNet, not in it, and so may look at values
-    def before_forward(self, unet: nn.Module, inputs: Any) -> None:
-        """Pre-forward hook of the UNet."""
-        for path, attn in self.layers.items():
-            if attn.processor is not self.processors[path]:
-                raise AttachmentError(
-                    f"recombination is attached, but {type(attn.processor).__name__} has taken its place in {path}: "
-                    "attention slicing, xFormers or set_attn_processor() was switched after it. Unload the "
-                    "coefficients (or detach), switch, then load (or attach) again"
-                )
-        for path, coeff in self.acting.items():
-            if coeff.requires_grad:
-                # A parameter needs its gradient from the first step on; without gradients, zero is the base, bitwise.
-                self.processors[path].coeff = coeff if torch.is_grad_enabled() or coeff.any() else None
+    @torch.compiler.disable  # runs before a compiled network, not in it, and so may look at values
+    def before_forward(self, model: nn.Module, inputs: Any) -> None:
+        """Pre-forward hook of the network."""
+        pop_interrupted()
+        for path, coeff in self.learning.items():
+            # A parameter needs its gradient from the first step on; without gradients, zero is the base, bitwise.
+            self.overrides[path].acting = Acting(coeff) if torch.is_grad_enabled() or coeff.any() else None
 
 
-def select_layers(unet: UNet2DConditionModel, config: CoeffConfig = EVERY_LAYER) -> dict[str, Any]:
-    """The attention modules that `config` asks for by path, in the UNet's own order.
+def select_sites(model: Any, config: CoeffConfig = EVERY_LAYER) -> dict[str, Site]:
+    """The attention layers that `config` asks for by path, in the model's own order.
+
+    Args:
+        model: a UNet or transformer of diffusers.
 
     Raises:
-        AttachmentError: no layer matches.
+        AttachmentError: the model has no attention layers, or none that matches.
     """
-    unet = unwrapped(unet)
-    modules = dict(unet.named_modules())
-    paths = [name.removesuffix(".processor") for name in unet.attn_processors]
-    layers = {path: modules[path] for path in paths if config.selects(path, modules[path])}
-    if not layers:
+    sites = find_sites(model)
+    found = {path: site for path, site in sites.items() if config.selects(site)}
+    if not found:
         raise AttachmentError(
-            f"no attention layer matches layers={config.layers!r}, blocks={list(config.blocks)}; this UNet has "
-            f"{len(paths)}, named like {next(iter(paths), None)!r}"
+            f"no attention layer matches layers={config.layers!r}, blocks={list(config.blocks)}; this "
+            f"{type(unwrapped(model)).__name__} has {len(sites)}, named like {next(iter(sites))!r}"
         )
-    return layers
+    return found
 
 
-def layer_heads(unet: UNet2DConditionModel, config: CoeffConfig = EVERY_LAYER) -> dict[str, int]:
-    """The number of heads of each attention layer that `config` asks for, by path, in the UNet's own order."""
-    return {path: attn.heads for path, attn in select_layers(unet, config).items()}
+def select_layers(unet: Any, config: CoeffConfig = EVERY_LAYER) -> dict[str, Any]:
+    """The modules of `select_sites`."""
+    return {path: site.module for path, site in select_sites(unet, config).items()}
 
 
-def attach(unet: UNet2DConditionModel, config: CoeffConfig = EVERY_LAYER, *, trainable: bool = True) -> None:
-    """Put recombination into the attention layers of a UNet. Changes no output yet: the coefficients start at zero.
+def layer_heads(unet: Any, config: CoeffConfig = EVERY_LAYER) -> dict[str, int]:
+    """The number of heads of each attention layer that `config` asks for, by path, in the model's own order."""
+    return {path: site.heads for path, site in select_sites(unet, config).items()}
+
+
+def attach(unet: Any, config: CoeffConfig = EVERY_LAYER, *, trainable: bool = True) -> None:
+    """Put recombination into the attention layers of a diffusers model. Changes no output yet: all starts at zero.
 
     Freezes nothing: call `unet.requires_grad_(False)`, before or after, and optimize `trainable_parameters(unet)`.
 
     Args:
+        unet: a UNet or transformer of diffusers; `attach_heads` takes any network.
+        config: which layers.
         trainable: create a float32 parameter `[H, H]` per layer, acting at once. False: nothing acts until `activate`.
 
     Raises:
-        AttachmentError: already attached, no layer matches, or a layer is of an unknown kind; nothing has changed then.
+        AttachmentError: as `attach_heads`, or no layer matches; nothing has changed then.
     """
-    if is_attached(unet):
-        raise AttachmentError("recombination is already attached to this UNet; detach it (or unload) first")
-    layers = select_layers(unet, config)
-    _check_supported(layers)
-    attachment = Attachment(
-        layers=layers,
-        processors={
-            path: CoeffAttnProcessor(attn.processor, config.dropout if trainable else 0.0)
-            for path, attn in layers.items()
-        },
-        parameters={
-            path: nn.Parameter(torch.zeros(attn.heads, attn.heads, device=attn.to_q.weight.device))
-            for path, attn in layers.items()
-            if trainable
-        },
-    )
-    for path, attn in layers.items():
-        attn.set_processor(attachment.processors[path])
-    unet = unwrapped(unet)
-    attachment.hook = unet.register_forward_pre_hook(attachment.before_forward)
-    setattr(unet, ATTRIBUTE, attachment)
-    activate(unet, attachment.parameters)
+    attach_heads(unet, select_sites(unet, config), dropout=config.dropout, trainable=trainable)
 
 
-def detach(unet: UNet2DConditionModel) -> None:
-    """Give the UNet back as it was: the very same processors, no hook, no attribute.
+def attach_heads(
+    module: Any, sites: Mapping[str, Site] | Sequence[Site], *, dropout: float = 0.0, trainable: bool = True
+) -> None:
+    """What `attach` does, to layers of any network.
 
-    A processor that someone else has put in place of ours meanwhile stays: it was asked for later.
+    A layer is any module that calls PyTorch's `scaled_dot_product_attention` once in each of its forwards, whatever
+    else it does.
+
+    Args:
+        module: the network that is called as a whole; all other functions of this file take the same.
+        sites: its layers.
+        dropout: probability of dropping an entry of the coefficients in a training step.
+        trainable: see `attach`.
+
+    Raises:
+        AttachmentError: already attached, no layers, or layers that are known never to call that function; nothing has
+            changed then. A layer that turns out to call it not once raises it when it runs.
+    """
+    module = unwrapped(module)
+    by_path = {site.path: site for site in (sites.values() if isinstance(sites, Mapping) else sites)}
+    if is_attached(module):
+        raise AttachmentError(
+            f"recombination is already attached to this {type(module).__name__}; detach it (or unload) first"
+        )
+    _check_supported(by_path)
+    overrides = {path: Override(path, dropout if trainable else 0.0) for path in by_path}
+    parameters = {
+        path: nn.Parameter(torch.zeros(site.heads, site.heads, device=_device(site.module)))
+        for path, site in by_path.items()
+        if trainable
+    }
+    attachment = Attachment(by_path, overrides, parameters, handles=[])
+    attachment.handles.append(module.register_forward_pre_hook(attachment.before_forward))
+    for path, site in by_path.items():
+        attachment.handles += overrides[path].register(site.module, innermost=True)
+    setattr(module, ATTRIBUTE, attachment)
+    for part in (module, *attached_layers(module).values()):
+        _give_own_forward(part)
+    activate(module, attachment.parameters)
+
+
+def detach(unet: Any) -> None:
+    """Give the network back as it was: no hook, no attribute.
 
     Raises:
         AttachmentError: nothing is attached.
     """
     attachment = _attachment(unet)
-    for path, attn in attachment.layers.items():
-        if attn.processor is attachment.processors[path]:
-            attn.set_processor(attachment.processors[path].base_processor)
-    assert attachment.hook is not None
-    attachment.hook.remove()
+    activate(unet, None)
+    pop_interrupted()
+    for handle in attachment.handles:
+        handle.remove()
+    for part in (unwrapped(unet), *attached_layers(unet).values()):
+        _take_own_forward(part)
     delattr(unwrapped(unet), ATTRIBUTE)
 
 
-def activate(
-    unet: UNet2DConditionModel, coeffs: Mapping[str, Tensor] | None, device: torch.device | str | None = None
-) -> None:
+def activate(unet: Any, coeffs: Mapping[str, Tensor] | None, device: torch.device | str | None = None) -> None:
     """Choose the coefficients that act from now on.
 
     Args:
         coeffs: by attention path, `[H, H]` for the whole batch or `[B, H, H]`, one matrix per sample of a batch of B. A
             layer that is not named, and a sample whose matrix is zero, is the base's, bitwise. None: all layers are.
-        device: where the UNet computes, if its weights are not there all the time; default: where they are now.
+            A layer that gets k times B rows, one sample's after another's, as from B videos of k frames, uses a
+            sample's matrix for all of its rows.
+        device: where the network computes, if its weights are not there all the time; default: where they are now.
 
     Raises:
-        AttachmentError: nothing is attached, or a path or shape does not fit the UNet; nothing has changed then.
+        AttachmentError: nothing is attached, or a path or shape does not fit the network; nothing has changed then.
     """
     attachment = _attachment(unet)
-    coeffs = dict(coeffs or {})
+    coeffs, sites = dict(coeffs or {}), attachment.sites
     wrong = [
         f"{path}: {list(coeff.shape)} for "
-        + (f"{attachment.layers[path].heads} heads" if path in attachment.layers else "a layer that is not attached")
+        + (f"{sites[path].heads} heads" if path in sites else "a layer that is not attached")
         for path, coeff in coeffs.items()
-        if path not in attachment.layers
-        or coeff.ndim not in (2, 3)
-        or coeff.shape[-2:] != (attachment.layers[path].heads,) * 2
+        if path not in sites or coeff.ndim not in (2, 3) or coeff.shape[-2:] != (sites[path].heads,) * 2
     ]
     if wrong:
-        raise AttachmentError(f"coefficients do not fit the UNet: {listed(wrong)}")
-    attachment.acting = coeffs
-    for path, processor in attachment.processors.items():
-        place = device or attachment.layers[path].to_q.weight.device
-        processor.act(*_acting(coeffs.get(path), place))
+        raise AttachmentError(f"coefficients do not fit the {type(unwrapped(unet)).__name__}: {listed(wrong)}")
+    attachment.learning = {path: coeff for path, coeff in coeffs.items() if coeff.requires_grad}
+    for path, override in attachment.overrides.items():
+        coeff = coeffs.get(path)
+        override.acting = None if coeff is None else Acting.of(coeff, device or _device(sites[path].module))
 
 
-def is_attached(unet: UNet2DConditionModel) -> bool:
-    """Whether recombination is attached to this UNet."""
+def acting_coeffs(unet: Any) -> dict[str, Tensor]:
+    """The coefficients that act now by attention path, `[H, H]` or `[B, H, H]`; all other layers are the base's.
+
+    Raises:
+        AttachmentError: nothing is attached.
+    """
+    overrides = _attachment(unet).overrides
+    return {path: override.acting.coeff for path, override in overrides.items() if override.acting is not None}
+
+
+def is_attached(unet: Any) -> bool:
+    """Whether recombination is attached to this network."""
     return hasattr(unwrapped(unet), ATTRIBUTE)
 
 
-def trainable_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
-    """The coefficients in training by attention path, `[H, H]` float32 each, in the UNet's own order.
+def attached_layers(unet: Any) -> dict[str, nn.Module]:
+    """The layers that recombination is attached to, by path: while they are in training mode, coefficients drop out.
 
-    They are no parameters of the UNet itself: its `parameters()`, `state_dict()`, `to()` and `requires_grad_()` pass
+    Raises:
+        AttachmentError: nothing is attached.
+    """
+    return {path: site.module for path, site in _attachment(unet).sites.items()}
+
+
+def trainable_parameters(unet: Any) -> dict[str, nn.Parameter]:
+    """The coefficients in training by attention path, `[H, H]` float32 each, in the network's own order.
+
+    They are no parameters of the network itself: its `parameters()`, `state_dict()`, `to()` and `requires_grad_()` pass
     them by, and so does a wrapper that gathers gradients across processes.
 
     Raises:
@@ -212,7 +241,7 @@ def trainable_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def collect(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+def collect(unet: Any) -> dict[str, Tensor]:
     """Copies of the coefficients in training by attention path: `[H, H]`, float32, on the CPU.
 
     Raises:
@@ -224,45 +253,43 @@ def collect(unet: UNet2DConditionModel) -> dict[str, Tensor]:
     }
 
 
-def unwrapped(unet: Any) -> Any:
-    """The UNet itself where `torch.compile` has wrapped it."""
-    return getattr(unet, "_orig_mod", unet)
-
-
-def _attachment(unet: UNet2DConditionModel) -> Attachment:
+def _attachment(unet: Any) -> Attachment:
     if not is_attached(unet):
-        raise AttachmentError("no recombination is attached to this UNet; call attach(unet, config) first")
+        raise AttachmentError(
+            f"no recombination is attached to this {type(unwrapped(unet)).__name__}; call attach(unet, config) first"
+        )
     attachment: Attachment = getattr(unwrapped(unet), ATTRIBUTE)
     return attachment
 
 
-def _acting(coeff: Tensor | None, device: torch.device | str) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """What of `coeff` acts, its diagonal where that is all of it, and on which samples if not on all of them."""
-    if coeff is None or coeff.requires_grad:
-        return coeff, None, None
-    on = coeff.flatten(-2).any(-1)  # [] or [B]
-    if not on.any():
-        return None, None, None
-    rows = None if on.all() else on.nonzero().squeeze(1).to(device)
-    diagonal = diagonal_of(coeff)
-    return coeff.to(device, torch.float32), None if diagonal is None else diagonal.to(device), rows
+def _device(module: nn.Module) -> torch.device:
+    return next((weight.device for weight in module.parameters()), torch.device("cpu"))
 
 
-def _check_supported(layers: Mapping[str, Any]) -> None:
-    """Refuse every layer that does more than plain attention."""
-    wrong = []
-    for path, attn in layers.items():
-        if not isinstance(attn, Attention) or type(attn.processor) not in KNOWN_PROCESSORS:
-            wrong.append(f"{path} is computed by {type(attn.processor).__name__}")
-        elif attn.added_kv_proj_dim is not None:
-            wrong.append(f"{path} has added key and value projections")
-        elif attn.fused_projections:
-            wrong.append(f"{path} has fused projections (call unet.unfuse_qkv_projections() first)")
-        elif attn.inner_kv_dim != attn.inner_dim:
-            wrong.append(f"{path} shares keys and values between heads")
-    if wrong:
-        known = ", ".join(processor.__name__ for processor in KNOWN_PROCESSORS)
+def _check_supported(sites: Mapping[str, Site]) -> None:
+    """Refuse layers that are known to have nothing to recombine."""
+    if not sites:
+        raise AttachmentError("there are no layers to attach to")
+    if taken := [path for path, site in sites.items() if INNERMOST in site.module._forward_hooks]:
+        raise AttachmentError(f"recombination is already attached to {listed(taken)}, as layers of another network")
+    processors = {path: getattr(site.module, "processor", None) for path, site in sites.items()}
+    reasons = {path: reason for path, one in processors.items() if (reason := remedy(one))}
+    if reasons:
+        wrong = [f"{path} ({type(processors[path]).__name__})" for path in reasons]
         raise AttachmentError(
-            f"{len(wrong)} of {len(layers)} attention layers cannot be recombined: {listed(wrong)}. Expected "
-            f"plain attention ({known}); remove IP-Adapters and other custom processors first, or choose other layers"
+            f"{len(wrong)} of {len(sites)} attention layers cannot be recombined, they never call PyTorch's "
+            f"scaled_dot_product_attention: {listed(wrong)}; {'; '.join(dict.fromkeys(reasons.values()))}"
         )
+
+
+def _give_own_forward(module: nn.Module) -> None:
+    """Let `torch.compile` notice the hooks of a module that it has compiled already.
+
+    It does not look for hooks again, but for a forward of the module's own; this one is what the module had.
+    """
+    vars(module).setdefault("forward", module.forward)
+
+
+def _take_own_forward(module: nn.Module) -> None:
+    if vars(module).get("forward") == type(module).forward.__get__(module):  # else it is somebody else's
+        del module.forward

@@ -1,31 +1,26 @@
 """`torch.compile` of a UNet with recombination: the same numbers, the same gradients, nothing compiled twice."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from small_networks import output_of, sites_of, small_network
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 from coeff_diffusion import attach, trainable_parameters
-from coeff_diffusion.method import override as attention
-from coeff_diffusion.method.attachment import activate
+from coeff_diffusion.method.attachment import activate, attach_heads, detach, layer_heads
+from coeff_diffusion.method.errors import AttachmentError
 from coeff_diffusion.method.kernels import compiled, recombined_attention
+from coeff_diffusion.method.override import CoeffAttnProcessor
 
 # The compiler cannot look through the shape checks that the tests put around the function.
 plain_attention = inspect.unwrap(recombined_attention)
-
-
-@pytest.fixture(autouse=True)
-def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(attention, "recombined_attention", plain_attention)
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("compiler")
 
 
 def inputs(batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,11 +32,10 @@ def predict(unet: Any, arguments: tuple[Tensor, ...]) -> Tensor:
     return prediction
 
 
-def coefficients(unet: UNet2DConditionModel, seed: int) -> dict[str, Tensor]:
+def coefficients(unet: UNet2DConditionModel, seed: int, *samples: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    layers = dict(unet.named_modules())
-    paths = [path.removesuffix(".processor") for path in unet.attn_processors]
-    return {path: 0.3 * torch.randn(layers[path].heads, layers[path].heads, generator=generator) for path in paths}
+    heads = layer_heads(unet).items()
+    return {path: 0.3 * torch.randn(*samples, n, n, generator=generator) for path, n in heads}
 
 
 def test_the_operator_is_a_good_citizen() -> None:
@@ -93,3 +87,118 @@ def test_training_through_the_compiler(tiny_pipe: StableDiffusionPipeline) -> No
     for path, actual, expected in zip(parameters, *found, strict=True):
         assert expected.abs().max() > 0, path
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-8)
+
+
+def whole(unet: Any) -> Any:
+    return torch.compile(unet, backend="eager", fullgraph=True)
+
+
+def in_place(unet: Any) -> Any:
+    unet.compile(backend="eager", fullgraph=True)
+    return unet
+
+
+def block_by_block(unet: Any) -> Any:
+    """As diffusers' `compile_repeated_blocks` does."""
+    for module in unet.modules():
+        if isinstance(module, BasicTransformerBlock):
+            module.compile(backend="eager", fullgraph=True)
+    return unet
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("compile", [whole, in_place, block_by_block])
+def test_what_is_attached_to_a_network_that_ran_compiled_acts(
+    tiny_pipe: StableDiffusionPipeline, compile: Callable[[Any], Any]
+) -> None:
+    """The compiler does not look at hooks again: without help it would go on with the base, in silence."""
+    unet, arguments = tiny_pipe.unet, inputs()
+    found = compile(unet)
+    base = predict(found, arguments)
+    for seed in (1, 2):
+        attach(found, trainable=False)
+        activate(found, coefficients(unet, seed, 2))
+        on = predict(found, arguments)
+        with torch.compiler.set_stance("force_eager"):
+            torch.testing.assert_close(on, predict(unet, arguments))
+        assert not torch.allclose(on, base, atol=1e-2)
+        detach(found)
+        assert torch.equal(predict(found, arguments), base)
+    gated = coefficients(unet, 3, 2)
+    for coeff in gated.values():
+        coeff[0] = 0
+    attach(found, trainable=False)
+    activate(found, gated)
+    on = predict(found, arguments)
+    assert torch.equal(on[0], base[0])
+    assert not torch.allclose(on[1], base[1], atol=1e-2)
+
+
+@torch.no_grad()
+def test_equal_blocks_are_compiled_once() -> None:
+    counts = []
+    for attached in (False, True):
+        torch._dynamo.reset()
+        counters.clear()
+        model, arguments = small_network("stable_diffusion_xl")
+        if attached:
+            attach_heads(model, sites_of(model), trainable=False)
+            activate(model, {path: torch.randn(site.heads, site.heads) for path, site in sites_of(model).items()})
+        output_of(block_by_block(model), arguments)
+        counts.append(counters["stats"]["unique_graphs"])
+    assert counts[0] == counts[1]
+
+
+@torch.no_grad()
+def test_frames_of_a_sample_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Folded(torch.nn.Module):
+        """Two frames of each sample as one batch, as AnimateDiff calls its layers."""
+
+        def __init__(self, layer: torch.nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    unet, _ = small_network("stable_diffusion")
+    layer = sites_of(unet)["mid_block.attentions.0.transformer_blocks.0.attn1"]
+    model = Folded(layer.module)
+    attach_heads(model, [layer], trainable=False)
+    activate(model, {layer.path: torch.randn(3, 8, 8) * torch.tensor([1, 0, 1])[:, None, None]})
+    frames = torch.randn(3, 2, 5, 32)
+    torch.testing.assert_close(whole(model)(frames), model(frames))
+
+
+@torch.no_grad()
+def test_a_layer_that_does_not_call_sdpa_is_an_error_when_compiled_too(tiny_pipe: StableDiffusionPipeline) -> None:
+    attach(tiny_pipe.unet, trainable=False)
+    activate(tiny_pipe.unet, coefficients(tiny_pipe.unet, 1))
+    tiny_pipe.enable_attention_slicing("max")
+    found = torch.compile(tiny_pipe.unet, backend="eager")
+    with pytest.raises(AttachmentError, match="disable_attention_slicing"):
+        predict(found, inputs())
+
+
+@torch.no_grad()
+def test_a_processor_that_breaks_the_graph_is_recombined_all_the_same(tiny_pipe: StableDiffusionPipeline) -> None:
+    unet, arguments = tiny_pipe.unet, inputs()
+    layer = unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    original, coeffs = layer.processor, coefficients(unet, 1)
+
+    class Breaking(type(original)):
+        def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+            torch._dynamo.graph_break()
+            return super().__call__(*args, **kwargs)
+
+    attach(unet, trainable=False)
+    activate(unet, coeffs)
+    expected = predict(unet, arguments)
+    layer.set_processor(Breaking())
+    torch.testing.assert_close(predict(torch.compile(unet, backend="eager"), arguments), expected)
+    activate(unet, {path: coeff for path, coeff in coeffs.items() if "mid_block" not in path})
+    by_hand = CoeffAttnProcessor(original)  # breaks the graph itself
+    by_hand.act(coeffs["mid_block.attentions.0.transformer_blocks.0.attn1"])
+    layer.set_processor(by_hand)
+    other = predict(unet, arguments)
+    torch.testing.assert_close(predict(torch.compile(unet, backend="eager"), arguments), other)

@@ -5,39 +5,22 @@ Every way computes `coeff_diffusion.method.recombination.recombined_attention` e
 | way | when |
 | --- | --- |
 | `plain` | coefficients that are zero or a diagonal matrix (recognized by `attachment`, when they are chosen) |
-| `folded` | cross-attention while sampling in float32: the prompt is the same in every step (asked by `attention`) |
+| `compiled` | in `torch.compile`, as one operator that does at run time what follows |
 | `triton_attention` | on CUDA |
 | `native` | on CPUs, without a mask, where there is a compiler |
 | `blocked` | everywhere else |
 | `recombination` | a mask that learns, and nothing to compute; and what all others are tested against |
 """
 
-import functools
-import warnings
-from typing import Any
-
 from jaxtyping import Bool, Float
 from torch import Tensor, compiler
 from torch.nn.functional import scaled_dot_product_attention
 
-from .. import recombination
-from . import native
-from .blocked import blocked_attention
-from .folded import PromptCache
+from .compiled import compiled_attention
+from .eager import eager_attention
 from .plain import diagonal_of, scaled_attention
 
-__all__ = ["PromptCache", "diagonal_of", "recombined_attention", "scaled_attention"]
-
-
-@functools.cache
-def _triton_kernels() -> Any:
-    """The kernels for CUDA; None, with one warning, where Triton is missing or too old."""
-    try:
-        from . import triton_attention
-    except ImportError as error:
-        warnings.warn(f"recombined attention runs without its CUDA kernels, slower: {error}", stacklevel=2)
-        return None
-    return triton_attention
+__all__ = ["diagonal_of", "recombined_attention", "scaled_attention"]
 
 
 def recombined_attention(
@@ -74,15 +57,6 @@ def recombined_attention(
             f"coeff is {list(coeff.shape)}, but a query of {batch} samples and {heads} heads needs "
             f"[{heads}, {heads}] or [{batch}, {heads}, {heads}]"
         )
-    if (attn_mask is not None and attn_mask.requires_grad) or 0 in (*query.shape, key.shape[2], value.shape[3]):
-        return recombination.recombined_attention(query, key, value, coeff, attn_mask, scale)
-    if compiler.is_compiling():
-        from .compiled import compiled_attention
-
+    if compiler.is_compiling() and not (attn_mask is not None and attn_mask.requires_grad):
         return compiled_attention(query, key, value, coeff, attn_mask, scale)
-    kernels = _triton_kernels() if query.is_cuda else None
-    if kernels is not None and kernels.supports(query, key, value, attn_mask):
-        return kernels.triton_attention(query, key, value, coeff, attn_mask, scale)
-    if native.supports(query, key, value, attn_mask):
-        return native.native_attention(query, key, value, coeff, scale)
-    return blocked_attention(query, key, value, coeff, attn_mask, scale)
+    return eager_attention(query, key, value, coeff, attn_mask, scale)

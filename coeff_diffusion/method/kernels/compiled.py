@@ -5,15 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .eager import eager_attention
+
 
 @torch.library.custom_op("coeff_diffusion::recombined_attention", mutates_args=())
 def forward_op(
     query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, attn_mask: Tensor | None, scale: float
 ) -> Tensor:
-    """The operator: what `recombined_attention` does in eager mode."""
-    from . import recombined_attention
-
-    return recombined_attention(query, key, value, coeff, attn_mask, scale)
+    """The operator: what is done outside `torch.compile`."""
+    return eager_attention(query, key, value, coeff, attn_mask, scale)
 
 
 @forward_op.register_fake
@@ -28,12 +28,10 @@ def backward_op(
     needed: list[bool],
 ) -> list[Tensor]:  # fmt: skip
     """The gradients of query, key, value and coeff; empty tensors for those that are not needed."""
-    from . import recombined_attention
-
     inputs = [x.detach().requires_grad_(need) for x, need in zip((query, key, value, coeff), needed, strict=True)]
     query, key, value, coeff = inputs
     with torch.enable_grad():
-        output = recombined_attention(query, key, value, coeff, attn_mask, scale)
+        output = eager_attention(query, key, value, coeff, attn_mask, scale)
     grads = iter(torch.autograd.grad(output, [x for x in inputs if x.requires_grad], grad))
     return [next(grads).contiguous() if need else grad.new_empty(0) for need in needed]  # strides as promised below
 
