@@ -211,6 +211,8 @@ class Handler(BaseHTTPRequestHandler):
         files = dict(repository.files)
         for item in map(json.loads, body.splitlines()):
             value = item["value"]
+            if item["key"] == "header" and value.get("parentCommit", repository.head) != repository.head:
+                return self._send(412, b"", {"X-Error-Message": "A commit has happened since."})
             if item["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif item["key"] == "lfsFile":
@@ -218,7 +220,7 @@ class Handler(BaseHTTPRequestHandler):
             elif item["key"] == "deletedFile":
                 del files[value["path"]]
         commit = repository.commit(files)
-        self._json({"commitUrl": f"{self.server_hub.url}/{name}/commit/{commit}", "commitOid": commit})
+        return self._json({"commitUrl": f"{self.server_hub.url}/{name}/commit/{commit}", "commitOid": commit})
 
 
 REPO = r"([\w.-]+/[\w.-]+)"

@@ -1,24 +1,26 @@
 """`coeff-diffusion push` and `pull`: a subject to and from the Hub, or a folder that looks the same.
 
-What is shared is made in `publishing`, what may come in is decided in `layout`; both sides handle the same few files in
-memory, so that nothing is sent or written before all of it is checked.
+What is shared is made in `publishing`, what may come in is decided in `shared_folder`; both sides handle the same few
+files in memory, so that nothing is sent or written before all of it is checked.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
 from .. import __version__
 from ..publishing.shareable import prepare
 from ..sources.hub import Hub, HubError, HubMissingError, find_token, split_id
-from ..sources.shared_folder import check, check_target, read_bounded, read_folder, stale, wanted, write_folder
+from ..sources.shared_folder import SAMPLE, check, check_target, read_bounded, read_folder, wanted, write_folder
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut, shown
 from ..subject.safetensors_file import FILE_NAME
 from .terminal import printable
 
-# What the Hub itself puts into a new repository.
-NEW_REPOSITORY = {".gitattributes", "README.md"}
+NEW_REPOSITORY = {".gitattributes", "README.md"}  # what the Hub itself puts into a new one
+Say = Callable[[str], None]
 
 
 @dataclass
@@ -58,7 +60,7 @@ class PullConfig:
     """Take the place of a subject that is in that folder."""
 
 
-def push(config: PushConfig, say: Callable[[str], None] = print, token: str | None = None) -> str:
+def push(config: PushConfig, say: Say = print, token: str | None = None) -> str:
     """Share a subject and return where it is now: the URL of its page, or the folder.
 
     Args:
@@ -68,37 +70,34 @@ def push(config: PushConfig, say: Callable[[str], None] = print, token: str | No
     Raises:
         CoefficientsError (also as HubError or LayoutError), OSError: with a message of one line; nothing was written.
     """
-    source = Path(config.subject).expanduser()
+    source, folder = Path(config.subject).expanduser(), local_folder(config.repo)
     if not source.exists():
         raise HubError(f"there is no {config.subject}; give a training run's folder, a .safetensors file or a card")
-    folder = local_folder(config.repo)
+    senseless = ("overwrite",) if folder is None else ("private", "message", "token_file")
+    if given := [f"--{name}" for name in senseless if getattr(config, name)]:
+        what = "is on the Hub, which keeps its old versions" if folder is None else "is a folder, not on the Hub"
+        raise HubError(f"there is no use for {' and '.join(given)}: {config.repo} {what}")
     if folder is None and split_id(config.repo)[1] is not None:
         raise HubError(f"a subject is pushed to the main branch; give {config.repo.partition('@')[0]} alone")
-    only_hub = [f"--{name}" for name in ("private", "message", "token_file") if getattr(config, name)]
-    if folder is not None and only_hub:
-        raise HubError(f"{' and '.join(only_hub)} only mean something for the Hub, but {config.repo} is a folder")
+    if folder is not None and folder.resolve() == source.resolve():
+        raise HubError(f"{config.repo} is the subject itself; give another folder")
     if folder is not None:
-        if folder.resolve() == source.resolve():
-            raise HubError(f"{config.repo} is the subject itself; give another folder")
         check_target(folder, config.overwrite)
-    elif config.overwrite:
-        raise HubError(f"--overwrite only means something for a folder; {config.repo} keeps its old versions anyway")
+    where = Hub().url(config.repo) if folder is None else str(folder)
     files = prepare(source, config.license, say)
-    where = str(folder) if folder is not None else Hub().url(config.repo)
-    for line in listing(files):
-        say(line)
+    _list(files, say)
     if config.dry_run:
         say(f"would go to {where}; nothing was written")
         return where
-    if folder is not None:
-        write_folder(files, folder, config.overwrite)
-    else:
+    if folder is None:
         _upload(files, config, say, token)
+    else:
+        write_folder(files, folder, config.overwrite)
     say(where)
     return where
 
 
-def pull(config: PullConfig, say: Callable[[str], None] = print) -> Path:
+def pull(config: PullConfig, say: Say = print) -> Path:
     """Fetch a shared subject and return its folder.
 
     Raises:
@@ -108,19 +107,12 @@ def pull(config: PullConfig, say: Callable[[str], None] = print) -> Path:
     check_target(target, config.overwrite)
     if folder is not None and config.revision is not None:
         raise HubError(f"--revision only means something for the Hub, but {config.repo} is a folder")
-    files = read_folder(folder) if folder is not None else _download(config.repo, config.revision)
+    files = _download(config.repo, config.revision) if folder is None else read_folder(folder)
     subject = check(files, config.repo)
     write_folder(files, target, config.overwrite)
-    for line in listing(files):
-        say(line)
+    _list(files, say)
     say(f"{_title(subject)} is in {target}")
     return target
-
-
-def listing(files: Mapping[str, bytes]) -> list[str]:
-    """One line per file: its size and its name."""
-    width = max(len(f"{len(content):,}") for content in files.values())
-    return [f"{len(content):>{width},} bytes  {name}" for name, content in files.items()]
 
 
 def local_folder(text: str) -> Path | None:
@@ -133,34 +125,41 @@ def local_folder(text: str) -> Path | None:
     return path if looks_so or path.is_dir() else None
 
 
-def _upload(files: Mapping[str, bytes], config: PushConfig, say: Callable[[str], None], token: str | None) -> None:
+def _upload(files: Mapping[str, bytes], config: PushConfig, say: Say, token: str | None) -> None:
     """One commit, into a repository that is new or holds a subject already."""
     repo, hub = config.repo, Hub(token or find_token(config.token_file))
     try:
         before = hub.listing(repo)
     except HubMissingError:
-        hub.create(repo, config.private)
+        with hub.asking(repo):  # not private: what the owner's default says, which mostly is public
+            hub.api.create_repo(repo, private=config.private or None, exist_ok=True)
         before = hub.listing(repo)
     if config.private and not before.private:
         raise HubError(f"{repo} is there and public; make it private in its settings first, or take another name")
     others = sorted(set(before.sizes) - NEW_REPOSITORY)
     if others and FILE_NAME not in before.sizes:
         raise HubError(f"{repo} holds something else ({', '.join(map(shown, others[:3]))}); take another name")
-    title = _title(check(files, repo))
+    title = _title(Coefficients.from_bytes(files[FILE_NAME]))
     message = config.message or f"{title} (coeff-diffusion {__version__})"
-    commit = hub.commit(repo, files, stale(before.sizes, files), message)
-    say("nothing has changed since the last push" if commit == before.commit else f"pushed {title}")
+    # Not upload_folder: it may make several commits, and does not have the head of README.md checked.
+    adds = [CommitOperationAdd(*file) for file in files.items()]
+    deletes = [CommitOperationDelete(name) for name in before.sizes if SAMPLE.fullmatch(name) and name not in files]
+    with hub.asking(repo):
+        after = hub.api.create_commit(repo, [*adds, *deletes], commit_message=message, parent_commit=before.commit)
+    say("nothing has changed since the last push" if after.oid == before.commit else f"pushed {title}")
 
 
 def _download(text: str, revision: str | None) -> dict[str, bytes]:
     """The files of a repository, by way of the Hub's cache; nothing is fetched before all sizes are known."""
-    repo, tagged = split_id(text)
-    if tagged is not None and revision is not None:
-        raise HubError(f"two revisions: {tagged!r} in {text!r} and --revision {revision!r}; give one")
-    revision, hub = tagged or revision, Hub()
-    before = hub.listing(repo, revision)
-    names = wanted(before.sizes, repo)
-    return {name: read_bounded(hub.download(repo, name, before.commit, revision), name) for name in names}
+    hub, (repo, revision) = Hub(), split_id(f"{text}@{revision}" if revision else text)
+    commit, sizes, _ = hub.listing(repo, revision)
+    return {name: read_bounded(hub.download(repo, name, commit, revision), name) for name in wanted(sizes, repo)}
+
+
+def _list(files: Mapping[str, bytes], say: Say) -> None:
+    """Say the size and the name of each file."""
+    for name, content in files.items():
+        say(f"{len(content):>10,} bytes  {name}")
 
 
 def _title(subject: Coefficients) -> str:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
+from ..subject.hub_id import HUB_ID
 from ..subject.safetensors_file import FILE_NAME
-from .hub import HUB_ID, fetch_coefficients
+from .hub import fetch_coefficients
 from .image_card import CHUNK, choose, extract
 from .qr_code import read_qr
 

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..families.fingerprint import architecture, check_fits, check_tokens_fit
-from ..families.layout import KNOWN, Topology, find_topology
+from ..families.layout import KNOWN, Layout, known_layout
 from ..subject.coefficients import MAX_MAGNITUDE, Coefficients
 from ..subject.errors import CoefficientsError, cut, shown
 from ..subject.info import CoefficientsInfo
@@ -91,11 +90,11 @@ def pack(subject: Coefficients) -> bytes:
         CoefficientsError: the base is none of the known ones, the subject does not fit it, or it is too large. The
             message says what to do instead.
     """
-    info, topology = subject.info, _topology_for(subject)
-    there = [path in subject for path in topology.heads]
+    info, layout = subject.info, _layout_for(subject)
+    there = [path in subject for path in layout.heads]
     layers = b"" if all(there) else _mask(there)
     token = subject.tokens.get("text_encoder")
-    tensors = [subject[path] for path in topology.heads if path in subject] + ([] if token is None else [token])
+    tensors = [subject[path] for path in layout.heads if path in subject] + ([] if token is None else [token])
     numbers = bytes([0 if token is None else len(token)]) + b"".join(map(_quantized, tensors))
     flags = ALWAYS * (info.gate == "always") + SOME_LAYERS * bool(layers) + FOR_EMBEDDED * (info.base_model == EMBEDDED)
     trigger = len(info.trigger.encode())
@@ -104,7 +103,7 @@ def pack(subject: Coefficients) -> bytes:
     for class_word, name, sample in _shorter(info):
         texts = [text.encode() for text in (info.trigger, class_word, name)]
         body = b"".join(bytes([len(text)]) + text for text in texts) + layers + _float16(sample) + numbers
-        payload = _payload(flags + WITH_SAMPLE * bool(sample), topology, body)
+        payload = _payload(flags + WITH_SAMPLE * bool(sample), layout, body)
         if len(payload) <= CAPACITY:
             return payload
     left = trigger - (len(payload) - CAPACITY)
@@ -120,19 +119,18 @@ def pack(subject: Coefficients) -> bytes:
     )
 
 
-def _topology_for(subject: Coefficients) -> Topology:
+def _layout_for(subject: Coefficients) -> Layout:
     info = subject.info
-    topology = find_topology(info.base_fingerprint) if info.base_fingerprint else None
-    if topology is None:
+    layout = known_layout(info.base_fingerprint) if info.base_fingerprint else None
+    if layout is None:
         base = f"{cut(info.base_model) or 'a base'} ({cut(info.base_architecture) or 'unknown family'})"
         lacking = "" if info.base_fingerprint else " and has no base_fingerprint, which says what layers that has"
         raise CoefficientsError(
             f"a QR code has no room for the names of layers, so the base must be one whose layers are known by heart "
             f"({', '.join(KNOWN)}), but this subject is for {base}{lacking}; {INSTEAD}"
         )
-    check_fits(subject, topology.unet)
-    check_tokens_fit(subject, {"text_encoder": topology.text_width})
-    return topology
+    layout.check_fits(subject)
+    return layout
 
 
 def _shorter(info: CoefficientsInfo) -> Iterator[tuple[str, str, tuple[float, ...]]]:
@@ -152,12 +150,12 @@ def _every_nth(sample: tuple[float, ...]) -> tuple[float, ...]:
     return kept if len(kept) == SAMPLE and max(map(abs, kept)) <= MAX_MAGNITUDE else ()
 
 
-def _payload(flags: int, topology: Topology, body: bytes) -> bytes:
+def _payload(flags: int, layout: Layout, body: bytes) -> bytes:
     compressor = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
     deflated = compressor.compress(body) + compressor.flush()
     if len(deflated) < len(body):
         flags, body = flags + DEFLATED, deflated
-    content = HEADER.pack(MAGIC, VERSION, flags, bytes.fromhex(topology.fingerprint)[:8]) + body
+    content = HEADER.pack(MAGIC, VERSION, flags, bytes.fromhex(layout.fingerprint)[:8]) + body
     return content + CHECKSUM.pack(zlib.crc32(content))
 
 
@@ -197,14 +195,14 @@ def unpack(data: bytes) -> Coefficients:
     content, (checksum,) = data[: -CHECKSUM.size], CHECKSUM.unpack(data[-CHECKSUM.size :])
     if zlib.crc32(content) != checksum:
         raise CoefficientsError("damaged: its checksum does not agree")
-    topology = find_topology(start.hex())
-    if topology is None:
+    layout = known_layout(start.hex())
+    if layout is None:
         raise CoefficientsError(
             f"the subject is for a base with the fingerprint {start.hex()}..., none of those that this version knows "
             f"by heart: {', '.join(KNOWN)}; ask for the subject's file"
         )
     body = content[HEADER.size :]
-    return _subject(_Body(_inflated(body) if flags & DEFLATED else body), flags, topology)
+    return _subject(_Body(_inflated(body) if flags & DEFLATED else body), flags, layout)
 
 
 def _inflated(data: bytes) -> bytes:
@@ -218,14 +216,14 @@ def _inflated(data: bytes) -> bytes:
     return body
 
 
-def _subject(body: "_Body", flags: int, topology: Topology) -> Coefficients:
+def _subject(body: "_Body", flags: int, layout: Layout) -> Coefficients:
     trigger, class_word, name = body.text(), body.text(), body.text()
-    there = body.mask(len(topology.heads)) if flags & SOME_LAYERS else [True] * len(topology.heads)
+    there = body.mask(len(layout.heads)) if flags & SOME_LAYERS else [True] * len(layout.heads)
     sample = np.frombuffer(body.take(2 * SAMPLE), "<f2").tolist() if flags & WITH_SAMPLE else []
     vectors = body.take(1)[0]
-    heads = {path: count for (path, count), kept in zip(topology.heads.items(), there, strict=True) if kept}
+    heads = {path: count for (path, count), kept in zip(layout.heads.items(), there, strict=True) if kept}
     coeffs = {path: body.numbers(count * count).view(count, count) for path, count in heads.items()}
-    width = topology.text_width
+    width = layout.widths["text_encoder"]
     tokens = {"text_encoder": body.numbers(vectors * width).view(vectors, width)} if vectors else {}
     if body.data:
         raise CoefficientsError(f"damaged: {len(body.data)} bytes are left over")
@@ -234,8 +232,8 @@ def _subject(body: "_Body", flags: int, topology: Topology) -> Coefficients:
         trigger=trigger,
         class_word=class_word,
         base_model=EMBEDDED if flags & FOR_EMBEDDED else "",
-        base_architecture=architecture(topology.unet),
-        base_fingerprint=topology.fingerprint,
+        base_architecture=layout.architecture,
+        base_fingerprint=layout.fingerprint,
         base_sample=tuple(sample),
         blocks=tuple(heads) if flags & SOME_LAYERS else (),
         gate="always" if flags & ALWAYS else "trigger",

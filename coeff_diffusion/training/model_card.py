@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import ModelCardData
 
 from ..subject.coefficients import Coefficients
+from ..subject.hub_id import is_hub_id
 from ..subject.info import CoefficientsInfo
 
 if TYPE_CHECKING:  # sharing a subject should not wait for diffusers
@@ -63,11 +64,6 @@ def subject_card(coefficients: Coefficients, samples: Mapping[str, str]) -> str:
     if info.effect is not None:
         training += f"\nOn its own pictures the subject changes the predictions by {info.effect:.1%}.\n"
     return _card(coefficients, samples, training)
-
-
-def is_hub_id(base: str) -> bool:
-    """Whether a base is named by its id on the Hub, not by somebody's folder."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None
 
 
 def is_public(base: str) -> bool:
