@@ -54,7 +54,7 @@ class BaselineTrainer(Trainer):
 
     def setup(self) -> None:
         super().setup()
-        unet = self.learner.unet
+        unet = self.learner.denoiser
         detach(unet)
         torch.manual_seed(mixed_seed(self.config.seed, -4))
         self.learner.coefficients = lora(unet, self.method.rank) if self.method.rank else attention_weights(unet)
@@ -133,7 +133,7 @@ def _train(run: Run, config: TrainConfig, pipe: StableDiffusionPipeline, file: P
     if run.method in OURS:
         learner.snapshot(trainer.step, trainer.losses).save(file)
     elif method.rank:
-        layers = get_peft_model_state_dict(learner.unet)
+        layers = get_peft_model_state_dict(learner.denoiser)
         StableDiffusionPipeline.save_lora_weights(file.parent, unet_lora_layers=layers, weight_name=file.name)
     else:
         save_file({name: weight.detach().cpu() for name, weight in learner.coefficients.items()}, file)

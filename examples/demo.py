@@ -56,7 +56,11 @@ def main() -> int:
     prompts = [f"a {trigger} {scene}" for scene in SCENES]
     pictures = generate(
         GenerateConfig(
-            prompt=prompts, subject=[str(run)], grid=True, seed=config.seed, output_dir=str(run / "pictures")
+            prompt=prompts,
+            subject=[str(run)],
+            settings={"seed": config.seed},
+            grid=True,
+            output_dir=str(run / "pictures"),
         )
     )
     command = Path(sys.executable).parent / "coeff-diffusion"

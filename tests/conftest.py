@@ -8,13 +8,19 @@ import huggingface_hub
 import pytest
 import torch
 from browsing import FLAGS, find_chromium
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from hub_server import WRITER, HubServer
 from huggingface_hub import constants
 from PIL import Image, ImageDraw
 from subject_maker import make_subject
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from coeff_diffusion import Coefficients, CoefficientsInfo, describe_base, layer_heads
 
@@ -59,28 +65,12 @@ def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cross_attention_dim=32,
         norm_num_groups=8,
     )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=16,
-    )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
     pipe = StableDiffusionPipeline(
-        vae=vae,
+        vae=_vae(),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=scheduler,
+        scheduler=_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -94,6 +84,45 @@ def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_pipe(tiny_base_dir: Path) -> StableDiffusionPipeline:
     """A fresh pipeline from `tiny_base_dir`, in evaluation mode, without a progress bar."""
     pipe = StableDiffusionPipeline.from_pretrained(tiny_base_dir)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def tiny_xl_pipe() -> StableDiffusionXLPipeline:
+    """A Stable Diffusion XL of tiny parts: two text encoders, pooled text and sizes, 16 px pictures."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    options: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 77, "projection_dim": 32,
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    pipe = StableDiffusionXLPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**options)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**options)).eval(),
+        tokenizer=tokenizer,
+        tokenizer_2=_tokenizer(),
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            attention_head_dim=(4, 8),
+            cross_attention_dim=64,
+            norm_num_groups=8,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=32 + 6 * 8,
+        ).eval(),
+        scheduler=_scheduler(),
+        add_watermarker=False,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -183,6 +212,28 @@ def server(hub_client: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HF_TOKEN", WRITER)
     yield server
     server.stop()
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+
+
+def _scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
 
 
 def _tokenizer() -> CLIPTokenizer:

@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from coeff_diffusion import Coefficients, CoefficientsInfo
-from coeff_diffusion.families.layout import find_topology
+from coeff_diffusion.families.layout import known_layout
 from coeff_diffusion.method.attachment import layer_heads
 
 
@@ -23,7 +23,7 @@ def make_subject(
 
 def of_stable_diffusion(**info: Any) -> Coefficients:
     """A subject for Stable Diffusion 1.x, which a QR code can hold and the tiny base cannot use."""
-    topology = find_topology("")
+    topology = known_layout("")
     assert topology is not None
     generator = torch.Generator().manual_seed(1)
     coeffs = {path: 0.1 * torch.randn(heads, heads, generator=generator) for path, heads in topology.heads.items()}

@@ -1,9 +1,10 @@
 """`coeff-diffusion generate`: subjects and prompts in, picture files out, nothing overwritten."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..families.load import EMBEDDED, load_base
+from ..images.drawing_settings import LAYERS, SETTINGS
 from ..images.files import check_folder, free_path, save_picture
 from ..images.grid import labelled_grid
 from ..inference.replay import Base, Part, Recipe
@@ -21,6 +23,20 @@ from ..sources.open import open_subject
 from ..subject.errors import shown
 from ..subject.layer_strengths import LayerStrengths
 from .terminal import printable
+
+
+@cache
+def drawing_flags() -> dict[str, tuple[Any, str]]:
+    """The flags that set something of a `DrawRequest`: the type of each, and its help, which is the field's."""
+    from docstring_parser import parse_from_object
+
+    found = {}
+    for source, settings in ((DrawRequest, SETTINGS), (LayerStrengths, LAYERS)):
+        helps = {one.arg_name: " ".join((one.description or "").split()) for one in parse_from_object(source).params}
+        for name, one in settings.items():
+            if name != "layers":
+                found[one.flag] = ((Literal[one.choices] if one.choices else one.kind) | None, helps[name])
+    return found
 
 
 @dataclass
@@ -43,40 +59,8 @@ class GenerateConfig:
     """Branch, tag or commit of a base from the Hub."""
     base_config: str | None = None
     """For a single checkpoint: the diffusers folder or Hub id its component configs are read from."""
-    negative_prompt: str | None = None
-    """What the pictures should not show."""
-    seed: int | None = None
-    """Seed of the first picture, the next ones count up; left out, it is drawn at random and printed."""
-    num_inference_steps: int | None = None
-    """Denoising steps; left out, 20."""
-    guidance_scale: float | None = None
-    """How strongly the picture follows the prompt; 1 turns guidance off; left out, 7.5."""
-    guidance_rescale: float | None = None
-    """Correction of overexposure by guidance, 0 to 1; left out, 0.7 for a base with zero terminal SNR, else 0."""
-    scheduler: str | None = None
-    """Sampler: DDIM, "Euler a", "DPM++ 2M", UniPC, ... or a diffusers class name; left out, the base's own."""
-    width: int | None = None
-    """Pixels; left out, the size the base was trained at."""
-    height: int | None = None
-    """Pixels; left out, the size the base was trained at."""
-    batch_size: int | None = None
-    """Pictures per prompt, drawn at once; left out, 1."""
-    gate: Literal["trigger", "always"] | None = None
-    """Let subjects act on prompts with their trigger only, or on all; left out, as each subject was saved."""
-    self_attention_strength: float | None = None
-    """Factor on the strength of all subjects in the layers where the picture attends to itself; left out, 1."""
-    cross_attention_strength: float | None = None
-    """The same in the layers where the picture attends to the prompt; left out, 1."""
-    down_strength: float | None = None
-    """The same in the layers on the UNet's way down, from fine to coarse; left out, 1."""
-    mid_strength: float | None = None
-    """The same in the layers in the UNet's middle; left out, 1."""
-    up_strength: float | None = None
-    """The same in the layers on the UNet's way up, from coarse to fine; left out, 1."""
-    act_from: float | None = None
-    """The part of denoising from which on subjects act, 0 to 1; left out, 0. Learned trigger words act all the time."""
-    act_until: float | None = None
-    """The part of denoising until which subjects act, 0 to 1; left out, 1."""
+    settings: dict[str, Any] = field(default_factory=dict, metadata={"flags": drawing_flags})
+    """What is given of the drawing's settings, by their flags; see `drawing_settings.py`."""
     compare: bool = False
     """Draw each picture also by the base alone, from the same noise, the trigger replaced by the class word."""
     grid: bool = False
@@ -88,24 +72,6 @@ class GenerateConfig:
     """cpu, cuda, cuda:1, mps; auto is the GPU where there is one."""
     dtype: str | None = None
     """Of the base's weights: float32 (that is it if left out), float16, bfloat16."""
-
-
-# The fields of `DrawRequest` that flags set, by the name of the flag.
-FIELDS = {
-    "negative_prompt": "negative_prompt",
-    "seed": "seed",
-    "num_inference_steps": "steps",
-    "guidance_scale": "guidance_scale",
-    "guidance_rescale": "guidance_rescale",
-    "scheduler": "scheduler",
-    "width": "width",
-    "height": "height",
-    "batch_size": "batch_size",
-    "gate": "gate",
-    "act_from": "begin",
-    "act_until": "end",
-}
-LAYER_FLAGS = {f"{one.name}_strength": one.name for one in fields(LayerStrengths)}
 
 
 def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list[Path]:
@@ -190,17 +156,16 @@ def _given(text: str) -> Part:
 
 def _overridden(config: GenerateConfig, request: DrawRequest, place: int | None) -> tuple[DrawRequest, int | None]:
     """The request with what the flags say. With another seed or batch a picture has no place in its batch any more."""
-    given: dict[str, Any] = _flags(config, FIELDS)
-    given["layers"] = replace(request.layers, **_flags(config, LAYER_FLAGS))
+    if unknown := sorted(config.settings.keys() - drawing_flags().keys()):
+        raise StudioError(f"there is no setting {unknown[0]!r}; there are {', '.join(drawing_flags())}")
+    given, layers = (
+        {name: config.settings[one.flag] for name, one in table.items() if one.flag in config.settings}
+        for table in (SETTINGS, LAYERS)
+    )
     if place is not None and ("seed" in given or "batch_size" in given):
         assert request.seed is not None
         request, place = replace(request, seed=request.seed + place, batch_size=1), None
-    return replace(request, **given), place
-
-
-def _flags(config: GenerateConfig, names: Mapping[str, str]) -> dict[str, Any]:
-    """What the user gave of these flags, by the names they stand for."""
-    return {name: value for flag, name in names.items() if (value := getattr(config, flag)) is not None}
+    return replace(request, **given, layers=replace(request.layers, **layers)), place
 
 
 def _studio(config: GenerateConfig, recipe: Recipe | None) -> tuple[Studio, list[str]]:

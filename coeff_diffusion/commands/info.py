@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..images.files import find_parameters
-from ..images.generation_info import PictureError, parse_parameters
+from ..images.generation_info import KEYS, Parameters, PictureError, parse_parameters
 from ..sources.image_card import extract
 from ..sources.open import PICTURES, locate, read
 from ..subject.coefficients import Coefficients
@@ -25,6 +25,8 @@ MOST_OTHERS = 30  # keys that other tools wrote into a picture
 MOST_BLOCKS = 16  # rows of the table; Stable Diffusion has 9 blocks
 BLOCK = re.compile(r"(down|up)_blocks\.\d+|mid_block")
 KINDS = {"attn1": "self", "attn2": "cross"}
+# Keys of a picture's text that `_drawing` has words of its own for; the others are told as they are.
+TOLD = ("seed", "batch_size", "batch_position", "model", "base_hash", "precision", "layers", "begin", "end")
 Facts = dict[str, Any]
 
 
@@ -114,11 +116,21 @@ def _drawn(path: Path, optional: bool) -> Facts | None:
     """The drawing parameters. Those that make no sense are an error, unless there is something else to show."""
     try:
         text = find_parameters(path)
-        return {key: _finite(value) for key, value in asdict(parse_parameters(text)).items()} if text else None
+        return _said(parse_parameters(text)) if text else None
     except PictureError:
         if optional:
             return None
         raise
+
+
+def _said(parameters: Parameters) -> Facts:
+    """All fields by name, null where the picture says nothing of them and there is no default."""
+    found = asdict(parameters) | dict.fromkeys(parameters.unsaid)
+    found |= {
+        "sampler": found.pop("scheduler"),
+        "batch_size": None if found["batch_size"] == 1 else found["batch_size"],
+    }
+    return {key: _finite(value) for key, value in found.items() if key != "unsaid"}
 
 
 def _from_qr(path: Path) -> list[Coefficients]:
@@ -209,7 +221,7 @@ def _table(norms: Mapping[str, Mapping[str, float]], total: float) -> str:
 
 def _drawing(parameters: Facts) -> Facts:
     """What a picture says of how it was drawn, in words; of other tools' keys the first few."""
-    p, names = parameters, parameters["hashes"]
+    p, names = {**parameters, "scheduler": parameters["sampler"]}, parameters["hashes"]
     digits = f" (hash {p['base_hash']})" if p["base_hash"] else ""
     known = {
         "prompt": p["prompt"],
@@ -222,11 +234,11 @@ def _drawing(parameters: Facts) -> Facts:
         "precision": p["precision"],
         "seed": p["seed"],
         "batch": f"picture {(p['batch_position'] or 0) + 1} of {p['batch_size']}" if p["batch_size"] else None,
-        "steps": p["steps"],
-        "sampler": p["sampler"],
-        "guidance": p["guidance_scale"],
-        "guidance rescale": p["guidance_rescale"],
-        "gate": p["gate"],
+        **{
+            (one.label or one.text).lower(): p[one.name]
+            for one in KEYS.values()
+            if one.name not in TOLD and (one.always or p[one.name] != one.default)
+        },
         "layer strengths": ", ".join(f"{kind} {factor:g}" for kind, factor in p["layers"].items() if factor != 1),
         "subjects act": None if (p["begin"], p["end"]) == (0, 1) else f"from {p['begin']} to {p['end']} of denoising",
         "size": f"{p['width']} x {p['height']}" if p["width"] else None,

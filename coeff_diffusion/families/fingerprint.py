@@ -6,27 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.models import UNet2DConditionModel
 from torch import Tensor, nn
 
-from ..method.attachment import CoeffConfig, layer_heads, select_layers
+from ..method.attachment import CoeffConfig
+from ..method.sites import unwrapped
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, cut, listed
 from ..subject.info import CoefficientsInfo
+from .registry import architecture, sites_of
 
 # Rounding to bfloat16 changes a weight by up to 0.4 % of itself; a fine-tune changes most by more. Below the second
 # number float16 has no steps of that size any more.
 SAME_WEIGHTS_TOLERANCE = (0.005, 1e-7)
-# The text width and the channels of the first level, which no two families share.
-FAMILIES = {
-    (768, 320): "stable-diffusion-v1",
-    (1024, 320): "stable-diffusion-v2",
-    (2048, 320): "stable-diffusion-xl-v1-base",
-}
 
 
-def describe_base(unet: UNet2DConditionModel) -> dict[str, Any]:
-    """The fields of `CoefficientsInfo` that a UNet itself knows: architecture, fingerprint, a sample of its weights."""
+def describe_base(unet: Any) -> dict[str, Any]:
+    """The fields of `CoefficientsInfo` that a denoiser itself knows: architecture, fingerprint, a few weights."""
     return {
         "base_architecture": architecture(unet),
         "base_fingerprint": fingerprint(unet),
@@ -34,35 +29,36 @@ def describe_base(unet: UNet2DConditionModel) -> dict[str, Any]:
     }
 
 
-def architecture(unet: UNet2DConditionModel) -> str:
-    """The family's name as in ModelSpec, "custom" where it is none that we know."""
-    config: Any = unet.config
-    return FAMILIES.get((config.cross_attention_dim, config.block_out_channels[0]), "custom")
-
-
-def fingerprint(unet: UNet2DConditionModel) -> str:
+def fingerprint(unet: Any) -> str:
     """Hex SHA-256 of the attention topology: path, heads, inner width and context width of every attention layer."""
     topology = [
-        (path, attn.heads, attn.inner_dim, attn.cross_attention_dim) for path, attn in select_layers(unet).items()
+        (path, site.heads, getattr(site.module, "inner_dim", None), getattr(site.module, "cross_attention_dim", None))
+        for path, site in sites_of(unet).items()
     ]
     return hashlib.sha256(json.dumps(topology).encode()).hexdigest()
 
 
-def weight_sample(unet: UNet2DConditionModel) -> tuple[float, ...]:
+def weight_sample(unet: Any) -> tuple[float, ...]:
     """24 weights that tell a base from its fine-tunes, and from itself with a LoRA merged in.
 
     Evenly spread over the first convolution, the last one, and the value projection of the attention layer in the
-    middle of the list: a LoRA leaves the convolutions alone. Empty where the weights are elsewhere for the time being
-    (diffusers' sequential offload) or there are none (meta device).
+    middle of the list: a LoRA leaves the convolutions alone. A network without such convolutions is sampled at its
+    first and last parameters. Empty where the weights are elsewhere for the time being (diffusers' sequential offload)
+    or there are none (meta device).
     """
-    layers = list(select_layers(unet).values())
-    weights = [part.weight for part in (unet.conv_in, unet.conv_out, layers[len(layers) // 2].to_v)]
+    unet = unwrapped(unet)
+    layers: list[Any] = [site.module for site in sites_of(unet).values()]
+    parameters = list(unet.parameters())
+    ends = [
+        getattr(getattr(unet, name, None), "weight", parameters[i]) for name, i in (("conv_in", 0), ("conv_out", -1))
+    ]
+    weights = [*ends, layers[len(layers) // 2].to_v.weight]
     if any(weight.is_meta for weight in weights):
         return ()
     return tuple(value for weight in weights for value in spread(weight, 8))
 
 
-def base_hash(unet: UNet2DConditionModel, *others: nn.Module) -> str | None:
+def base_hash(unet: Any, *others: nn.Module) -> str | None:
     """12 hex digits that tell one base from another: over its attention layers and some weights of each part.
 
     The weights are taken as they are: in another dtype the same base has another hash. None where they are elsewhere
@@ -107,14 +103,15 @@ def other_weights(info: CoefficientsInfo, sample: tuple[float, ...]) -> str:
     )
 
 
-def check_fits(coefficients: Coefficients, unet: UNet2DConditionModel) -> None:
+def check_fits(coefficients: Coefficients, unet: Any) -> None:
     """Make sure that coefficients belong to this UNet's attention layers. Looks at no weight; works on the meta device.
 
     Raises:
         CoefficientsError: a layer that this UNet does not have, one with another number of heads, one that was trained
             but is missing, or layers of another width. The message names the first offenders and both sides.
     """
-    info, heads = coefficients.info, layer_heads(unet)
+    info, sites = coefficients.info, sites_of(unet)
+    heads = {path: site.heads for path, site in sites.items()}
     wrong = [f"{cut(path)} is no attention layer of this base" for path in coefficients if path not in heads]
     wrong += [
         f"{path} has {len(coeff)} heads, in this base {heads[path]}"
@@ -122,8 +119,11 @@ def check_fits(coefficients: Coefficients, unet: UNet2DConditionModel) -> None:
         if path in heads and len(coeff) != heads[path]
     ]
     if coefficients and not wrong:
-        expected = layer_heads(unet, CoeffConfig(layers=info.layers, blocks=info.blocks))
+        config = CoeffConfig(layers=info.layers, blocks=info.blocks)
+        expected = [path for path, site in sites.items() if config.selects(site)]
         wrong += [f"{path} has no coefficients" for path in expected if path not in coefficients]
+        if not expected:
+            wrong.append(f"no attention layer matches layers={info.layers!r}, blocks={list(info.blocks)}")
     if not wrong and info.base_fingerprint not in ("", fingerprint(unet)):
         wrong.append("the attention layers have other widths")
     if wrong:

@@ -1,10 +1,10 @@
 """A second structure over the same weights: change how a model computes without changing the model."""
 
 import copy
+import inspect
 from typing import Any, TypeVar
 
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import nn
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -34,18 +34,21 @@ def shared_copy(module: Module, device: torch.device | None = None, dtype: torch
     return copy.deepcopy(module, memo)
 
 
-def shared_pipeline(
-    pipe: StableDiffusionPipeline, device: torch.device | None = None, dtype: torch.dtype | None = None
-) -> StableDiffusionPipeline:
-    """A pipeline over the same weights whose UNet, text encoder and tokenizer can be changed on their own.
+def shared_pipeline(pipe: Any, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Any:
+    """A pipeline over the same weights whose networks, tokenizers and scheduler can be changed on their own.
 
     It draws what the original draws while the original trains, loads subjects or draws in another thread.
     """
-    parts: dict[str, Any] = dict(pipe.components)
-    for name in ("unet", "text_encoder", "vae"):
-        parts[name] = shared_copy(parts[name], device, dtype)
-    parts["tokenizer"] = copy.deepcopy(pipe.tokenizer)
-    parts["scheduler"] = copy.deepcopy(pipe.scheduler)
-    shared = type(pipe)(**parts, requires_safety_checker=False)
+    parts: dict[str, Any] = {}
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module):
+            parts[name] = shared_copy(part, device, dtype)
+        else:  # settings, tokenizers, schedulers
+            parts[name] = copy.deepcopy(part) if hasattr(part, "save_pretrained") else part
+    accepted = inspect.signature(type(pipe).__init__).parameters
+    settings = {name: pipe.config[name] for name in accepted if name in pipe.config and name not in parts}
+    if "requires_safety_checker" in settings:
+        settings["requires_safety_checker"] = False  # what it is about is not loaded, and would be asked for
+    shared = type(pipe)(**parts, **settings)
     shared.register_to_config(_name_or_path=pipe.name_or_path)
     return shared

@@ -12,20 +12,23 @@ It follows the form that A1111's web UI writes into the PNG chunk `parameters` a
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any
 
 from ..subject.errors import UserError, cut
 from ..subject.layer_strengths import LayerStrengths
+from ..subject.setting import Setting, setting, settings_of
+from .drawing_settings import DrawRequest
 
 NEGATIVE = "Negative prompt:"
 # `Key: value` or `Key: "quoted value"`, separated by commas: the expression A1111 itself reads with, but with keys of
 # bounded length and nothing to go back for, so that the time it takes grows with the text and no faster.
 FIELD = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:[^\\"]|\\.)++"|[^,]*)(?:,|$)')
 HASH = re.compile(r"[0-9a-f]{12}")
-Number = TypeVar("Number", int, float)
-Gate = Literal["trigger", "always"]
+FIRST = ("Steps", "Sampler", "CFG scale", "Guidance rescale", "Seed", "Size", "Model", "Base hash", "Precision",
+         "Batch size", "Batch pos")  # fmt: skip
+"""The keys that come first, as other tools have them; all others follow."""
 
 
 class PictureError(UserError, ValueError):
@@ -33,66 +36,43 @@ class PictureError(UserError, ValueError):
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """How a picture was drawn.
+class Parameters(DrawRequest):
+    """How a picture was drawn: the request for it, and by what.
 
-    Attributes:
-        model: the base's name.
-        base_hash: `fingerprint.base_hash` of the base, with its weights in `precision`.
-        precision: dtype of the base's weights, where it is not float32.
-        batch_size: pictures that were drawn at once, where it was not this one alone: their number decides the order in
-            which a computer adds, and so the last bits.
-        batch_position: the place of this one among them, from 0.
-        gate: what the request asked for; None is what each subject was saved with.
-        subjects: strength of each subject, by name. At 0 only its learned word takes part.
-        hashes: the first 12 hex digits of each subject's `sha256`, by the same names; empty in older pictures.
-        layers: factors on the strengths by kind of layer; written down where one is not 1.
-        begin, end: the part of denoising in which the subjects act, 0 to 1; written down where it is not all of it.
-        extra: further keys in the order they stand, kept as written.
+    What the text does not say is at its default. `scheduler` is the sampler's name. `batch_size` is the number of
+    pictures that were drawn at once: it decides the order in which a computer adds, and so the last bits. Of a subject
+    of strength 0 only the learned word takes part.
     """
 
-    prompt: str
-    negative_prompt: str = ""
-    steps: int | None = None
-    sampler: str | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float | None = None
-    seed: int | None = None
-    width: int | None = None
-    height: int | None = None
-    model: str | None = None
-    base_hash: str | None = None
-    precision: str | None = None
-    batch_size: int | None = None
-    batch_position: int | None = None
-    gate: Gate | None = None
-    subjects: Mapping[str, float] = field(default_factory=dict)
+    model: str | None = setting(None, text="Model")
+    """The base's name."""
+    base_hash: str | None = setting(None, text="Base hash")
+    """`fingerprint.base_hash` of the base, with its weights in `precision`."""
+    precision: str | None = setting(None, text="Precision")
+    """Dtype of the base's weights, where it is not float32."""
+    batch_position: int | None = setting(None, text="Batch pos")
+    """The place of this picture among those that were drawn at once, from 0; None if it was drawn alone."""
     hashes: Mapping[str, str] = field(default_factory=dict)
-    layers: LayerStrengths = field(default_factory=LayerStrengths)
-    begin: float = 0.0
-    end: float = 1.0
+    """The first 12 hex digits of each subject's `sha256`, by the same names; empty in older pictures."""
+    unsaid: frozenset[str] = frozenset()
+    """Fields that our own pictures always say and this one, by another tool, does not."""
     extra: Mapping[str, str] = field(default_factory=dict)
+    """Further keys in the order they stand, kept as written."""
+
+
+IN_ORDER = sorted(settings_of(Parameters).values(), key=lambda one: (*FIRST, one.text).index(one.text))
+KEYS = {one.text: one for one in IN_ORDER if one.text}
+"""The fields that have a key of their own in the text, by that key."""
 
 
 def format_parameters(parameters: Parameters) -> str:
     """The text other UIs read. `parse_parameters` gives back exactly what went in."""
     p = parameters
+    said = {key: _written(one, getattr(p, one.name)) for key, one in KEYS.items() if one.name not in p.unsaid}
+    said["Size"] = None if p.width is None or p.height is None else f"{p.width}x{p.height}"
     fields: dict[str, object] = {
-        "Steps": p.steps,
-        "Sampler": p.sampler,
-        "CFG scale": p.guidance_scale,
-        "Guidance rescale": p.guidance_rescale,
-        "Seed": p.seed,
-        "Size": None if p.width is None or p.height is None else f"{p.width}x{p.height}",
-        "Model": p.model,
-        "Base hash": p.base_hash,
-        "Precision": p.precision,
-        "Batch size": p.batch_size,
-        "Batch pos": p.batch_position,
-        "Gate": p.gate,
-        "Layer strengths": json.dumps(p.layers.changed()) if p.layers.changed() else None,
-        "Act from": p.begin if p.begin != 0 else None,
-        "Act until": p.end if p.end != 1 else None,
+        **dict.fromkeys(FIRST),
+        **said,
         "Subjects": json.dumps(dict(p.subjects), ensure_ascii=False) if p.subjects else None,
         "Subject hashes": json.dumps(dict(p.hashes), ensure_ascii=False) if p.hashes else None,
         **p.extra,
@@ -117,32 +97,20 @@ def parse_parameters(text: str) -> Parameters:
         width, height = (int(side) for side in size.lower().split("x")) if size else (None, None)
         subjects = json.loads(fields.pop("Subjects", "{}"))
         hashes = json.loads(fields.pop("Subject hashes", "{}"))
-        layers = json.loads(fields.pop("Layer strengths", "{}"))
+        said = {one.name: _read(one, fields.pop(key)) for key, one in KEYS.items() if key in fields}
         found = Parameters(
             prompt=str(json.loads(fields.pop("Exact prompt", json.dumps(prompt)))),
             negative_prompt=str(json.loads(fields.pop("Exact negative prompt", json.dumps(negative)))),
-            steps=_optional(int, fields.pop("Steps", None)),
-            sampler=fields.pop("Sampler", None),
-            guidance_scale=_optional(float, fields.pop("CFG scale", None)),
-            guidance_rescale=_optional(float, fields.pop("Guidance rescale", None)),
-            seed=_optional(int, fields.pop("Seed", None)),
             width=width,
             height=height,
-            model=fields.pop("Model", None),
-            base_hash=fields.pop("Base hash", None),
-            precision=fields.pop("Precision", None),
-            batch_size=_optional(int, fields.pop("Batch size", None)),
-            batch_position=_optional(int, fields.pop("Batch pos", None)),
-            gate=_gate(fields.pop("Gate", None)),
             subjects={str(name): float(strength) for name, strength in subjects.items()},
             hashes={str(name): _hash(digits) for name, digits in hashes.items()},
-            layers=_layers(layers),
-            begin=float(fields.pop("Act from", 0)),
-            end=float(fields.pop("Act until", 1)),
+            unsaid=frozenset(one.name for one in KEYS.values() if one.always and one.name not in said),
             extra=fields,
+            **said,
         )
-        for part in (found.prompt, found.negative_prompt, found.sampler, found.model, *found.subjects):
-            (part or "").encode()  # half of a surrogate pair is no text that a tokenizer could read
+        for part in (found.prompt, found.negative_prompt, *said.values(), *found.subjects):
+            str(part).encode()  # half of a surrogate pair is no text that a tokenizer could read
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise PictureError(f"the picture's parameters cannot be read: {cut(str(error), 200)}") from error
     return found
@@ -188,11 +156,19 @@ def _unquote(text: str) -> str:
         return text
 
 
-def _gate(text: str | None) -> Gate | None:
-    known: dict[str | None, Gate | None] = {None: None, "trigger": "trigger", "always": "always"}
-    if text not in known:
-        raise ValueError(f"Gate is {text!r}, expected trigger or always")
-    return known[text]
+def _written(one: Setting, value: Any) -> object:
+    """What the text says of a setting; None where it says nothing."""
+    if value == one.default and not one.always:
+        return None
+    return json.dumps(value.changed()) if one.kind is LayerStrengths else value
+
+
+def _read(one: Setting, text: str) -> Any:
+    if one.kind is LayerStrengths:
+        return _layers(json.loads(text))
+    if one.choices and text not in one.choices:
+        raise ValueError(f"{one.text} is {text!r}, expected {' or '.join(one.choices)}")
+    return one.kind(text)
 
 
 def _layers(factors: Mapping[str, float]) -> LayerStrengths:
@@ -205,7 +181,3 @@ def _hash(digits: object) -> str:
     if not isinstance(digits, str) or not HASH.fullmatch(digits):  # fewer digits would fit more than one subject
         raise ValueError(f"a subject's hash is {digits!r}, expected 12 hex digits")
     return digits
-
-
-def _optional(kind: Callable[[str], Number], text: str | None) -> Number | None:
-    return None if text is None else kind(text)

@@ -4,14 +4,13 @@ Legend: P pictures, B rows of the UNet's batch (P, or 2P with guidance: uncondit
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..subject.layer_strengths import LayerStrengths
-from .trigger import contains_trigger
 
 Gate = Literal["trigger", "always"]
 GuidanceRows = Literal["both", "cond"]
@@ -67,12 +66,12 @@ class Choice:
                 raise CoefficientsError(f'{name!r} has no trigger to be gated by; give trigger="..." or gate="always"')
 
     def of_rows(
-        self, rows: int, prompts: Sequence[str | None] | None, loaded: Mapping[str, Subject]
+        self, rows: int, called: Sequence[Set[str] | None] | None, loaded: Mapping[str, Subject]
     ) -> Sequence[Mapping[str, float]]:
         """The strength of each subject in each row of a batch; a single entry where all rows are alike for certain.
 
         Args:
-            prompts: of each picture; None where it is not known.
+            called: the subjects that each picture's prompt calls up; None where it is not known.
 
         Raises:
             CoefficientsError: it depends on prompts that are not known, or the numbers of pictures do not agree.
@@ -81,13 +80,13 @@ class Choice:
         gated = {name for name in acting if self._is_gated(loaded[name])}
         if not acting or not (gated or self.per_sample or self.guidance_rows == "cond"):
             return self.strengths[:1]
-        if prompts is None or (gated and None in prompts):
+        if called is None or (gated and None in called):
             raise CoefficientsError(
                 f"{', '.join(map(repr, sorted(gated or acting)))} acts by what the prompt says, but the prompt is not "
-                "known (prompt_embeds were given, or the UNet was called without this pipeline); give prompts, or set "
-                'gate="always"'
+                "known: prompt_embeds were given, or another pipeline draws with the same network. Give prompts, load "
+                'the subject into that pipeline, too, or set gate="always"'
             )
-        pictures = len(prompts)
+        pictures = len(called)
         if self.per_sample and len(self.strengths) != pictures:
             raise CoefficientsError(f"per_sample has {len(self.strengths)} entries, but the prompts make {pictures}")
         if rows not in (pictures, 2 * pictures):
@@ -96,12 +95,8 @@ class Choice:
             )
         strengths = self.strengths if self.per_sample else list(self.strengths) * pictures
         shown: list[Mapping[str, float]] = [
-            {
-                name: strength
-                for name, strength in one.items()
-                if name not in gated or contains_trigger(prompt or "", loaded[name].coefficients.info.trigger)
-            }
-            for one, prompt in zip(strengths, prompts, strict=True)
+            {name: strength for name, strength in one.items() if name not in gated or name in (names or ())}
+            for one, names in zip(strengths, called, strict=True)
         ]
         if rows == pictures:
             return shown

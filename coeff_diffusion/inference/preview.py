@@ -10,10 +10,11 @@ Legend: P pictures, C channels of the latents, h x w their size, H x W that of t
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from diffusers import AutoencoderTiny
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
@@ -27,7 +28,7 @@ FIT_PICTURES = 4  # of each kind: smooth ones, and ones of patches
 class Preview:
     """Decodes latents cheaply for one pipeline. Safe to call from any thread, best from the one that draws."""
 
-    def __init__(self, pipe: StableDiffusionPipeline) -> None:
+    def __init__(self, pipe: Any) -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
         self._made_for: object = None  # the autoencoder that the decoder belongs to
@@ -59,7 +60,7 @@ class Preview:
         return [_enlarged(picture, width, height) for picture in pixels]
 
 
-def make_decoder(pipe: StableDiffusionPipeline, device: torch.device) -> Decoder:
+def make_decoder(pipe: Any, device: torch.device) -> Decoder:
     """The cheapest way to see the latents of a pipeline.
 
     Args:
@@ -72,7 +73,7 @@ def make_decoder(pipe: StableDiffusionPipeline, device: torch.device) -> Decoder
     return lambda latents: torch.einsum("pchw,cr->prhw", latents.float().cpu(), weight) + bias[:, None, None]
 
 
-def fit_colours(pipe: StableDiffusionPipeline, device: torch.device) -> tuple[Tensor, Tensor]:
+def fit_colours(pipe: Any, device: torch.device) -> tuple[Tensor, Tensor]:
     """The linear map from latents to colours that fits best what the pipeline's autoencoder encodes.
 
     Returns:

@@ -5,17 +5,15 @@ gate or guidance rows of a loaded subject, a LoRA, tiling) is not known here and
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
-
-from diffusers import StableDiffusionPipeline
+from typing import Any, NamedTuple
 
 from ..families.fingerprint import base_hash
 from ..families.load import base_name
+from ..families.registry import denoiser_of, encoders_of
 from ..images.files import read_parameters
 from ..images.generation_info import Parameters
-from ..method.attachment import unwrapped
 from ..sources.image_card import called, extract
 from ..subject.coefficients import Coefficients
 from ..subject.errors import shown
@@ -27,7 +25,7 @@ MAX_BATCH = 64
 """Pictures that one batch of a picture from a stranger may have had."""
 
 
-def recorded(pipe: StableDiffusionPipeline, request: DrawRequest, sampler: str) -> Parameters:
+def recorded(pipe: Any, request: DrawRequest, sampler: str) -> Parameters:
     """What decides about the pixels of a request whose every choice is made; `placed` adds the place in its batch.
 
     The subjects are those the request names, and those whose learned word occurs in it, in the order they are blended.
@@ -39,26 +37,13 @@ def recorded(pipe: StableDiffusionPipeline, request: DrawRequest, sampler: str) 
         if name in request.subjects
         or (subject.tokens and any(contains_trigger(text, subject.info.trigger) for text in texts))
     }
-    return Parameters(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        steps=request.steps,
-        sampler=sampler,
-        guidance_scale=float(request.guidance_scale),
-        guidance_rescale=float(request.guidance_rescale or 0.0) or None,
-        seed=request.seed,
-        width=request.width,
-        height=request.height,
-        model=base.model,
-        base_hash=base.base_hash,
-        precision=base.precision,
-        gate=request.gate,
-        layers=request.layers,
-        begin=float(request.begin),
-        end=float(request.end),
-        subjects={name: float(request.subjects.get(name, 0)) for name in subjects},
-        hashes={name: subject.sha256[:12] for name, subject in subjects.items()},
-    )
+    asked = {one.name: getattr(request, one.name) for one in fields(DrawRequest)} | {
+        "guidance_rescale": request.guidance_rescale or None,  # 0 is what a picture that says nothing of it means
+        "scheduler": sampler,
+        "subjects": {name: float(request.subjects.get(name, 0)) for name in subjects},
+    }
+    hashes = {name: subject.sha256[:12] for name, subject in subjects.items()}
+    return Parameters(**asked, **base._asdict(), hashes=hashes)
 
 
 class Base(NamedTuple):
@@ -69,11 +54,11 @@ class Base(NamedTuple):
     precision: str | None = None
 
     @classmethod
-    def of(cls, pipe: StableDiffusionPipeline) -> "Base":
+    def of(cls, pipe: Any) -> "Base":
         """The base of a pipeline."""
-        unet = unwrapped(pipe.unet)
-        precision = str(unet.dtype).removeprefix("torch.")
-        digits = base_hash(unet, pipe.text_encoder, pipe.vae.decoder)
+        denoiser = denoiser_of(pipe)
+        precision = str(denoiser.dtype).removeprefix("torch.")
+        digits = base_hash(denoiser, *encoders_of(pipe).values(), pipe.vae.decoder)
         return cls(base_name(pipe), digits, None if precision == "float32" else precision)
 
 
@@ -133,24 +118,13 @@ class Recipe:
         Raises:
             StudioError: its place in its batch cannot be.
         """
-        p, default = self.parameters, DrawRequest("")
+        p = self.parameters
+        asked = {one.name: getattr(p, one.name) for one in fields(DrawRequest)}
         request = DrawRequest(
-            prompt=p.prompt,
-            negative_prompt=p.negative_prompt,
-            seed=p.seed,
-            steps=default.steps if p.steps is None else p.steps,
-            guidance_scale=default.guidance_scale if p.guidance_scale is None else p.guidance_scale,
-            guidance_rescale=p.guidance_rescale or 0.0,
-            scheduler=p.sampler,
-            width=p.width,
-            height=p.height,
-            gate=p.gate,
-            layers=p.layers,
-            begin=p.begin,
-            end=p.end,
+            **asked | {"guidance_rescale": p.guidance_rescale or 0.0, "subjects": {}, "batch_size": 1}
         )
         size, place = p.batch_size, p.batch_position
-        if size is None or place is None or p.seed is None:
+        if size == 1 or place is None or p.seed is None:
             return request, None
         if not 0 <= place < size <= MAX_BATCH or place > p.seed:
             raise StudioError(

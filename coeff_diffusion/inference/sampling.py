@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, StableDiffusionPipeline, UniPCMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 from PIL import Image
 
+from ..families.registry import family_of
 from .pipeline_subjects import loaded_coefficients, set_coefficients
 from .request import DrawCancelled, DrawProgress, DrawRequest, StudioError
 
 
 def sample(
-    pipe: StableDiffusionPipeline,
+    pipe: Any,
     scheduler: SchedulerMixin,
     requests: Sequence[DrawRequest],
     on_step: Callable[[DrawProgress], None] | None = None,
@@ -51,15 +52,19 @@ def sample(
 
     with _prepared(pipe, scheduler):
         _let_act(pipe, requests, 0)
+        accepted = family_of(pipe).drawing
+        options = {
+            "negative_prompt": [request.negative_prompt for request in requests],
+            "guidance_scale": first.guidance_scale,
+            "guidance_rescale": first.guidance_rescale or 0.0,
+        }
         try:
             output = pipe(
                 prompt=[request.prompt for request in requests],
-                negative_prompt=[request.negative_prompt for request in requests],
                 height=first.height,
                 width=first.width,
                 num_inference_steps=first.steps,
-                guidance_scale=first.guidance_scale,
-                guidance_rescale=first.guidance_rescale or 0.0,
+                **{name: value for name, value in options.items() if name in accepted},
                 generator=[_generator(request) for request in requests],
                 callback_on_step_end=after_step,
             )
@@ -69,7 +74,7 @@ def sample(
     return images
 
 
-def rest(pipe: StableDiffusionPipeline) -> None:
+def rest(pipe: Any) -> None:
     """Between drawings no subject acts. Untouched where none is loaded: a trainer's own attachment stays."""
     if loaded_coefficients(pipe):
         set_coefficients(pipe, {})
@@ -105,7 +110,7 @@ def _denoised(scheduler: SchedulerMixin, output: Any) -> torch.Tensor | None:
     return estimate
 
 
-def _let_act(pipe: StableDiffusionPipeline, requests: Sequence[DrawRequest], step: int) -> None:
+def _let_act(pipe: Any, requests: Sequence[DrawRequest], step: int) -> None:
     """Let subjects act in this step and the next ones, or leave these to the base."""
     first = requests[0]
     if not first.acts_in(step):
@@ -122,10 +127,11 @@ def _generator(request: DrawRequest) -> torch.Generator:
 
 
 @contextmanager
-def _prepared(pipe: StableDiffusionPipeline, scheduler: SchedulerMixin) -> Iterator[None]:
+def _prepared(pipe: Any, scheduler: SchedulerMixin) -> Iterator[None]:
     """The pipeline with this sampler, in evaluation mode and quiet. All put back afterwards, and no subject acts."""
     own, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
-    training = [m for part in (pipe.unet, pipe.text_encoder, pipe.vae) for m in part.modules() if m.training]
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    training = [module for network in networks for module in network.modules() if module.training]
     try:
         for module in training:  # a preview in the middle of training must not draw with dropout
             module.training = False

@@ -1,21 +1,21 @@
 """Studio: a base and its loaded subjects -> pictures.
 
 The one sampling path of the house: training previews, the command line and the page all draw through `Studio.draw`,
-which calls the stock `StableDiffusionPipeline`.
+which calls a stock pipeline of diffusers.
 """
 
-import math
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from ..families.load import base_name
+from ..families.registry import family_of
 from ..images.generation_info import format_parameters
 from ..subject.coefficients import Coefficients
 from .pipeline_subjects import load_coefficients, loaded_coefficients, unload_coefficients
@@ -49,10 +49,14 @@ class Studio:
     Args:
         pipe: a stock pipeline (see `load_base`). The studio changes its scheduler and its subjects while it draws and
             puts back what it found; between drawings no subject of the studio acts.
+
+    Raises:
+        FamilyError: the pipeline is of no known family.
     """
 
-    def __init__(self, pipe: StableDiffusionPipeline) -> None:
+    def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
+        self.family = family_of(pipe)
         self._lock = threading.RLock()
         self._preview = Preview(pipe)
 
@@ -78,9 +82,7 @@ class Studio:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels that the base was trained at."""
-        side = self.pipe.unet.config.sample_size
-        height, width = (side, side) if isinstance(side, int) else side
-        return width * self.pipe.vae_scale_factor, height * self.pipe.vae_scale_factor
+        return self.family.size(self.pipe)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -288,7 +290,7 @@ class Studio:
     @property
     def multiple(self) -> int:
         """What width and height in pixels have to be a multiple of."""
-        return math.lcm(8, self.pipe.vae_scale_factor)  # 8 is what the pipeline insists on
+        return self.family.multiple(self.pipe)
 
 
 def _stop_if_asked(should_stop: Callable[[], bool] | None) -> None:

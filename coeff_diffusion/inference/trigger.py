@@ -11,6 +11,8 @@ import copy
 import functools
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,8 @@ from ..subject.errors import CoefficientsError
 
 # As CLIP's own tokenizer does it: composed, single spaces, lower case.
 CANONICAL = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+# What configs of CLIP from before 2023 have for the id of the end: it means "where the highest id of a prompt stands".
+HIGHEST_ID = 2
 
 
 def canonical(text: str) -> str:
@@ -33,6 +37,35 @@ def contains_trigger(prompt: str, trigger: str) -> bool:
     """Whether a prompt calls up the subject of `trigger`."""
     prompt = CANONICAL.normalize_str(prompt)
     return _replaces(trigger, "").normalize_str(prompt) != prompt
+
+
+def reads_trigger(tokenizer: Any, prompt: str, trigger: str) -> bool:
+    """Whether a text encoder reads the whole trigger in a prompt; not where it stands behind the last token it takes.
+
+    Args:
+        tokenizer: the text encoder's.
+    """
+    if not contains_trigger(prompt, trigger):
+        return False
+    whole = canonical(prompt)
+    found = re.search(_pattern(trigger), whole)
+    beginning = whole[: found.end()] if found else whole
+    return token_count(tokenizer, beginning) <= tokenizer.model_max_length
+
+
+def token_count(tokenizer: Any, text: str) -> int:
+    """How many tokens a text has, those for its beginning and its end included, however many an encoder reads."""
+    backend = tokenizer._tokenizer
+    truncation, padding = backend.truncation, backend.padding  # of whoever used it last; left as they were
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        return len(backend.encode(text).ids)
+    finally:
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
+        if padding is not None:
+            backend.enable_padding(**padding)
 
 
 def triggers_clash(first: str, second: str) -> bool:
@@ -53,6 +86,7 @@ class LearnedTrigger:
     trigger: str
     vectors: Tensor  # [vectors, D] float32; a parameter in training
     first_id: int = -1  # token id of the first vector, the others follow; depends on what else is loaded
+    users: int = 1  # how often it was added: pipelines may share a text encoder
 
 
 class TriggerEmbedding(nn.Embedding):
@@ -63,7 +97,8 @@ class TriggerEmbedding(nn.Embedding):
 
     Args:
         base: the embedding that was there.
-        tokenizer: the tokenizer that goes with it.
+        tokenizer: the tokenizer that goes with it. It stays the same object, so that all who have it read alike; what
+            it computes with is exchanged, and given back at the end.
 
     Attributes:
         learned: the triggers by the name of their subject.
@@ -74,8 +109,19 @@ class TriggerEmbedding(nn.Embedding):
         self.weight = base.weight
         self.train(base.training)
         self._base = (base,)  # in a tuple, to keep it out of the module tree, which has its weight already
-        self.base_tokenizer = tokenizer
+        self.tokenizer = tokenizer
+        self.base_backend = self.taught_backend = tokenizer._tokenizer
         self.learned: dict[str, LearnedTrigger] = {}
+        self.pooled_at_highest = False
+
+    def reads_with(self, tokenizer: Any) -> bool:
+        """Whether this is the tokenizer that knows the triggers, with what it was taught."""
+        return tokenizer is self.tokenizer and tokenizer._tokenizer is self.taught_backend
+
+    def stand_on(self, base: nn.Embedding) -> None:
+        """Put the learned vectors beside another table: the base's, after someone has added words to it."""
+        self.num_embeddings, self.weight, self._base = base.num_embeddings, base.weight, (base,)
+        self.base_backend = self.tokenizer._tokenizer
 
     @property
     def base(self) -> nn.Embedding:
@@ -100,40 +146,43 @@ class TriggerEmbedding(nn.Embedding):
 
 def add_trigger(
     tokenizer: Any, text_encoder: Any, name: str, trigger: str, vectors: Tensor, *, trainable: bool = False
-) -> Any:
-    """Teach a text encoder a trigger with vectors of its own.
+) -> str:
+    """Teach a text encoder and its tokenizer a trigger with vectors of its own.
 
     Args:
-        tokenizer: the tokenizer in use; it is not changed.
+        tokenizer: reads the whole trigger as these tokens from now on, anywhere.
         text_encoder: its token embedding becomes a `TriggerEmbedding`.
-        name: the subject's name, to remove it by.
+        name: the subject's name.
         vectors: `[vectors, D]`, one token per vector.
         trainable: make `text_encoder.get_input_embeddings().vectors[name]` a float32 parameter.
 
     Returns:
-        The tokenizer to use from now on: a copy that reads the whole trigger as these tokens, anywhere.
+        What to remove it by: the name, or that of another pipeline's subject that has the very same trigger and vectors
+        already.
 
     Raises:
         CoefficientsError: the trigger has no letter, clashes with another one or with an added token, the name is
-            taken, or the width does not fit; nothing has changed then.
+            taken, the width does not fit, or the tokenizer is another one; nothing has changed then.
     """
     embedding = text_encoder.get_input_embeddings()
     if not isinstance(embedding, TriggerEmbedding):
         embedding = TriggerEmbedding(embedding, tokenizer)
-    _check(embedding, name, trigger, vectors)
+    for key, learned in embedding.learned.items():
+        same = learned.trigger == canonical(trigger) and learned.vectors.shape == vectors.shape
+        if same and not trainable and torch.equal(learned.vectors.cpu(), vectors.float().cpu()):
+            learned.users += 1
+            return key
+    _check(embedding, tokenizer, name, trigger, vectors)
     own = vectors.detach().to(embedding.weight.device, torch.float32, copy=True)
     learned = LearnedTrigger(canonical(trigger), nn.Parameter(own) if trainable else own)
-    tokenizer = _tokenizer_with(embedding.base_tokenizer, {**embedding.learned, name: learned})
+    _teach(embedding, {**embedding.learned, name: learned})
     embedding.learned[name] = learned
-    text_encoder.set_input_embeddings(embedding)
-    return tokenizer
+    _take_over(text_encoder, embedding)
+    return name
 
 
-def remove_trigger(text_encoder: Any, name: str) -> Any:
-    """Undo `add_trigger`.
-
-    Returns:
-        The tokenizer to use from now on. With the last trigger out, it and the embedding are the original objects.
+def remove_trigger(text_encoder: Any, name: str) -> None:
+    """Undo `add_trigger`. With the last trigger out, embedding and tokenizer are as they were, with the same parts.
 
     Raises:
         CoefficientsError: there is no trigger of this name.
@@ -141,12 +190,45 @@ def remove_trigger(text_encoder: Any, name: str) -> Any:
     embedding = text_encoder.get_input_embeddings()
     if not isinstance(embedding, TriggerEmbedding) or name not in embedding.learned:
         raise CoefficientsError(f"the text encoder knows no trigger of {name!r}")
+    learned = embedding.learned[name]
+    learned.users -= 1
+    if learned.users:
+        return
     del embedding.learned[name]
     if embedding.learned:
-        return _tokenizer_with(embedding.base_tokenizer, embedding.learned)
-    embedding.base.weight = embedding.weight  # another object where the weights have moved to another kind of device
-    text_encoder.set_input_embeddings(embedding.base)
-    return embedding.base_tokenizer
+        _teach(embedding, embedding.learned)
+    else:
+        _give_back(text_encoder, embedding)
+
+
+def forget_trigger(text_encoder: Any, embedding: TriggerEmbedding, name: str) -> None:
+    """`remove_trigger`, also where someone has put another embedding in place of ours, resized it, or the tokenizer.
+
+    What they put there stays: it was asked for later. The words are read as words again.
+    """
+    if text_encoder.get_input_embeddings() is embedding and embedding.reads_with(embedding.tokenizer):
+        remove_trigger(text_encoder, name)
+        return
+    embedding.learned.pop(name, None)
+    if text_encoder.get_input_embeddings() is embedding and not embedding.learned:
+        text_encoder.set_input_embeddings(embedding.base)
+    embedding.tokenizer._tokenizer.normalizer = embedding.base_backend.normalizer
+
+
+@contextmanager
+def without_triggers(text_encoder: Any) -> Iterator[None]:
+    """The text encoder and its tokenizer as they were before any trigger, for others to change; then taught again."""
+    embedding = text_encoder.get_input_embeddings()
+    if not isinstance(embedding, TriggerEmbedding):
+        yield
+        return
+    _give_back(text_encoder, embedding)
+    try:
+        yield
+    finally:
+        embedding.stand_on(text_encoder.get_input_embeddings())
+        _teach(embedding, embedding.learned)
+        _take_over(text_encoder, embedding)
 
 
 @torch.no_grad()
@@ -181,9 +263,11 @@ def _replaces(trigger: str, words: str) -> normalizers.Replace:
     return normalizers.Replace(Regex(_pattern(trigger)), words)
 
 
-def _check(embedding: TriggerEmbedding, name: str, trigger: str, vectors: Tensor) -> None:
+def _check(embedding: TriggerEmbedding, tokenizer: Any, name: str, trigger: str, vectors: Tensor) -> None:
     if not re.search(r"\w", trigger):
         raise CoefficientsError(f"the trigger is {trigger!r}, expected at least one letter or digit")
+    if tokenizer is not embedding.tokenizer:
+        raise CoefficientsError("the text encoder has learned triggers with another tokenizer; unload them first")
     if name in embedding.learned:
         raise CoefficientsError(f"{name!r} already has a trigger, {embedding.learned[name].trigger!r}; remove it first")
     if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != embedding.embedding_dim:
@@ -196,25 +280,47 @@ def _check(embedding: TriggerEmbedding, name: str, trigger: str, vectors: Tensor
             raise CoefficientsError(
                 f"the trigger {trigger!r} of {name!r} clashes with {learned.trigger!r} of {other!r}"
             )
-    for token in embedding.base_tokenizer.added_tokens_encoder:
+    for token in (added.content for added in embedding.base_backend.get_added_tokens_decoder().values()):
         if canonical(token) in canonical(trigger):
             raise CoefficientsError(f"the trigger {trigger!r} of {name!r} clashes with the tokenizer's token {token!r}")
 
 
-def _tokenizer_with(base: Any, triggers: dict[str, LearnedTrigger]) -> Any:
-    """A copy of a tokenizer that reads each trigger as its own tokens, whose ids it notes in `triggers`.
+def _teach(embedding: TriggerEmbedding, triggers: dict[str, LearnedTrigger]) -> None:
+    """Let the tokenizer read each trigger as its own tokens, whose ids are noted in `triggers`.
 
     The normalizer puts placeholders where a trigger stands. They are joined by underscores, which count as letters, so
     no trigger is ever found inside a placeholder.
     """
-    tokenizer = copy.deepcopy(base)
-    steps = [tokenizer.backend_tokenizer.normalizer]
+    backend = copy.deepcopy(embedding.base_backend)
+    steps = [backend.normalizer]
     for learned in triggers.values():
         # With the size of the vocabulary in it a name is new, even if the tokenizer was saved with such tokens before.
-        word, size = re.sub(r"\W+", "_", learned.trigger), len(tokenizer)
+        word, size = re.sub(r"\W+", "_", learned.trigger), backend.get_vocab_size()
         places = [f"<{word}_{size}_{i}>" for i in range(len(learned.vectors))]
-        tokenizer.add_tokens([AddedToken(place, normalized=True) for place in places])
-        learned.first_id = tokenizer.convert_tokens_to_ids(places[0])
+        backend.add_tokens([AddedToken(place, normalized=True) for place in places])
+        learned.first_id = backend.token_to_id(places[0])
         steps.append(_replaces(learned.trigger, "".join(places)))
-    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
-    return tokenizer
+    backend.normalizer = normalizers.Sequence([step for step in steps if step is not None])
+    embedding.tokenizer._tokenizer = embedding.taught_backend = backend
+
+
+def _take_over(text_encoder: Any, embedding: TriggerEmbedding) -> None:
+    text_encoder.set_input_embeddings(embedding)
+    pools = _pooling(text_encoder)
+    if getattr(pools, "eos_token_id", None) == HIGHEST_ID:
+        # The same place, as long as the end's id is the highest; learned words have higher ones.
+        pools.eos_token_id = embedding.tokenizer.eos_token_id
+        embedding.pooled_at_highest = True
+
+
+def _pooling(text_encoder: Any) -> Any:
+    """The module that makes one vector of a whole prompt."""
+    return getattr(text_encoder, "text_model", text_encoder)
+
+
+def _give_back(text_encoder: Any, embedding: TriggerEmbedding) -> None:
+    if embedding.pooled_at_highest:
+        _pooling(text_encoder).eos_token_id, embedding.pooled_at_highest = HIGHEST_ID, False
+    embedding.base.weight = embedding.weight  # another object where the weights have moved to another kind of device
+    text_encoder.set_input_embeddings(embedding.base)
+    embedding.tokenizer._tokenizer = embedding.base_backend

@@ -10,7 +10,7 @@ from .import_export import Exchange, Export, PushRequest, ReplaceError
 from .inspector import Inspector, SubjectCharts, WordView
 from .jobs import Glimpse, Jobs
 from .library_view import Entry, Shelf
-from .limits import MAX_PICTURES, MAX_SUBJECTS, REACH, check_reach, reach_of_sides
+from .limits import MAX_SUBJECTS, check_reach, reach_of
 from .loading import SubjectLoader
 from .picture_settings import Settings
 from .studio_service import StudioService
@@ -20,10 +20,8 @@ from .training_job import Training
 from .training_queue import Trainings
 
 __all__ = [
-    "MAX_PICTURES",
     "MAX_ROWS",
     "MAX_SUBJECTS",
-    "REACH",
     "Drawing",
     "Drawings",
     "Entry",
@@ -50,7 +48,7 @@ __all__ = [
     "Trainings",
     "WordView",
     "check_reach",
-    "reach_of_sides",
+    "reach_of",
     "read_strengths",
     "spread",
 ]

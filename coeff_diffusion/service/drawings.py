@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..families.fingerprint import check_fits, fingerprint, other_weights, weight_sample
+from ..families.fingerprint import fingerprint, other_weights, weight_sample
+from ..families.layout import layout_of
+from ..families.registry import denoiser_of
 from ..images.files import free_path, save_picture
 from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError
 from ..sources.image_card import chunks
@@ -104,7 +106,7 @@ class Drawings:
             CoefficientsError: it is not a subject's file, or the subject does not fit the base. Nothing is added then.
         """
         with by_name(file):
-            check_fits(open_subject(file), self.loader.studio.pipe.unet)
+            layout_of(self.loader.studio.pipe).check_fits(open_subject(file))
             return self.loader.library.add(file)
 
     def strengths(self, rows: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -125,7 +127,7 @@ class Drawings:
         """One line about a subject of the library: the words that call it up, and what may make it look different."""
         info = open_subject(self.loader.library.path(name)).info
         called = f"{name}: write “{info.trigger}”" if info.trigger else f"{name}: acts on every prompt"
-        unet = self.loader.studio.pipe.unet
+        unet = denoiser_of(self.loader.studio.pipe)
         if info.base_fingerprint not in (
             "",
             fingerprint(unet),

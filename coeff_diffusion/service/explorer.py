@@ -90,7 +90,7 @@ class Exploration:
             replace(
                 of_one,
                 prompt="\n".join(self.request.prompts),
-                batch_size=None,
+                batch_size=1,
                 batch_position=None,
                 subjects={},
                 hashes={},

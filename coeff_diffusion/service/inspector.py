@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from PIL import Image
 
 from ..commands.info import subject_facts
-from ..families.fingerprint import check_fits
+from ..families.layout import layout_of
+from ..families.registry import denoiser_of
 from ..inference.attention_maps import recording, word_positions
 from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError
 from ..inference.trigger import contains_trigger
@@ -71,7 +72,7 @@ class Inspector:
             StudioError: it has no coefficients.
         """
         subject = self._load(name)
-        check_fits(subject, self.loader.studio.pipe.unet)
+        layout_of(self.loader.studio.pipe).check_fits(subject)
         if not subject:
             raise StudioError(f"{name!r} is a learned word alone: it has no coefficients to look at")
         facts = subject_facts(subject, self.loader.library.path(name).stat().st_size)
@@ -99,7 +100,7 @@ class Inspector:
             raise StudioError(f"batch_size is {request.batch_size}, expected 1: maps are of one picture")
         with self.loader.using(request.subjects) as studio:
             positions = word_positions(studio.pipe.tokenizer, request.prompt, word)
-            with recording(studio.pipe.unet, positions) as recorder:
+            with recording(denoiser_of(studio.pipe), positions) as recorder:
                 (picture,) = studio.draw(request, on_step, should_stop)
             notes = studio.notes(request)
         return WordView(picture, render(word_chart(picture.image, recorder.maps())), notes)

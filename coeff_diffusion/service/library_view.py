@@ -7,15 +7,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 
-from ..families.fingerprint import check_fits, check_tokens_fit, other_weights, weight_sample
+from ..families.fingerprint import other_weights, weight_sample
+from ..families.layout import layout_of
+from ..families.registry import denoiser_of
 from ..inference.studio import Studio
 from ..sources.library import Deleted, Library, LibraryError
 from ..sources.open import open_subject
-from ..subject.coefficients import TOKEN_OWNERS
 from ..subject.errors import CoefficientsError, cut
 from ..subject.info import CoefficientsInfo
 from .thumbnails import best_sample, greyed, stand_in, thumbnail
@@ -96,11 +95,8 @@ class Shelf:
 
     def __init__(self, studio: Studio, library: Library, writing: Callable[[str], object] = lambda name: None) -> None:
         self.library, self._writing = library, writing
-        with torch.device("meta"):  # a structure of its own: that of the studio changes while it draws
-            self._unet = UNet2DConditionModel.from_config(dict(studio.pipe.unet.config))
-        self._sample = weight_sample(studio.pipe.unet)
-        encoders = {owner: getattr(studio.pipe, owner, None) for owner in TOKEN_OWNERS}
-        self._widths = {k: e.get_input_embeddings().embedding_dim for k, e in encoders.items() if e is not None}
+        self._layout = layout_of(studio.pipe).apart()  # the studio's own structure changes while it draws
+        self._sample = weight_sample(denoiser_of(studio.pipe))
         self._look = lru_cache(REMEMBERED)(self._look_at)
 
     def entries(self, search: str = "") -> list[Entry]:
@@ -166,8 +162,7 @@ class Shelf:
             return {"info": CoefficientsInfo(), "sha256": "", "damaged": damage}
         found = {"info": subject.info, "sha256": subject.sha256}
         try:
-            check_fits(subject, self._unet)
-            check_tokens_fit(subject, self._widths)
+            self._layout.check_fits(subject)
         except CoefficientsError as error:
             return {**found, "misfit": str(error)}
         return {**found, "difference": other_weights(subject.info, self._sample)}

@@ -1,30 +1,27 @@
 """How far the controls of the page reach: a wider reach than anyone needs only invites to slip."""
 
 import math
-from typing import NamedTuple
 
+from ..images.drawing_settings import SETTINGS
 from ..inference.request import DrawRequest, StudioError
 from ..inference.studio import Studio
+from ..subject.setting import Setting
 
 MAX_SUBJECTS = 4
-MAX_PICTURES = 4
-REACH: dict[str, tuple[float, float]] = {"strength": (0, 2), "steps": (1, 100), "guidance": (1, 20)}
 MAX_SIDE = 2048
 
 
-class Sides(NamedTuple):
-    """Which sizes of a picture can be chosen, in pixels."""
+def reach_of(studio: Studio, setting: Setting) -> tuple[float, float] | None:
+    """From where to where the control of a setting goes; None where it is no slider.
 
-    least: int
-    most: int
-    multiple: int
-
-
-def reach_of_sides(studio: Studio) -> Sides:
-    """From 64 pixels, or what a smaller base was trained at, to four times the side that the base was trained at."""
+    Sides of a picture go from 64 pixels, or what a smaller base was trained at, to four times the side that the base
+    was trained at.
+    """
+    if setting.name not in ("width", "height"):
+        return setting.reach
     multiple = studio.multiple
     least, most = min(64, *studio.size), max(*studio.size, min(4 * max(studio.size), MAX_SIDE))
-    return Sides(math.ceil(least / multiple) * multiple, most - most % multiple, multiple)
+    return math.ceil(least / multiple) * multiple, most - most % multiple
 
 
 def check_reach(studio: Studio, request: DrawRequest) -> DrawRequest:
@@ -34,11 +31,10 @@ def check_reach(studio: Studio, request: DrawRequest) -> DrawRequest:
         StudioError: it asks for too much; what no base could draw is said by `Studio.draw`.
     """
     wrong = []
-    most = reach_of_sides(studio).most
-    limits = {"steps": REACH["steps"][1], "batch_size": MAX_PICTURES, "width": most, "height": most}
-    for name, limit in limits.items():
-        if (getattr(request, name) or 0) > limit:
-            wrong.append(f"{name} is {getattr(request, name)}, expected at most {limit:g}")
+    for one in SETTINGS.values():
+        value, reach = getattr(request, one.name), reach_of(studio, one)
+        if one.kind is int and reach and (value or 0) > reach[1]:  # of the rest no value takes longer than another
+            wrong.append(f"{one.name} is {value}, expected at most {reach[1]:g}")
     if len(request.subjects) > MAX_SUBJECTS:
         wrong.append(f"there are {len(request.subjects)} subjects, expected at most {MAX_SUBJECTS}")
     if wrong:

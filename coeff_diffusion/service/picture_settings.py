@@ -1,14 +1,16 @@
 """Settings out of a picture: how it was drawn, in terms of what the page can set and of the library's subjects."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from ..families.fingerprint import check_fits
+from ..families.layout import layout_of
+from ..images.drawing_settings import LAYERS, SETTINGS
 from ..images.files import find_parameters
 from ..images.generation_info import Parameters, parse_parameters
 from ..inference.replay import Base, Recipe
-from ..inference.request import DrawRequest, LayerStrengths
+from ..inference.request import DrawRequest
 from ..inference.samplers import ZERO_SNR_GUIDANCE_RESCALE, SchedulerError, find_scheduler, has_zero_terminal_snr
 from ..inference.studio import Studio
 from ..sources.image_card import called, extract
@@ -16,7 +18,8 @@ from ..sources.library import Library
 from ..sources.open import open_subject
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, shown
-from .limits import MAX_SUBJECTS, REACH, reach_of_sides
+from ..subject.layer_strengths import STRENGTH_REACH, LayerStrengths
+from .limits import MAX_SUBJECTS, reach_of
 from .loading import SubjectLoader
 from .messages import by_name
 
@@ -81,7 +84,7 @@ def _join(loader: SubjectLoader, carried: Sequence[Coefficients]) -> tuple[list[
     names, left_out, notes = [], [], []
     for subject in carried:
         try:
-            check_fits(subject, loader.studio.pipe.unet)
+            layout_of(loader.studio.pipe).check_fits(subject)
         except CoefficientsError as error:
             left_out.append(subject)
             notes.append(f"the subject {called(subject)} in it is left out: {error}")
@@ -148,14 +151,8 @@ def _listed(there: Mapping[str, Coefficients], name: str, digits: str | None) ->
 
 
 def _unsaid(drawn: Parameters) -> list[str]:
-    said = {
-        "seed": drawn.seed,
-        "steps": drawn.steps,
-        "guidance": drawn.guidance_scale,
-        "sampler": drawn.sampler,
-        "size": drawn.width,
-    }
-    missing = [what for what, value in said.items() if value is None]
+    words = {"seed": "seed", "steps": "steps", "guidance_scale": "guidance", "scheduler": "sampler", "width": "size"}
+    missing = [word for name, word in words.items() if name in drawn.unsaid or getattr(drawn, name) is None]
     return [f"it does not say its {', '.join(missing)}"] if missing else []
 
 
@@ -183,38 +180,33 @@ def _within_reach(request: DrawRequest, studio: Studio) -> tuple[DrawRequest, li
         notes.append(f"its {what} was {value:g}; here it is {nearest:g}")
         return nearest
 
-    default = DrawRequest("")
-    sides = reach_of_sides(studio)
-    changes: dict[str, object] = {
-        "steps": int(near("number of steps", request.steps, REACH["steps"], default.steps)),
-        "guidance_scale": near("guidance", request.guidance_scale, REACH["guidance"], default.guidance_scale),
-        "begin": near("beginning", request.begin, (0, 1), 0),
-        "end": near("end", request.end, (0, 1), 1),
-        "gate": None,
-        "guidance_rescale": None,
-    }
-    for side, usual in zip(("width", "height"), studio.size, strict=True):
-        value = getattr(request, side)
-        if value is not None:
-            pixels = near(side, value, sides[:2], usual)
-            if pixels % sides.multiple:
-                pixels -= pixels % sides.multiple
-                notes.append(f"its {side} was {value}; here it is {pixels:g}, a multiple of {sides.multiple}")
-            changes[side] = int(pixels)
+    usual = dict(zip(("width", "height"), studio.size, strict=True))
+    changes: dict[str, Any] = {}
+    for one in SETTINGS.values():
+        value, reach = getattr(request, one.name), reach_of(studio, one)
+        if not one.label:  # it has no control
+            changes[one.name] = one.default
+            if value != one.default and one.name not in ("gate", "guidance_rescale", "layers"):  # said elsewhere
+                notes.append(f"its {one.called} was {value}; here it is {one.default}")
+        elif reach and value is not None:
+            changes[one.name] = one.kind(near(one.called, value, reach, usual.get(one.name, one.default)))
+    for side in usual:
+        if (pixels := changes.get(side, 0)) % studio.multiple:
+            changes[side] = pixels - pixels % studio.multiple
+            was = f"its {side} was {getattr(request, side)}; here it is {changes[side]}"
+            notes.append(f"{was}, a multiple of {studio.multiple}")
     changes["layers"] = LayerStrengths(
         **{
-            one.name: near(f"strength in {one.name} layers", getattr(request.layers, one.name), REACH["strength"], 1)
-            for one in fields(LayerStrengths)
+            name: near(f"strength in {name} layers", getattr(request.layers, name), STRENGTH_REACH, 1)
+            for name in LAYERS
         }
     )
     kept = list(request.subjects.items())[:MAX_SUBJECTS]
     if len(kept) < len(request.subjects):
         notes.append(f"it was drawn with {len(request.subjects)} subjects; here there is room for {MAX_SUBJECTS}")
-    changes["subjects"] = {
-        name: near(f"strength of {name!r}", strength, REACH["strength"], 1) for name, strength in kept
-    }
+    changes["subjects"] = {name: near(f"strength of {name!r}", strength, STRENGTH_REACH, 1) for name, strength in kept}
     changes["scheduler"] = _sampler(request.scheduler, studio, notes)
-    return replace(request, **changes), notes  # type: ignore[arg-type]
+    return replace(request, **changes), notes
 
 
 def _sampler(name: str | None, studio: Studio, notes: list[str]) -> str:

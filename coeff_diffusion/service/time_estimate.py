@@ -7,6 +7,7 @@ from collections import deque
 
 import torch
 
+from ..families.registry import denoiser_of
 from ..training.config import TrainConfig
 from ..training.reports import Clock
 from .loading import SubjectLoader
@@ -45,14 +46,16 @@ class Pace:
     def _denoise(self) -> float:
         """Seconds for one denoising of one picture by the base; the better of two, as the first one warms up."""
         with self.loader.using(()) as studio:
-            unet, taken = studio.pipe.unet, []
-            size = unet.config.sample_size
-            height, width = (size, size) if isinstance(size, int) else size
-            latents = torch.zeros(1, unet.config.in_channels, height, width, device=unet.device, dtype=unet.dtype)
-            text = torch.zeros(1, 77, unet.config.cross_attention_dim, device=unet.device, dtype=unet.dtype)
+            pipe, family, taken = studio.pipe, studio.family, []
+            denoiser, scale = denoiser_of(pipe), pipe.vae_scale_factor
+            width, height = studio.size
+            shape = 1, denoiser.config["in_channels"], height // scale, width // scale
+            latents = torch.zeros(shape, device=denoiser.device, dtype=denoiser.dtype)
+            condition = family.condition(pipe, [""], studio.size)
             for _ in range(2):
                 started = time.monotonic()
-                unet(latents, 500, encoder_hidden_states=text).sample.sum().item()  # waits for a GPU to be done
+                timesteps = torch.tensor([500], device=denoiser.device)
+                family.predict(denoiser, latents, timesteps, condition).sum().item()  # waits for a GPU to be done
                 taken.append(time.monotonic() - started)
             return min(taken)
 

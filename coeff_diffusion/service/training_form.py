@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from jsonargparse import ArgumentError
 
 from ..families.load import base_name
+from ..families.registry import denoiser_of
 from ..training.config import ConfigError, TrainConfig, config_from_namespace, train_parser
 from .presets import PRESETS
 
@@ -56,9 +56,7 @@ class TrainingRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def training_config(
-    request: TrainingRequest, pipe: StableDiffusionPipeline, folder: Path, class_pictures: Path
-) -> TrainConfig:
+def training_config(request: TrainingRequest, pipe: Any, folder: Path, class_pictures: Path) -> TrainConfig:
     """The settings of a training.
 
     Args:
@@ -80,7 +78,7 @@ def training_config(
         **PRESETS[request.preset],
         **{key: value for key, value in request.settings.items() if value is not None},
         "pretrained_model_name_or_path": str(pipe.name_or_path),
-        "mixed_precision": PRECISIONS[pipe.unet.dtype],
+        "mixed_precision": PRECISIONS[denoiser_of(pipe).dtype],
         "instance_data_dir": str(folder / "pictures"),
         "class_word": request.class_word or None,
         "name": _words(request.name),

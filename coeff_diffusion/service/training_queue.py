@@ -5,8 +5,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-from diffusers import StableDiffusionPipeline
+from typing import Any
 
 from ..families.shared_weights import shared_pipeline
 from ..training.config import ConfigError, TrainConfig
@@ -208,7 +207,7 @@ class Trainings:
             shutil.rmtree(job.folder, ignore_errors=True)
         job.state = state
 
-    def _clean_base(self) -> StableDiffusionPipeline:
+    def _clean_base(self) -> Any:
         """The base without subjects, in a structure that drawings do not touch."""
         with self.loader.using(()) as studio:
             if loaded := studio.subjects:

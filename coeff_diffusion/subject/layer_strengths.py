@@ -3,6 +3,11 @@
 import math
 from dataclasses import dataclass
 
+from .setting import setting
+
+STRENGTH_REACH = (0, 2)
+"""How far the page's controls of a strength go: 0 is off, 1 as trained."""
+
 
 @dataclass(frozen=True)
 class LayerStrengths:
@@ -11,22 +16,38 @@ class LayerStrengths:
     A layer's factor is that of its kind times that of its part of the UNet.
     """
 
-    self_attention: float = 1.0
-    """Of the layers in which the picture attends to itself."""
-    cross_attention: float = 1.0
-    """Of the layers in which the picture attends to the prompt."""
-    down: float = 1.0
-    """Of the layers on the way down, from fine to coarse."""
-    mid: float = 1.0
-    """Of the layers in the middle, the coarsest."""
-    up: float = 1.0
-    """Of the layers on the way up, from coarse to fine."""
+    self_attention: float = setting(
+        1.0, flag="self_attention_strength", reach=STRENGTH_REACH, label="Self-attention",
+        hint="Layers where the picture looks at itself",
+    )  # fmt: skip
+    """Factor on the strength of all subjects in the layers where the picture attends to itself; left out, 1."""
+    cross_attention: float = setting(
+        1.0, flag="cross_attention_strength", reach=STRENGTH_REACH, label="Cross-attention",
+        hint="Layers where it looks at the prompt",
+    )  # fmt: skip
+    """The same in the layers where the picture attends to the prompt; left out, 1."""
+    down: float = setting(
+        1.0, flag="down_strength", label="Down blocks", hint="From fine to coarse", reach=STRENGTH_REACH
+    )
+    """The same in the layers on the UNet's way down, from fine to coarse; left out, 1."""
+    mid: float = setting(1.0, flag="mid_strength", label="Middle block", hint="The coarsest", reach=STRENGTH_REACH)
+    """The same in the layers in the UNet's middle; left out, 1."""
+    up: float = setting(1.0, flag="up_strength", label="Up blocks", hint="From coarse to fine", reach=STRENGTH_REACH)
+    """The same in the layers on the UNet's way up, from coarse to fine; left out, 1."""
 
-    def factor(self, path: str, is_cross_attention: bool) -> float:
-        """The factor of the attention layer at `path` (such as `mid_block.attentions.0.transformer_blocks.0.attn1`)."""
-        parts = {"down_blocks": self.down, "mid_block": self.mid, "up_blocks": self.up}
-        kind = self.cross_attention if is_cross_attention else self.self_attention
-        return kind * parts.get(path.split(".")[0], 1.0)
+    def factor(self, kind: str, stage: str) -> float:
+        """The factor of an attention layer.
+
+        Args:
+            kind: "self", "cross", or "joint", which attends to both and takes both factors.
+            stage: "down", "mid" or "up"; any other has none of its own.
+        """
+        factor: float = getattr(self, stage) if stage in ("down", "mid", "up") else 1.0
+        if kind in ("self", "joint"):
+            factor *= self.self_attention
+        if kind in ("cross", "joint"):
+            factor *= self.cross_attention
+        return factor
 
     def changed(self) -> dict[str, float]:
         """The factors that are not 1, by name."""

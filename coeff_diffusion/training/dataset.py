@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..images.photo import DatasetError, read_image
+from ..families.family import Conditioning
+from ..images.photo import read_image
 from .photos import choose_views, scale, view_tensor
 
 # --- latents ----------------------------------------------------------------------------------------------------------
@@ -120,49 +121,33 @@ class Prompts:
     """Prompts as the denoiser takes them. Constant ones are encoded once; those with a trained token when asked for.
 
     Args:
-        texts: the prompts, as the tokenizer takes them.
+        encode: what the base makes of prompts: tensors `[P, ...]` by name (see `Family.condition`).
+        texts: the prompts.
         live: which of them contain a vector that is being trained.
     """
 
-    def __init__(self, tokenizer: Any, text_encoder: Any, texts: Sequence[str], live: Sequence[bool]) -> None:
-        self.text_encoder = text_encoder
-        device = next(text_encoder.parameters()).device
-        inputs = tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        self.ids = inputs.input_ids.to(device)  # [P, T]
-        uses_mask = getattr(self.text_encoder.config, "use_attention_mask", False)
-        self.mask = inputs.attention_mask.to(device) if uses_mask else None
-        self.live = list(live)
-        own = self.text_encoder.get_input_embeddings().num_embeddings  # ids from here on are learned
-        for text, ids, is_live in zip(texts, self.ids.tolist(), live, strict=True):
-            whole = tokenizer(text, verbose=False).input_ids
-            if is_live and sum(i >= own for i in ids) < sum(i >= own for i in whole):
-                raise DatasetError(
-                    f"the prompt {text[:60]!r}... has {len(whole)} tokens and its trigger is cut off; the text encoder "
-                    f"reads {len(ids)}, so move the trigger to the front or shorten the prompt"
-                )
+    def __init__(
+        self, encode: Callable[[Sequence[str]], Conditioning], texts: Sequence[str], live: Sequence[bool]
+    ) -> None:
+        self.encode, self.texts, self.live = encode, list(texts), list(live)
         with torch.no_grad():
             constant = [i for i, is_live in enumerate(live) if not is_live]
-            self.cached = dict(zip(constant, self._encode(constant), strict=True)) if constant else {}
+            self.cached = self._encoded(constant)
 
     def __len__(self) -> int:
-        return len(self.live)
+        return len(self.texts)
 
-    def embeddings(self, prompts: Sequence[int]) -> Tensor:
-        """The embeddings of the given prompts, `[B, T, D]`; one that occurs several times is encoded once."""
-        fresh = sorted({p for p in prompts if self.live[p]})
-        encoded = dict(zip(fresh, self._encode(fresh), strict=True)) if fresh else {}
-        return torch.stack([encoded[p] if self.live[p] else self.cached[p] for p in prompts])
+    def condition(self, prompts: Sequence[int]) -> Conditioning:
+        """What the denoiser is told of the given prompts, `[B, ...]` by name; one that occurs twice is encoded once."""
+        rows = {**self.cached, **self._encoded(sorted({p for p in prompts if self.live[p]}))}
+        return {name: torch.stack([rows[p][name] for p in prompts]) for name in rows[prompts[0]]}
 
-    def _encode(self, prompts: Sequence[int]) -> Tensor:
-        rows = list(prompts)
-        mask = None if self.mask is None else self.mask[rows]
-        return self.text_encoder(self.ids[rows], attention_mask=mask)[0]
+    def _encoded(self, prompts: Sequence[int]) -> dict[int, Conditioning]:
+        """One row of each tensor for each of these prompts."""
+        if not prompts:
+            return {}
+        found = self.encode([self.texts[p] for p in prompts])
+        return {p: {name: tensor[row] for name, tensor in found.items()} for row, p in enumerate(prompts)}
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
 """A frozen base with the few numbers that learn: coefficients, the trigger's embedding, or both.
 
-Shapes: B pictures of a batch; C, h, w channels and size of the latents; T text positions, D their width.
+Shapes: B pictures of a batch; C, h, w channels and size of the latents; D channels of a token embedding.
 """
 
-import math
 import os
 import statistics
 from collections.abc import Sequence
@@ -12,16 +11,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
 from .. import __version__
+from ..families.family import Conditioning
 from ..families.fingerprint import describe_base
 from ..families.load import base_name
-from ..families.shared_weights import shared_copy
+from ..families.registry import denoiser_of, encoders_of, family_of, tokenizer_name
+from ..families.shared_weights import shared_pipeline
 from ..inference.trigger import add_trigger, initial_vectors
-from ..method.attachment import CoeffConfig, attach, collect, trainable_parameters
-from ..method.override import CoeffAttnProcessor
+from ..method.attachment import CoeffConfig, attach_heads, attached_layers, collect, is_attached, trainable_parameters
 from ..subject.coefficients import Coefficients
 from ..subject.info import CoefficientsInfo
 from .config import ConfigError, TrainConfig
@@ -39,25 +38,28 @@ class Learner:
         device: where to train; weights are copied there unless they are there already.
 
     Attributes:
-        coefficients: `[H, H]` float32 parameters by attention path; empty when only the token is trained.
-        token: `[vectors, D]` float32 parameter; None when only the coefficients are trained.
+        coefficients: `[H, H]` float32 parameters by attention path; empty when only tokens are trained.
+        tokens: `[vectors, D]` float32 parameters by text encoder; empty when only the coefficients are trained.
         info: what is known of the subject before it is trained.
     """
 
-    def __init__(self, pipe: StableDiffusionPipeline, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, pipe: Any, config: TrainConfig, device: torch.device) -> None:
         self.device, self.dtype = device, DTYPES[config.mixed_precision]
-        self.unet: Any = shared_copy(pipe.unet, device, self.dtype).eval()
-        self.text_encoder: Any = shared_copy(pipe.text_encoder, device, self.dtype).eval()
-        self.tokenizer: Any = pipe.tokenizer
+        self.family = family_of(pipe)
+        self.student: Any = shared_pipeline(pipe, device, self.dtype)
+        self.denoiser: Any = denoiser_of(self.student).eval()
         self.coefficients: dict[str, nn.Parameter] = {}
-        self.token: nn.Parameter | None = None
+        self.tokens: dict[str, nn.Parameter] = {}
         if config.trains_coefficients:
-            attach(self.unet, CoeffConfig(config.layers, tuple(config.blocks), config.coeff_dropout))
-            self.coefficients = trainable_parameters(self.unet)
+            which = CoeffConfig(config.layers, tuple(config.blocks), config.coeff_dropout)
+            sites = {path: site for path, site in self.family.sites(self.denoiser).items() if which.selects(site)}
+            attach_heads(self.denoiser, sites, dropout=which.dropout)
+            self.coefficients = trainable_parameters(self.denoiser)
         if config.trains_token:
-            self.token = self._add_token(config)
+            for name, encoder in encoders_of(self.student).items():
+                self.tokens[name] = self._add_token(name, encoder.eval(), config)
         if config.gradient_checkpointing:
-            self.unet.enable_gradient_checkpointing()
+            self.denoiser.enable_gradient_checkpointing()
         self.info = CoefficientsInfo(
             name=str(config.name),
             trigger=str(config.trigger),
@@ -66,7 +68,7 @@ class Learner:
             class_prompt=str(config.class_prompt) if config.with_prior_preservation else "",
             base_model=base_name(pipe),
             base_revision=config.revision or "",
-            **describe_base(self.unet),
+            **describe_base(self.denoiser),
             resolution=config.resolution,
             prediction_type=pipe.scheduler.config.prediction_type,
             layers=config.layers,
@@ -78,34 +80,32 @@ class Learner:
             trained_with=f"coeff-diffusion {__version__}",
         )
 
-    def _add_token(self, config: TrainConfig) -> Any:
-        trigger, class_word = str(config.trigger), str(config.class_word)
-        start = initial_vectors(self.tokenizer, self.text_encoder, class_word, config.num_vectors)
-        self.tokenizer = add_trigger(self.tokenizer, self.text_encoder, trigger, trigger, start, trainable=True)
-        return self.text_encoder.get_input_embeddings().vectors[trigger]
+    def _add_token(self, name: str, encoder: Any, config: TrainConfig) -> nn.Parameter:
+        trigger, tokenizer = str(config.trigger), getattr(self.student, tokenizer_name(name))
+        start = initial_vectors(tokenizer, encoder, str(config.class_word), config.num_vectors)
+        add_trigger(tokenizer, encoder, trigger, trigger, start, trainable=True)
+        parameter: nn.Parameter = encoder.get_input_embeddings().vectors[trigger]
+        return parameter
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything that learns, by a name that is the same in every run."""
         found = {f"coeff/{path}": parameter for path, parameter in self.coefficients.items()}
-        return found if self.token is None else {**found, "token": self.token}
+        return {**found, **{f"token/{name}": parameter for name, parameter in self.tokens.items()}}
 
     def train(self, training: bool) -> None:
         """Switch the dropout of the coefficients on or off; nothing of the base has a training mode here."""
-        for module in self.unet.modules():
-            if isinstance(getattr(module, "processor", None), CoeffAttnProcessor):
+        if is_attached(self.denoiser):
+            for module in attached_layers(self.denoiser).values():
                 module.training = training
 
-    def denoise(self, noised: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        """The base's prediction with what is learned so far, `[B, C, h, w]`.
+    def condition(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
+        """See `Family.condition`, with the tokens as they are learned so far."""
+        return self.family.condition(self.student, prompts, size)
 
-        Args:
-            noised: `[B, C, h, w]`; timesteps: `[B]`; embeddings: `[B, T, D]`.
-        """
-        prediction: Tensor = self.unet(
-            noised.to(self.dtype), timesteps, encoder_hidden_states=embeddings.to(self.dtype), return_dict=False
-        )[0]
-        return prediction
+    def denoise(self, noised: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
+        """The base's prediction with what is learned so far, `[B, C, h, w]`; see `Family.predict`."""
+        return self.family.predict(self.denoiser, noised.to(self.dtype), timesteps, condition)
 
     def snapshot(self, step: int, losses: Sequence[float], effect: Effect | None = None) -> Coefficients:
         """What is learned so far, as the thing that is saved and loaded.
@@ -120,20 +120,19 @@ class Learner:
             final_loss=float(f"{statistics.fmean(losses[-50:]):.6g}") if losses else None,
             effect=None if effect is None else float(f"{effect.change:.6g}"),
         )
-        tokens = {} if self.token is None else {"text_encoder": self.token.detach().float().cpu().clone()}
-        return Coefficients(collect(self.unet) if self.coefficients else {}, tokens, info)
+        tokens = {name: token.detach().float().cpu().clone() for name, token in self.tokens.items()}
+        coeffs = collect(self.denoiser) if self.coefficients else {}
+        return Coefficients(coeffs, tokens, info, self.family.denoiser)
 
 
-def training_resolution(asked: int | None, pipe: StableDiffusionPipeline) -> int:
+def training_resolution(asked: int | None, pipe: Any) -> int:
     """The side of the training pictures in pixels: as asked, or what the base was trained at.
 
     Raises:
         ConfigError: the base cannot take pictures of that side.
     """
-    size = pipe.unet.config.sample_size
-    side = (size if isinstance(size, int) else min(size)) * pipe.vae_scale_factor if asked is None else asked
-    # 8 is what diffusers' pipeline, which draws the previews, insists on.
-    multiple = math.lcm(pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1), 8)
+    family = family_of(pipe)
+    side, multiple = min(family.size(pipe)) if asked is None else asked, family.training_multiple(pipe)
     if side % multiple:
         raise ConfigError([f"--resolution is {side}, expected a multiple of {multiple} for this base"])
     return int(side)

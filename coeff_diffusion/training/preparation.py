@@ -1,15 +1,17 @@
 """What a run trains on: reads, draws, encodes and tokenizes everything once, before the first step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from ..families.registry import tokenizer_name
 from ..families.shared_weights import shared_copy
+from ..images.photo import DatasetError
 from ..inference.studio import Studio
-from ..inference.trigger import contains_trigger
+from ..inference.trigger import contains_trigger, reads_trigger, token_count
 from .class_images import class_images
 from .config import TrainConfig
 from .dataset import Latents, PictureViews, Prompts, TrainingSet, encode_pictures, fingerprint_files
@@ -43,6 +45,7 @@ def prepare_material(
         DatasetError: pictures or captions that cannot be used. DrawCancelled: `should_stop` said so.
     """
     assert config.instance_data_dir is not None
+    assert config.resolution is not None
     trigger, class_word = str(config.trigger), str(config.class_word)
     paths = find_images(config.instance_data_dir)
     texts = read_prompts(paths, str(config.instance_prompt), trigger, class_word)
@@ -60,8 +63,23 @@ def prepare_material(
         fingerprint["class_pictures"] = fingerprint_files(of_class, [prompt] * len(of_class))
     prompts = [*unique, str(config.class_prompt)] if prior is not None else unique
     live = [config.trains_token and contains_trigger(text, trigger) for text in prompts]
-    encoded = Prompts(learner.tokenizer, learner.text_encoder, prompts, live)
+    size = (config.resolution, config.resolution)
+    _check_read(learner, [text for text, is_live in zip(prompts, live, strict=True) if is_live], trigger)
+    encoded = Prompts(lambda texts: learner.condition(texts, size), prompts, live)
     return Material(TrainingSet(instance, prior, encoded, [unique.index(text) for text in texts]), fingerprint)
+
+
+def _check_read(learner: Learner, prompts: Sequence[str], trigger: str) -> None:
+    """Raises DatasetError: a prompt is so long that a text encoder does not read its trigger, or a part of it."""
+    for name in learner.tokens:
+        tokenizer = getattr(learner.student, tokenizer_name(name))
+        for prompt in prompts:
+            if not reads_trigger(tokenizer, prompt, trigger):
+                length = token_count(tokenizer, prompt)
+                raise DatasetError(
+                    f"the prompt {prompt[:60]!r}... has {length} tokens and its trigger is cut off; the text encoder "
+                    f"reads {tokenizer.model_max_length}, so move the trigger to the front or shorten the prompt"
+                )
 
 
 def _encode(config: TrainConfig, studio: Studio, paths: list[Path], what: str, show_progress: bool) -> Latents:

@@ -179,8 +179,9 @@ def intent(config: TrainConfig, learner: Learner, base: str, pictures: int) -> s
     if learner.coefficients:
         values = sum(parameter.numel() for parameter in learner.coefficients.values())
         learned.append(f"{values:,} coefficients of {len(learner.coefficients)} attention layers")
-    if learner.token is not None:
-        learned.append(f"{learner.token.numel():,} values of the trigger's embedding")
+    if learner.tokens:
+        values = sum(token.numel() for token in learner.tokens.values())
+        learned.append(f"{values:,} values of the trigger's embedding")
     return (
         f"teaching {base!r} the {config.class_word} {config.trigger!r}: {' and '.join(learned)}, from {pictures} "
         f"pictures at {config.resolution} pixels, {config.max_train_steps} steps on {learner.device}"

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from ..families.load import load_base
 from ..families.process import prediction_target, signal_to_noise, training_schedule
+from ..families.registry import family_of
 from ..families.shared_weights import shared_pipeline
 from ..images.files import save_picture
 from ..inference.pipeline_subjects import loaded_coefficients
@@ -60,7 +60,7 @@ from .timeline import load_timeline, save_timeline
 
 def train(
     config: TrainConfig,
-    pipe: StableDiffusionPipeline | None = None,
+    pipe: Any | None = None,
     on_step: Callable[[StepReport], None] | None = None,
     on_preview: Callable[[PreviewReport], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -92,7 +92,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        pipe: StableDiffusionPipeline | None = None,
+        pipe: Any | None = None,
         on_step: Callable[[StepReport], None] | None = None,
         on_preview: Callable[[PreviewReport], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
@@ -132,6 +132,8 @@ class Trainer:
     def setup(self) -> None:
         """Load the base, put what learns beside it, read the pictures, and ask what the base predicts by itself."""
         config = self.config
+        if self.pipe is not None:
+            family_of(self.pipe)  # or the error that names it
         self.accelerator = Accelerator(
             cpu=self.pipe is not None and self.pipe.device.type == "cpu",  # who gives a base also chose where it is
             log_with=None if config.report_to == "none" else config.report_to,
@@ -150,7 +152,7 @@ class Trainer:
         self.studio = Studio(shared_pipeline(self.pipe, self.device, dtype))
         self.schedule = training_schedule(self.pipe.scheduler.config)
         self.config = config = replace(config, resolution=training_resolution(config.resolution, self.pipe))
-        self.learner = Learner(self.pipe, config, self.device)
+        self.learner = Learner(self.studio.pipe, config, self.device)
         try:
             with self.accelerator.main_process_first():
                 self.material = prepare_material(
@@ -161,7 +163,7 @@ class Trainer:
         self.data = self.material.data
         self.optimization = Optimization(
             list(self.learner.coefficients.values()),
-            [] if self.learner.token is None else [self.learner.token],
+            list(self.learner.tokens.values()),
             config,
             self.device,
         )
@@ -258,7 +260,7 @@ class Trainer:
         timesteps = torch.randint(self.schedule.config.num_train_timesteps, (len(latents),), generator=generator)
         timesteps = timesteps.to(latents.device)  # [B]
         noised = self.schedule.add_noise(latents, noise, timesteps)
-        prediction = self.learner.denoise(noised, timesteps, self.data.prompts.embeddings(prompts))
+        prediction = self.learner.denoise(noised, timesteps, self.data.prompts.condition(prompts))
         errors = squared_errors(prediction, prediction_target(self.schedule, latents, noise, timesteps))  # [B]
         snr = signal_to_noise(self.schedule, timesteps)  # [B]
         weights = min_snr_weights(snr, config.snr_gamma, self.schedule.config.prediction_type)
@@ -332,7 +334,7 @@ class Trainer:
 
         def denoise(noised: Tensor, timesteps: Tensor, pictures: Sequence[int]) -> Tensor:
             prompts = [self.data.prompt_of[picture] for picture in pictures]
-            return self.learner.denoise(noised, timesteps, self.data.prompts.embeddings(prompts))
+            return self.learner.denoise(noised, timesteps, self.data.prompts.condition(prompts))
 
         return self.probe.predict(denoise, 2 * self.config.train_batch_size)  # without gradients twice as many fit
 

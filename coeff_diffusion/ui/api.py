@@ -4,18 +4,16 @@ Hidden components give the endpoints their types, so that `gradio_client` upload
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import gradio as gr
 
-from ..inference.request import DrawRequest, StudioError
+from ..images.drawing_settings import LAYERS, SETTINGS, DrawRequest
+from ..inference.request import StudioError
 from ..service import StudioService, check_reach
 from ..subject.layer_strengths import LayerStrengths
+from ..subject.setting import Setting
 from .common import told
-
-GIVEN = ("prompt", "subjects")  # parameters of their own
-SETTINGS = tuple(one.name for one in fields(DrawRequest) if one.name not in GIVEN)
 
 
 def build(service: StudioService) -> None:
@@ -73,25 +71,27 @@ def draw_request(prompt: str, subjects: Any, settings: Any) -> DrawRequest:
     if wrong:
         raise StudioError(f"the strength of {wrong[0]!r} is {strengths[wrong[0]]!r}, expected a number")
     given = _mapping("settings", settings, f"values by name, among {', '.join(SETTINGS)}")
-    if unknown := sorted(given.keys() - set(SETTINGS)):
+    if unknown := sorted(given.keys() - SETTINGS.keys()):
         raise StudioError(f"there is no setting {unknown[0]!r}; there are {', '.join(SETTINGS)}")
     layers = _mapping("layers", given.pop("layers", None), "a factor for each kind of layer")
-    kinds = [one.name for one in fields(LayerStrengths)]
-    if unknown := sorted(layers.keys() - set(kinds)):
-        raise StudioError(f"there is no kind of layer {unknown[0]!r}; there are {', '.join(kinds)}")
-    texts = ("negative_prompt", "scheduler", "gate")
-    for name, value in {**given, **layers}.items():
-        right = isinstance(value, str) if name in texts else _is_number(value)
-        if value is not None and not right:
-            raise StudioError(f"{name} is {value!r}, expected {'a text' if name in texts else 'a number'}")
-    for name in ("seed", "steps", "width", "height", "batch_size"):
-        if isinstance(given.get(name), float):
-            if given[name] != int(given[name]):
-                raise StudioError(f"{name} is {given[name]}, expected a whole number")
-            given[name] = int(given[name])
-    if given.get("gate") not in (None, "trigger", "always"):
-        raise StudioError(f"gate is {given['gate']!r}, expected trigger or always")
+    if unknown := sorted(layers.keys() - LAYERS.keys()):
+        raise StudioError(f"there is no kind of layer {unknown[0]!r}; there are {', '.join(LAYERS)}")
+    given, layers = (
+        {name: _checked(table[name], value) for name, value in found.items() if value is not None}
+        for table, found in ((SETTINGS, given), (LAYERS, layers))
+    )
     return DrawRequest(prompt, subjects=strengths, layers=LayerStrengths(**layers), **given)
+
+
+def _checked(setting: Setting, value: Any) -> Any:
+    """A value of the setting's kind."""
+    if not (isinstance(value, str) if setting.kind is str else _is_number(value)):
+        raise StudioError(f"{setting.name} is {value!r}, expected {'a text' if setting.kind is str else 'a number'}")
+    if setting.choices and value not in setting.choices:
+        raise StudioError(f"{setting.name} is {value!r}, expected {' or '.join(setting.choices)}")
+    if setting.kind is int and isinstance(value, float) and not value.is_integer():
+        raise StudioError(f"{setting.name} is {value}, expected a whole number")
+    return int(value) if setting.kind is int else value
 
 
 def _mapping(name: str, value: Any, expected: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import gradio as gr
 
 from ..service import Drawing, Glimpse, StudioService
 from .common import QUIET, REFUSALS, aloud, follow, said
-from .draw_controls import Controls, Values, choose, fine_controls, offer, request_fields, seed_controls, subject_rows
+from .draw_controls import Controls, Values, choose, fine_controls, offer, plain_controls, seed_controls, subject_rows
 from .job_bar import JobBar, job_bar
 
 AT_ONCE = 16  # drawings that are at work or wait where everyone sees their place; more wait in gradio's own queue
@@ -95,10 +95,10 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
                 "Add a subject's file", file_types=[".safetensors", ".png"], size="sm", elem_id="draw-upload"
             )
             with gr.Accordion("Settings", open=False, elem_id="draw-settings"):
-                seed, random_seed, reuse = seed_controls()
-                fields = request_fields(service)
+                seed, random_seed, reuse = seed_controls(service)
+                fields = plain_controls(service)
             with gr.Accordion("Fine control", open=False, elem_id="draw-fine"):
-                layers, span = fine_controls()
+                layers, fine = fine_controls(service)
             drop = gr.File(
                 label="Get settings from a picture",
                 file_types=[".png", ".jpg", ".jpeg", ".webp"],
@@ -107,7 +107,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             )
         with gr.Column(elem_id="draw-result"):
             empty, gallery = _result()
-    controls = Controls(prompt, rows, {"seed": seed, **fields}, random_seed, layers, span)
+    controls = Controls(prompt, rows, {"seed": seed, **fields, **fine}, random_seed, layers)
     stage = Stage(bar, empty, gallery, gr.State(0))
     _wire_drawing(service, page, controls, stage, (compare, embed))
     _wire_subjects(service, [page.load, tab.select], controls, words)

@@ -4,8 +4,10 @@ from typing import Any
 
 import gradio as gr
 
-from ..inference.request import MAX_SEED, DrawRequest
-from ..service import MAX_ROWS, REACH, GridRequest, StudioService, read_strengths
+from ..images.drawing_settings import SETTINGS, DrawRequest
+from ..service import MAX_ROWS, GridRequest, StudioService, read_strengths
+from ..subject.layer_strengths import STRENGTH_REACH
+from .setting_control import control_of
 
 Values = dict[Any, Any]
 KINDS = [
@@ -59,7 +61,7 @@ def grid_controls(service: StudioService) -> dict[str, Any]:
             elem_id="explore-strengths",
         ),
         "strength": gr.Slider(
-            *REACH["strength"],
+            *STRENGTH_REACH,
             value=1,
             step=0.05,
             label="Strength",
@@ -88,39 +90,14 @@ def fitting(kind: str) -> list[Any]:
 
 def shared_settings(service: StudioService) -> dict[str, Any]:
     """What all cells share, by the field of `DrawRequest` that each control sets."""
-    defaults, samplers = DrawRequest(""), service.studio.schedulers
-    return {
-        "seed": gr.Number(
-            0, label="Seed", info="One for all cells", precision=0, minimum=0, maximum=MAX_SEED, elem_id="explore-seed"
-        ),
-        "steps": gr.Slider(
-            *REACH["steps"],
-            value=defaults.steps,
-            step=1,
-            precision=0,
-            label="Steps",
-            info="More take longer and look cleaner",
-            elem_id="explore-denoising",
-        ),
-        "guidance_scale": gr.Slider(
-            *REACH["guidance"],
-            value=defaults.guidance_scale,
-            step=0.1,
-            label="Guidance",
-            info="How closely to follow the prompt",
-            elem_id="explore-guidance",
-        ),
-        "scheduler": gr.Dropdown(
-            samplers,
-            value=samplers[0],
-            label="Sampler",
-            info=f"{samplers[0]} is the base's own",
-            elem_id="explore-sampler",
-        ),
-        "negative_prompt": gr.Textbox(
-            "", label="Negative prompt", info="What the pictures should not show", elem_id="explore-negative"
-        ),
+    here: dict[str, dict[str, Any]] = {
+        "seed": {"info": "One for all cells"},
+        "steps": {"elem_id": "explore-denoising"},
+        "guidance_scale": {},
+        "scheduler": {},
+        "negative_prompt": {"info": "What the pictures should not show"},
     }
+    return {name: control_of(SETTINGS[name], service, "explore", **changes) for name, changes in here.items()}
 
 
 def grid_request(given: dict[str, Any], settings: DrawRequest) -> GridRequest:

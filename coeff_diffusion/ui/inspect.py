@@ -7,11 +7,13 @@ from typing import Any
 
 import gradio as gr
 
-from ..inference.request import MAX_SEED, DrawRequest
+from ..images.drawing_settings import SETTINGS, DrawRequest
 from ..service import Glimpse, StudioService, WordView
+from ..subject.layer_strengths import STRENGTH_REACH
 from .common import QUIET, REFUSALS, follow, refusal, said, shown
 from .draw_controls import NOBODY, offer
 from .job_bar import JobBar, job_bar
+from .setting_control import control_of
 
 AT_ONCE = 16  # drawings that are at work or wait where everyone sees their place
 EMPTY = "Choose a subject to see what it changes in the base."
@@ -84,7 +86,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
     gr.Markdown("### Where a word acts")
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            prompt, word, settings = _request_controls()
+            prompt, word, settings = _request_controls(service)
             bar = job_bar("inspect", "Draw and look")
             picture = _chart("Picture", "inspect-picture", "The picture that was drawn")
         with gr.Column(scale=3, min_width=320):
@@ -150,9 +152,8 @@ def _wire_looking(service: StudioService, page: gr.Blocks, on: Controls) -> None
     on.bar.wire_cancel(service, page)
 
 
-def _request_controls() -> tuple[gr.Textbox, gr.Textbox, dict[str, Any]]:
+def _request_controls(service: StudioService) -> tuple[gr.Textbox, gr.Textbox, dict[str, Any]]:
     """Prompt, word, and what else decides the picture: the strength, and controls by the field of `DrawRequest`."""
-    defaults = DrawRequest("")
     prompt = gr.Textbox(
         label="Prompt",
         info="What to draw; the subject comes by the words that call it up",
@@ -168,38 +169,16 @@ def _request_controls() -> tuple[gr.Textbox, gr.Textbox, dict[str, Any]]:
         elem_id="inspect-word",
     )
     strength = gr.Slider(
-        0, 2, value=1, step=0.05, label="Strength", info="1 is as trained, 0 off", elem_id="inspect-strength"
+        *STRENGTH_REACH, value=1, step=0.05, label="Strength", info="1 is as trained, 0 off", elem_id="inspect-strength"
     )
+    here: dict[str, dict[str, Any]] = {
+        "seed": {},
+        "steps": {"info": "More are finer and slower"},
+        "guidance_scale": {"step": 0.5},
+    }
     with gr.Accordion("Settings", open=False, elem_id="inspect-settings"):
-        seed = gr.Number(
-            0,
-            label="Seed",
-            info="The same seed draws the same picture",
-            precision=0,
-            minimum=0,
-            maximum=MAX_SEED,
-            elem_id="inspect-seed",
-        )
-        steps = gr.Slider(
-            1,
-            100,
-            value=defaults.steps,
-            step=1,
-            precision=0,
-            label="Steps",
-            info="More are finer and slower",
-            elem_id="inspect-steps",
-        )
-        guidance = gr.Slider(
-            1,
-            20,
-            value=defaults.guidance_scale,
-            step=0.5,
-            label="Guidance",
-            info="How closely to follow the prompt",
-            elem_id="inspect-guidance",
-        )
-    return prompt, word, {"strength": strength, "seed": seed, "steps": steps, "guidance_scale": guidance}
+        controls = {name: control_of(SETTINGS[name], service, "inspect", **one) for name, one in here.items()}
+    return prompt, word, {"strength": strength, **controls}
 
 
 def _chart(label: str, name: str, what: str) -> gr.Image:

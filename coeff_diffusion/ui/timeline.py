@@ -8,10 +8,12 @@ from typing import Any
 
 import gradio as gr
 
-from ..inference.request import MAX_SEED, DrawCancelled
+from ..images.drawing_settings import SETTINGS
+from ..inference.request import DrawCancelled
 from ..service import Glimpse, StudioService, Timeline
 from .common import QUIET, REFUSALS, aloud, follow, refusal, said, shown, told
 from .loss_plot import curve_data, curve_plot
+from .setting_control import control_of
 
 # Small pictures fill their frame too: steps are compared, and 128 pixels are few on a large screen.
 CSS = """
@@ -74,15 +76,7 @@ class TimelineTab:
         self.prompt = gr.Textbox(
             label="Prompt", info="What every step draws; at first what the training drew", elem_id="timeline-prompt"
         )
-        self.seed = gr.Number(
-            0,
-            label="Seed",
-            info="The same noise for every step",
-            precision=0,
-            minimum=0,
-            maximum=MAX_SEED,
-            elem_id="timeline-seed",
-        )
+        self.seed = control_of(SETTINGS["seed"], self.service, "timeline", info="The same noise for every step")
 
     def wire(self, page: gr.Blocks, tab: gr.Tab) -> None:
         """Connect the controls."""

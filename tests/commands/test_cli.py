@@ -65,7 +65,7 @@ def test_generate_writes_pictures_that_remember(
     assert file.name == "00001-5.png"
     assert str(file) in out
     found = read_parameters(file)
-    assert (found.prompt, found.seed, found.steps, found.sampler) == ("a sks dog on grass", 5, 2, "Euler a")
+    assert (found.prompt, found.seed, found.steps, found.scheduler) == ("a sks dog on grass", 5, 2, "Euler a")
     assert list(found.subjects.values()) == [0.8]
 
     code, out, _ = run(capsys, "info", file)

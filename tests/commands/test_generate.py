@@ -10,7 +10,7 @@ from subject_maker import make_subject
 
 from coeff_diffusion import Coefficients, CoefficientsError, load_base
 from coeff_diffusion.cli import main
-from coeff_diffusion.commands.generate import GenerateConfig, generate
+from coeff_diffusion.commands.generate import GenerateConfig, drawing_flags, generate
 from coeff_diffusion.images.files import read_parameters, save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.inference.request import StudioError, split_strength
@@ -45,8 +45,7 @@ def test_several_subjects_in_one_picture(tiny_base_dir: Path, tmp_path: Path) ->
             prompt=["a sks dog and a sks cat"],
             subject=[str(tmp_path / "dog.safetensors:0.5"), str(tmp_path / "cat.safetensors")],
             base=str(tiny_base_dir),
-            num_inference_steps=1,
-            seed=1,
+            settings={"num_inference_steps": 1, "seed": 1},
             compare=True,
             output_dir=str(tmp_path / "out"),
         ),
@@ -64,6 +63,11 @@ def test_several_subjects_in_one_picture(tiny_base_dir: Path, tmp_path: Path) ->
 def test_nothing_to_draw() -> None:
     with pytest.raises(StudioError, match="give a --prompt"):
         generate(GenerateConfig())
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(StudioError, match="there is no setting 'steps'; there are negative_prompt, seed"):
+        generate(GenerateConfig(prompt=["a dog"], settings={"steps": 2}))
 
 
 # --- a picture again --------------------------------------------------------------------------------------------------
@@ -101,7 +105,14 @@ def sources(tiny_base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def drawn(base: Path | None, out: Path, *subjects: str, **changes: Any) -> tuple[Path, list[str]]:
     """The one picture that is drawn, and what was said."""
     lines: list[str] = []
-    options = {"base": base and str(base), "subject": list(subjects), "output_dir": str(out), **changes}
+    settings = {name: changes.pop(name) for name in drawing_flags() if name in changes}
+    options = {
+        "base": base and str(base),
+        "subject": list(subjects),
+        "output_dir": str(out),
+        "settings": settings,
+        **changes,
+    }
     (file,) = generate(GenerateConfig(**options), lines.append)
     return file, lines
 
@@ -153,8 +164,7 @@ def test_each_picture_of_a_batch_comes_again_bit_by_bit(tiny_base_dir: Path, sou
             prompt=["a sks dog"],
             subject=[str(sources / "dog.safetensors")],
             base=str(tiny_base_dir),
-            num_inference_steps=2,
-            batch_size=3,
+            settings={"num_inference_steps": 2, "batch_size": 3},
             embed_subjects=True,
             compare=True,
             output_dir=str(tmp_path / "drawn"),
@@ -170,7 +180,7 @@ def test_each_picture_of_a_batch_comes_again_bit_by_bit(tiny_base_dir: Path, sou
     assert (place.batch_size, place.batch_position) == (3, 2)
     alone, _ = drawn(tiny_base_dir, tmp_path / "alone", from_picture=str(cards[5]), batch_size=1)
     assert read_parameters(alone).seed == place.seed
-    assert read_parameters(alone).batch_size is None
+    assert read_parameters(alone).batch_size == 1
     assert np.abs(pixels(alone) - pixels(cards[5])).max() <= 1
 
 
@@ -184,7 +194,7 @@ def test_flags_win_over_the_card(tiny_base_dir: Path, sources: Path, plain: Path
     )
     found = read_parameters(file)
     assert (found.prompt, found.seed, found.steps, found.guidance_scale) == ("the sks dog", 9, 1, 1.0)
-    assert (found.sampler, found.width, found.height, found.gate) == ("Euler", 24, 16, "always")
+    assert (found.scheduler, found.width, found.height, found.gate) == ("Euler", 24, 16, "always")
     assert found.subjects == {"pet": 0.5, "pet-2": 2.0}
     assert len(extract(file)) == 2
     assert lines[0].startswith(f"again from {plain}: 'the sks dog'")

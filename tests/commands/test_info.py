@@ -55,7 +55,7 @@ DOG = Coefficients(
     {"text_encoder": torch.full((2, 8), 0.25)},
     INFO,
 )
-DRAWN = Parameters("a sks dog", "blurry", 20, "DDIM", 7.5, seed=7, width=64, height=32, model="user/base",
+DRAWN = Parameters("a sks dog", "blurry", scheduler="DDIM", seed=7, width=64, height=32, model="user/base",
                    subjects={"my dog": 0.8}, hashes={"my dog": DOG.sha256[:12]}, extra={"Hires": "2x"})  # fmt: skip
 
 
@@ -271,7 +271,7 @@ def test_a_code_in_a_picture(name: str, tmp_path: Path) -> None:
 def test_nothing_reaches_the_terminal_but_text(text: str, tmp_path: Path) -> None:
     assert printable(text).isascii()
     hostile = f"dog{text}cat"
-    parameters = Parameters(hostile, hostile, sampler="DDIM", steps=1, model=hostile, subjects={hostile: 1.0},
+    parameters = Parameters(hostile, hostile, scheduler="DDIM", steps=1, model=hostile, subjects={hostile: 1.0},
                             extra={"Other": hostile})  # fmt: skip
     path = card(tmp_path / "card.png", parameters, DOG.replace(info=CoefficientsInfo(trigger="a", extra={"b": text})))
     facts = read_json(path)

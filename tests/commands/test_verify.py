@@ -68,8 +68,8 @@ def test_what_fits_is_said_in_one_line(new_subject: Subject, save: Any, configs:
 
 def test_a_base_is_read_without_weights(configs: Path, tiny_pipe: StableDiffusionPipeline) -> None:
     layout = read_base(str(configs))
-    assert all(weight.is_meta for weight in layout.unet.parameters())
-    assert layer_heads(layout.unet) == layer_heads(tiny_pipe.unet)
+    assert all(weight.is_meta for weight in layout.denoiser.parameters())
+    assert layer_heads(layout.denoiser) == layer_heads(tiny_pipe.unet)
     assert layout.widths == {"text_encoder": 32}
 
 
@@ -160,7 +160,9 @@ def test_a_checkpoint_of_another_family_than_its_configs(configs: Path, checkpoi
     config = json.loads((configs / "unet" / "config.json").read_text())
     for change in ({"cross_attention_dim": 48}, {"layers_per_block": 2}, {"block_out_channels": [16, 48]}):
         (configs / "unet" / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(BaseModelError, match="does not have the tensors that the configs of .* call for"):
+        with pytest.raises(
+            BaseModelError, match=r"does not have the tensors that the configs of .* call for|different families"
+        ):
             read_base(str(checkpoint), config=str(configs))
 
 
@@ -170,6 +172,26 @@ def test_a_checkpoint_without_configs_says_what_to_give(checkpoint: Path, cached
     assert "stable-diffusion-v1-5" in str(caught.value)
     with pytest.raises(BaseModelError, match=r"it is a checkpoint itself"):
         read_base(str(checkpoint), config=str(checkpoint))
+
+
+def test_what_generate_refuses_is_no_base_here_either(
+    configs: Path, tiny_base_dir: Path, new_subject: Subject, save: Any
+) -> None:
+    """An inpainting model has the same attention layers, but does not draw from text."""
+    file, unet = save(new_subject()), configs / "unet" / "config.json"
+    shutil.copy(tiny_base_dir / "model_index.json", configs)
+    (configs / "vae").mkdir()
+    shutil.copy(tiny_base_dir / "vae" / "config.json", configs / "vae")
+    assert "fits" in said(file, configs)
+    whole = unet.read_text()
+    unet.write_text(json.dumps({**json.loads(whole), "in_channels": 9}))
+    with pytest.raises(BaseModelError, match="takes 9 channels where its autoencoder makes 4: an inpainting"):
+        said(file, configs)
+    unet.write_text(whole)
+    index = json.loads((configs / "model_index.json").read_text())
+    (configs / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionInpaintPipeline"}))
+    with pytest.raises(BaseModelError, match="is Stable Diffusion inpainting"):
+        said(file, configs)
 
 
 # --- what is no base --------------------------------------------------------------------------------------------------
@@ -182,7 +204,7 @@ def test_what_is_no_base_is_an_error(configs: Path, tmp_path: Path, new_subject:
 
     refused(tmp_path / "nowhere", "no such file or folder")
     refused("no base", "is not a base; a base is 'embedded', ")
-    refused(tmp_path, "has no unet/config.json; expected a Stable Diffusion in the layout of diffusers")
+    refused(tmp_path, "has no unet/config.json; expected a base in the layout of diffusers")
     refused(configs, "--revision only means something for a Hub id", revision="main")
     refused(configs, "--base_config only means something for a single checkpoint", base_config="x")
     refused(save(new_subject()), "a subject of coeff-diffusion, not a base")
@@ -193,8 +215,8 @@ def test_what_is_no_base_is_an_error(configs: Path, tmp_path: Path, new_subject:
         "[" * 100_000: "unet/config.json cannot be read",
         "[]": r"unet/config.json is \[\], expected a JSON object",
         '{"_class_name": "FluxTransformer2DModel"}': "draws with 'FluxTransformer2DModel'",
-        '{"block_out_channels": [4]}': "unet/config.json makes no UNet",
-        '{"attention_head_dim": "x"}': "unet/config.json makes no UNet",
+        '{"block_out_channels": [4]}': "unet/config.json makes no denoiser",
+        '{"attention_head_dim": "x"}': "unet/config.json makes no denoiser",
         " " * 2**20 + "{}": "unet/config.json cannot be read",
     }.items():
         (configs / "unet" / "config.json").write_text(text)

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from coeff_diffusion.base import embedded_path
 from coeff_diffusion.families import layout as topologies
 from coeff_diffusion.families.fingerprint import architecture, fingerprint
-from coeff_diffusion.families.layout import find_topology
+from coeff_diffusion.families.layout import known_layout
 from coeff_diffusion.method.attachment import layer_heads
 
 # As published with the checkpoints, in full.
@@ -60,47 +60,47 @@ def on_meta(config: dict[str, Any]) -> UNet2DConditionModel:
 )
 def test_published_configs_are_known(config: dict[str, Any], family: str, values: int) -> None:
     unet = on_meta(config)
-    found = find_topology(fingerprint(unet))
+    found = known_layout(fingerprint(unet))
     assert found is not None
     assert found.fingerprint == fingerprint(unet)
     assert found.heads == layer_heads(unet)
     assert list(found.heads) == sorted(found.heads)
     assert sum(heads * heads for heads in found.heads.values()) == values
-    assert found.text_width == config["cross_attention_dim"]
-    assert architecture(found.unet) == family
+    assert found.widths["text_encoder"] == config["cross_attention_dim"]
+    assert architecture(found.denoiser) == family
 
 
 def test_the_embedded_base_is_known() -> None:
     unet = UNet2DConditionModel.from_pretrained(embedded_path() / "unet")
-    found = find_topology(fingerprint(unet)[:16])
+    found = known_layout(fingerprint(unet)[:16])
     assert found is not None
     assert found.heads == layer_heads(unet)
-    assert found.text_width == unet.config.cross_attention_dim
+    assert found.widths["text_encoder"] == unet.config.cross_attention_dim
     assert found.fingerprint == fingerprint(unet)
 
 
 def test_other_bases_are_not() -> None:
-    assert find_topology("0123456789abcdef") is None
-    assert find_topology(fingerprint(on_meta({**SD1, "layers_per_block": 1}))) is None
+    assert known_layout("0123456789abcdef") is None
+    assert known_layout(fingerprint(on_meta({**SD1, "layers_per_block": 1}))) is None
 
 
 def test_no_more_is_built_than_needed() -> None:
-    embedded = find_topology("")  # the first one
+    embedded = known_layout("")  # the first one
     assert embedded is not None
-    topologies._topology.cache_clear()
-    found = find_topology(embedded.fingerprint)
+    topologies._known.cache_clear()
+    found = known_layout(embedded.fingerprint)
     assert found is not None
     assert found.fingerprint == embedded.fingerprint
-    assert find_topology(embedded.fingerprint) is found
-    assert topologies._topology.cache_info().currsize == 1
+    assert known_layout(embedded.fingerprint) is found
+    assert topologies._known.cache_info().currsize == 1
 
 
 def test_no_weight_is_made_and_no_random_number_drawn() -> None:
-    topologies._topology.cache_clear()
+    topologies._known.cache_clear()
     state = torch.get_rng_state()
-    found = find_topology(fingerprint(on_meta(SD1)))
+    found = known_layout(fingerprint(on_meta(SD1)))
     assert found is not None
-    assert all(parameter.is_meta for parameter in found.unet.parameters())
+    assert all(parameter.is_meta for parameter in found.denoiser.parameters())
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.empty(1).device.type == "cpu"
 
@@ -110,9 +110,9 @@ def test_without_the_embedded_base_the_others_are_known(monkeypatch: pytest.Monk
         raise FileNotFoundError
 
     monkeypatch.setattr(topologies, "embedded_path", missing)
-    topologies._topology.cache_clear()
+    topologies._known.cache_clear()
     try:
-        assert find_topology(fingerprint(on_meta(SD1))) is not None
-        assert find_topology("0123456789abcdef") is None
+        assert known_layout(fingerprint(on_meta(SD1))) is not None
+        assert known_layout("0123456789abcdef") is None
     finally:
-        topologies._topology.cache_clear()
+        topologies._known.cache_clear()

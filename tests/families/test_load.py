@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from single_file import write_original_checkpoint
 
 from coeff_diffusion.families import load as pipeline
+from coeff_diffusion.families.folders import files_to_fetch
 from coeff_diffusion.families.load import BaseModelError, base_name, load_base
+from coeff_diffusion.families.stable_diffusion import StableDiffusion
 
 
 @pytest.fixture
@@ -76,6 +79,39 @@ def test_embedded(tiny_base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_base(revision="main")
 
 
+@pytest.mark.parametrize("layout", ["fp16", "fp16 unet", "shards", "fp16 shards", "both"])
+def test_the_layouts_that_people_publish(tiny_pipe: StableDiffusionPipeline, tmp_path: Path, layout: str) -> None:
+    """Half precision alone, in one component alone, in pieces, beside the full weights."""
+    folder, half = tmp_path / "base", tiny_pipe.to(torch.float16)
+    pieces: dict[str, Any] = {"max_shard_size": "200KB"} if "shards" in layout else {}
+    half.save_pretrained(folder, variant="fp16" if "fp16" in layout or layout == "both" else None, **pieces)
+    if layout == "fp16 unet":
+        for file in folder.glob("*/*.fp16.safetensors"):
+            if file.parent.name != "unet":
+                file.rename(file.with_name(file.name.replace(".fp16", "")))
+    if layout == "both":
+        half.to(torch.float32).save_pretrained(folder)
+    if "shards" in layout:
+        assert len(list(folder.glob("unet/*-of-*.safetensors"))) > 1
+    found, expected = weights(load_base(folder)), weights(tiny_pipe)
+    assert all(torch.equal(found[key].half(), value.half()) for key, value in expected.items())
+
+
+def test_of_a_repository_one_set_of_weights_is_fetched() -> None:
+    settings = [
+        "model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt",
+        "text_encoder/config.json", "unet/config.json", "vae/config.json",
+    ]  # fmt: skip
+    unet = "unet/diffusion_pytorch_model"
+    other = ["README.md", "v1-5-pruned.safetensors", "safety_checker/model.safetensors", f"{unet}.bin"]
+    full = ["text_encoder/model.safetensors", f"{unet}.safetensors", "vae/diffusion_pytorch_model.safetensors"]
+    half = [name.replace(".safetensors", ".fp16.safetensors") for name in full]
+    shards = [f"{unet}-0000{i}-of-00002.safetensors" for i in (1, 2)] + [f"{unet}.safetensors.index.json"]
+    pieces = [full[0], full[2], *shards]
+    for there, wanted in [(full + half, full), (half, half), (pieces, pieces), (pieces + half, pieces)]:
+        assert sorted(files_to_fetch([*settings, *other, *there], StableDiffusion())) == sorted([*settings, *wanted])
+
+
 def test_single_checkpoint_is_the_folder(tiny_base_dir: Path, checkpoint: Path) -> None:
     folder, single = load_base(tiny_base_dir), load_base(checkpoint, config=tiny_base_dir)
     expected, found = weights(folder), weights(single)
@@ -116,10 +152,18 @@ def test_checkpoint_of_another_size(checkpoint: Path, base_copy: Path) -> None:
     [
         (
             "conditioner.embedders.1.model.ln_final.weight",
-            "is Stable Diffusion XL; expected Stable Diffusion 1.x",
+            r"lacks the UNet .*, the first text encoder .*; expected a whole checkpoint of .*Stable Diffusion XL",
         ),
-        ("model.diffusion_model.double_blocks.0.img_attn.proj.weight", "is FLUX; expected"),
+        ("model.diffusion_model.double_blocks.0.img_attn.proj.weight", "is FLUX.1; expected"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn.proj.weight", "is Stable Diffusion 3; expected"),
+        ("distilled_guidance_layer.in_proj.bias", "is Chroma; expected"),
+        ("double_stream_modulation_img.lin.weight", "is FLUX.2; expected"),
+        ("blocks.0.cross_attn.q_linear.weight", "is PixArt; expected"),
+        ("blocks.0.mlp.point_conv.conv.weight", "is Sana; expected"),
+        ("model.diffusion_model.transformer_blocks.0.img_mod.1.weight", "is Qwen-Image; expected"),
+        ("context_refiner.0.attention.qkv.weight", "is Z-Image or Lumina; expected"),
+        ("conditioner.embedders.0.model.ln_final.weight", "is a Stable Diffusion XL refiner; expected"),
+        ("unet_conv.weight", r"lacks .*; expected a whole checkpoint"),
         ("lora_unet_down_blocks_0_attentions_0.lora_up.weight", "is a LoRA, not a base"),
         ("unet/mid_block.attentions.0.transformer_blocks.0.attn1.coeff", "is a subject .*load it with --subject"),
         ("model.diffusion_model.input_blocks.0.0.weight", r"lacks the autoencoder \(first_stage_model"),
@@ -147,10 +191,17 @@ def test_pickles_are_never_opened(tmp_path: Path, base_copy: Path) -> None:
 
 
 def test_other_pipelines_are_named(base_copy: Path) -> None:
-    for found, family in (("StableDiffusionXLPipeline", "Stable Diffusion XL"), ("FluxPipeline", "FLUX")):
+    for found, family in (("StableDiffusion3Pipeline", "Stable Diffusion 3"), ("FluxPipeline", "FLUX")):
         rewrite_json(base_copy / "model_index.json", lambda data, name=found: data.update(_class_name=name))
         with pytest.raises(BaseModelError, match=rf"{family} \({found}\); expected .*StableDiffusionPipeline"):
             load_base(base_copy)
+
+
+@pytest.mark.filterwarnings("ignore")  # diffusers' about parts that the other pipeline does not take
+def test_parts_of_another_family_are_named(base_copy: Path) -> None:
+    rewrite_json(base_copy / "model_index.json", lambda data: data.update(_class_name="StableDiffusionXLPipeline"))
+    with pytest.raises(BaseModelError, match=r"Stable Diffusion XL, but it has no text_encoder_2"):
+        load_base(base_copy)
 
 
 def test_parts_that_do_not_draw_from_text(base_copy: Path) -> None:

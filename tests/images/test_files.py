@@ -16,7 +16,7 @@ PARAMETERS = Parameters(
     prompt="a photo of sks dog, on the beach",
     negative_prompt="blurry, dark",
     steps=20,
-    sampler="DPM++ 2M Karras",
+    scheduler="DPM++ 2M Karras",
     guidance_scale=7.5,
     seed=7,
     width=128,
@@ -45,7 +45,7 @@ def test_reads_what_a1111_wrote() -> None:
         'Size: 512x768, Model hash: abc, Model: v1-5, Lora hashes: "a: 1, b: 2", Version: v1.10.1'
     )
     assert (found.prompt, found.negative_prompt) == ("a cat,\n(masterpiece:1.2)", "blurry")
-    assert (found.steps, found.sampler, found.guidance_scale, found.seed) == (28, "Euler a", 7.0, 12)
+    assert (found.steps, found.scheduler, found.guidance_scale, found.seed) == (28, "Euler a", 7.0, 12)
     assert (found.width, found.height, found.model) == (512, 768, "v1-5")
     assert found.extra == {"Model hash": "abc", "Lora hashes": "a: 1, b: 2", "Version": "v1.10.1"}
 

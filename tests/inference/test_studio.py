@@ -74,7 +74,7 @@ def test_a_picture_knows_how_it_was_drawn(studio: Studio, dog: Coefficients) -> 
     assert (found.prompt, found.negative_prompt) == (REQUEST.prompt, "red")
     assert (found.steps, found.seed, found.guidance_scale) == (3, 3, 7.5)
     assert (found.width, found.height) == picture.image.size == (16, 16)
-    assert (found.sampler, found.model, found.subjects) == ("DDIM", "tiny", {"dog": 0.5})
+    assert (found.scheduler, found.model, found.subjects) == ("DDIM", "tiny", {"dog": 0.5})
 
 
 def test_a_subject_acts_when_asked_for_and_only_then(studio: Studio, dog: Coefficients) -> None:
@@ -272,7 +272,7 @@ def test_a_batch_of_requests_is_its_pictures_drawn_alone(
         # What it says is how to draw it alone.
         assert picture.parameters == alone.parameters
         assert (picture.request, picture.seed) == (alone.request, alone.seed)
-        assert (list(picture.subjects), parse_parameters(picture.parameters).batch_size) == (list(alone.subjects), None)
+        assert (list(picture.subjects), parse_parameters(picture.parameters).batch_size) == (list(alone.subjects), 1)
     # Which subjects act in the first two pictures does not change a bit of the other two.
     others = studio.draw_batch([replace(request, subjects={}) for request in requests])
     assert [same(one.image, other.image) for one, other in zip(pictures, others, strict=True)] == [

@@ -8,11 +8,12 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
+from coeff_diffusion.images.drawing_settings import SETTINGS
 from coeff_diffusion.images.files import read_parameters, save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.inference.request import DrawRequest, LayerStrengths, StudioError
 from coeff_diffusion.inference.studio import Studio
-from coeff_diffusion.service import Drawings, SubjectLoader, reach_of_sides
+from coeff_diffusion.service import Drawings, SubjectLoader, reach_of
 from coeff_diffusion.sources.image_card import chunks, embed, extract
 from coeff_diffusion.sources.library import Library
 
@@ -189,7 +190,13 @@ def test_what_cannot_be_restored_is_said(drawings: Drawings, library: Library, t
 
 
 def test_pictures_of_other_tools_give_what_they_say(drawings: Drawings, tmp_path: Path) -> None:
-    parameters = Parameters("a cat", steps=28, sampler="Restart", extra={"Clip skip": "2", "VAE": "x"})
+    parameters = Parameters(
+        "a cat",
+        steps=28,
+        scheduler="Restart",
+        unsaid=frozenset({"guidance_scale"}),
+        extra={"Clip skip": "2", "VAE": "x"},
+    )
     settings = drawings.settings_of(picture(tmp_path / "a.png", parameters))
     assert settings.request is not None
     assert (settings.request.prompt, settings.request.steps, settings.request.seed) == ("a cat", 28, None)
@@ -212,8 +219,8 @@ def test_values_beyond_the_controls_come_back_as_near_as_they_reach(drawings: Dr
         end=float("inf"),
     )
     settings = drawings.settings_of(picture(tmp_path / "a.png", found))
-    request, (least, most, multiple) = settings.request, reach_of_sides(drawings.loader.studio)
-    assert (least, most, multiple) == (16, 64, 8)
+    request, studio = settings.request, drawings.loader.studio
+    assert (reach_of(studio, SETTINGS["width"]), studio.multiple) == ((16, 64), 8)
     assert request is not None
     assert (request.steps, request.guidance_scale, request.width, request.height) == (100, 7.5, 16, 64)
     assert (settings.subjects, request.end) == ({"dog": 0.0}, 1)

@@ -74,7 +74,7 @@ def test_subjects_of_one_trigger_share_batches(explorer: Explorer, monkeypatch: 
     assert plan.file is not None
     assert plan.file.name == "00009-3-grid.png"
     whole = read_parameters(plan.file)
-    assert (whole.prompt, whole.seed, whole.subjects, whole.batch_size) == (dog, 3, {}, None)
+    assert (whole.prompt, whole.seed, whole.subjects, whole.batch_size) == (dog, 3, {}, 1)
     assert whole.extra == {
         "X Type": "Strength", "X Values": "base, 0, 1", "Y Type": "Subject", "Y Values": "dog, other-dog, cat"
     }  # fmt: skip

@@ -42,8 +42,9 @@ def _picture() -> bytes:
 
 PNG = _picture()
 TEXT = format_parameters(
-    Parameters("a sks dog", "blurry", 20, "DDIM", 7.5, 0.1, 7, 8, 8, "embedded", "0123456789ab", "float16", 2, 1,
-               "always", {"dog": 0.5}, {"dog": SUBJECT.sha256[:12]})
+    Parameters("a sks dog", "blurry", {"dog": 0.5}, seed=7, width=8, height=8, batch_size=2, batch_position=1,
+               guidance_rescale=0.1, scheduler="DDIM", gate="always", model="embedded", base_hash="0123456789ab",
+               precision="float16", hashes={"dog": SUBJECT.sha256[:12]})
 )  # fmt: skip
 KINDS = st.one_of(
     st.sampled_from([CHUNK, b"tEXt", b"zTXt", b"iTXt", b"IHDR", b"IDAT", b"IEND", b"coef", b"\0\0\0\0", b"co\nf"]),

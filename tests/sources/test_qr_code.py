@@ -20,7 +20,7 @@ from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, l
 from coeff_diffusion.cli import main
 from coeff_diffusion.commands.qr import QrConfig, make_qr_file
 from coeff_diffusion.families.fingerprint import describe_base
-from coeff_diffusion.families.layout import Topology, _topology
+from coeff_diffusion.families.layout import Layout, _known
 from coeff_diffusion.images.generation_info import PictureError
 from coeff_diffusion.images.photo import DatasetError
 from coeff_diffusion.inference.pipeline_subjects import unload_coefficients
@@ -28,8 +28,8 @@ from coeff_diffusion.sources.qr_code import GAP, MAX_FILE, MODULE, QUIET_ZONE, m
 from coeff_diffusion.sources.qr_payload import CAPACITY, largest_change, pack, unpack
 
 
-def topology(name: str = "Stable Diffusion 1.x") -> Topology:
-    found = _topology(name)
+def topology(name: str = "Stable Diffusion 1.x") -> Layout:
+    found = _known(name)
     assert found is not None
     return found
 
@@ -41,7 +41,7 @@ def new_subject(seed: int = 0, **info: str) -> Coefficients:
     known = {"name": "my dog", "trigger": "sks dog", "class_word": "dog", "base_fingerprint": base.fingerprint}
     return Coefficients(
         {path: torch.rand(heads, heads, generator=generator) / 5 - 0.1 for path, heads in base.heads.items()},
-        {"text_encoder": torch.rand(1, base.text_width, generator=generator) / 20 - 0.025},
+        {"text_encoder": torch.rand(1, base.widths["text_encoder"], generator=generator) / 20 - 0.025},
         CoefficientsInfo(**{**known, **info}),  # type: ignore[arg-type]
     )
 
@@ -120,7 +120,7 @@ def test_a_subject_for_the_embedded_base_loads_into_it(tmp_path: Path) -> None:
     info = CoefficientsInfo(name="dog", trigger="sks dog", base_model="embedded", **describe_base(pipe.unet))
     subject = Coefficients(
         {path: 0.05 * torch.randn(heads, heads) for path, heads in base.heads.items()},
-        {"text_encoder": 0.03 * torch.randn(1, base.text_width)},
+        {"text_encoder": 0.03 * torch.randn(1, base.widths["text_encoder"])},
         info,
     )
     assert len(pack(subject)) < CAPACITY

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
 from coeff_diffusion.base import embedded_path
 from coeff_diffusion.families.fingerprint import check_fits, same_weights, weight_sample
-from coeff_diffusion.families.layout import KNOWN, Topology, _topology
+from coeff_diffusion.families.layout import KNOWN, Layout, _known
 from coeff_diffusion.method.attachment import CoeffConfig, layer_heads
 from coeff_diffusion.sources.qr_payload import (
     CAPACITY,
@@ -38,8 +38,8 @@ ROOT = Path(__file__).parents[2]
 SMALLEST_SCALE = 2.0**-126
 
 
-def known(name: str) -> Topology:
-    found = _topology(name)
+def known(name: str) -> Layout:
+    found = _known(name)
     assert found is not None
     return found
 
@@ -48,7 +48,7 @@ EMBEDDED, SD1, SD2 = (known(name) for name in KNOWN)
 SAMPLE = tuple(float(f"{value:.6g}") for value in np.random.default_rng(0).normal(0, 0.1, 24))
 
 
-def new_subject(topology: Topology, vectors: int = 1, seed: int = 0, only: Any = None, **info: Any) -> Coefficients:
+def new_subject(topology: Layout, vectors: int = 1, seed: int = 0, only: Any = None, **info: Any) -> Coefficients:
     """A whole subject that no compressor makes smaller: every step from -127 to 127 is equally likely."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -59,7 +59,7 @@ def new_subject(topology: Topology, vectors: int = 1, seed: int = 0, only: Any =
     known = {"name": "my dog", "trigger": "sks dog", "class_word": "dog", "base_sample": SAMPLE}
     return Coefficients(
         {path: random(heads, heads) for path, heads in topology.heads.items() if only is None or path in only},
-        {"text_encoder": random(vectors, topology.text_width)} if vectors else {},
+        {"text_encoder": random(vectors, topology.widths["text_encoder"])} if vectors else {},
         CoefficientsInfo(**{**known, "base_fingerprint": topology.fingerprint, **info}),
     )
 
@@ -129,7 +129,7 @@ def test_edges(values: list[float]) -> None:
 
 
 @pytest.mark.parametrize("topology", [EMBEDDED, SD1], ids=["embedded", "SD 1.x"])
-def test_a_whole_subject_fits_even_if_nothing_compresses(topology: Topology) -> None:
+def test_a_whole_subject_fits_even_if_nothing_compresses(topology: Layout) -> None:
     subject = new_subject(topology)
     data = pack(subject)
     read = unpack(data)
@@ -149,7 +149,7 @@ def test_a_whole_subject_fits_even_if_nothing_compresses(topology: Topology) -> 
     assert largest_change(subject, read)[0] <= read.info.extra["quantized"]["largest_error"] < 1e-3
     assert same_weights(subject.info.base_sample, read.info.base_sample)
     assert pack(read) == data
-    check_fits(read, topology.unet)
+    check_fits(read, topology.denoiser)
 
 
 def test_what_compresses_is_compressed() -> None:
@@ -188,7 +188,7 @@ TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=60)
     st.integers(0, 1),
 )
 def test_what_goes_in_comes_out(
-    topology: Topology, trigger: str, class_word: str, name: str, gate: Any, base_model: str,
+    topology: Layout, trigger: str, class_word: str, name: str, gate: Any, base_model: str,
     sample: tuple[float, ...], left_out: set[int], vectors: int,
 ) -> None:  # fmt: skip
     kept = [path for i, path in enumerate(topology.heads) if i not in left_out]
@@ -210,20 +210,20 @@ def test_what_goes_in_comes_out(
     if topology is EMBEDDED and len(name.encode()) < 256:  # there is room for everything
         assert (read.info.name, read.info.class_word) == (name, class_word)
         assert bool(data[5] & WITH_SAMPLE) == (sample == SAMPLE)
-    check_fits(read, topology.unet)
+    check_fits(read, topology.denoiser)
     if len(read.info.name) == len(name) and read.info.class_word == class_word:
         assert pack(read) == data
 
 
 @pytest.mark.parametrize("layers", ["self", "cross"])
 def test_a_subject_on_some_layers(layers: Any) -> None:
-    chosen = layer_heads(SD1.unet, CoeffConfig(layers=layers))
+    chosen = layer_heads(SD1.denoiser, CoeffConfig(layers=layers))
     subject = new_subject(SD1, only=chosen, layers=layers)
     data = pack(subject)
     assert len(data) < 2_000
     read = unpack(data)
     assert sorted(read) == sorted(chosen)
-    check_fits(read, SD1.unet)
+    check_fits(read, SD1.denoiser)
     assert pack(read) == data
 
 
@@ -236,7 +236,7 @@ def test_a_token_alone() -> None:
 
 def test_a_few_layers_of_stable_diffusion_2() -> None:
     subject = new_subject(
-        SD2, only=layer_heads(SD2.unet, CoeffConfig(blocks=("up_blocks.3.*",))), blocks=("up_blocks.3.*",)
+        SD2, only=layer_heads(SD2.denoiser, CoeffConfig(blocks=("up_blocks.3.*",))), blocks=("up_blocks.3.*",)
     )
     read = unpack(pack(subject))
     assert {tuple(coeff.shape) for coeff in read.values()} == {(5, 5)}
@@ -446,7 +446,8 @@ def test_the_reader_of_the_page_reads_the_same(subject: Coefficients) -> None:
     topology = EMBEDDED if subject.info.base_fingerprint == EMBEDDED.fingerprint else SD1
     data = pack(subject)
     read = unpack(data)
-    trigger, class_word, name, sample, coeffs, token = names["read"](data, topology.heads, topology.text_width)
+    width = topology.widths["text_encoder"]
+    trigger, class_word, name, sample, coeffs, token = names["read"](data, topology.heads, width)
     assert (trigger, class_word, name) == (read.info.trigger, read.info.class_word, read.info.name)
     assert tuple(sample) == read.info.base_sample
     assert {path: coeff.flatten().tolist() for path, coeff in read.items()} == coeffs
@@ -464,7 +465,7 @@ def test_the_page_names_the_bases() -> None:
             topology.fingerprint[:16],
             str(len(topology.heads)),
             ", ".join(map(str, sorted(set(topology.heads.values())))),
-            f"{topology.text_width:,}",
+            f"{topology.widths['text_encoder']:,}",
         )
         for name, topology in zip(KNOWN[1:], (SD1, SD2), strict=True)
     ]

@@ -2,12 +2,14 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from PIL import Image
 
+from coeff_diffusion.families.stable_diffusion import StableDiffusion
 from coeff_diffusion.images.photo import read_image
 from coeff_diffusion.inference.trigger import add_trigger, initial_vectors
 from coeff_diffusion.training.dataset import (
@@ -104,24 +106,29 @@ def test_samples_come_from_the_right_picture_and_all_its_views() -> None:
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
+def encode(pipe: StableDiffusionPipeline) -> Any:
+    return lambda texts: StableDiffusion().condition(pipe, texts, (16, 16))
+
+
 def test_prompts_are_encoded_as_the_pipeline_does(tiny_pipe: StableDiffusionPipeline) -> None:
     texts = ["a dog", "a photo of the red dog on a beach"]
-    prompts = Prompts(tiny_pipe.tokenizer, tiny_pipe.text_encoder, texts, [False, False])
+    prompts = Prompts(encode(tiny_pipe), texts, [False, False])
     expected = tiny_pipe.encode_prompt(texts, "cpu", 1, do_classifier_free_guidance=False)[0]
-    torch.testing.assert_close(prompts.embeddings([0, 1]), expected)
-    assert not prompts.embeddings([1, 1, 0]).requires_grad
-    assert torch.equal(prompts.embeddings([1, 1, 0])[0], prompts.embeddings([1])[0])
+    torch.testing.assert_close(prompts.condition([0, 1])["prompt_embeds"], expected)
+    again = prompts.condition([1, 1, 0])["prompt_embeds"]
+    assert not again.requires_grad
+    assert torch.equal(again[0], prompts.condition([1])["prompt_embeds"][0])
 
 
 def test_live_prompts_follow_the_token(tiny_pipe: StableDiffusionPipeline) -> None:
     encoder = tiny_pipe.text_encoder.requires_grad_(False)
     start = initial_vectors(tiny_pipe.tokenizer, encoder, "dog", 2)
-    tokenizer = add_trigger(tiny_pipe.tokenizer, encoder, "rex", "sks dog", start, trainable=True)
+    add_trigger(tiny_pipe.tokenizer, encoder, "rex", "sks dog", start, trainable=True)
     vectors = encoder.get_input_embeddings().vectors["rex"]
-    prompts = Prompts(tokenizer, encoder, ["a sks dog", "a cat", "a Sks  Dog on grass"], [True, False, True])
+    prompts = Prompts(encode(tiny_pipe), ["a sks dog", "a cat", "a Sks  Dog on grass"], [True, False, True])
     calls: list[int] = []
     encoder.register_forward_pre_hook(lambda module, args, kwargs: calls.append(len(args[0])), with_kwargs=True)
-    found = prompts.embeddings([0, 0, 1, 2, 0])
+    found = prompts.condition([0, 0, 1, 2, 0])["prompt_embeds"]
     assert calls == [2]  # two live prompts, once each; the constant one is remembered
     assert found.shape[:2] == (5, 77)
     found.sum().backward()
@@ -129,8 +136,8 @@ def test_live_prompts_follow_the_token(tiny_pipe: StableDiffusionPipeline) -> No
     assert bool(vectors.grad.abs().sum(1).all())
     with torch.no_grad():
         vectors += 1
-    assert not torch.equal(prompts.embeddings([0]), found[:1])
-    assert torch.equal(prompts.embeddings([1]), found[2:3].detach())
+    assert not torch.equal(prompts.condition([0])["prompt_embeds"], found[:1])
+    assert torch.equal(prompts.condition([1])["prompt_embeds"], found[2:3].detach())
 
 
 # --- order ------------------------------------------------------------------------------------------------------------
@@ -151,7 +158,7 @@ def test_the_order_can_begin_anywhere(position: int) -> None:
 def test_batches_of_both_kinds(tiny_pipe: StableDiffusionPipeline) -> None:
     subject = Latents(torch.arange(3.0).view(3, 1, 1, 1), None, (0, 1, 2, 3))
     of_class = Latents(torch.arange(10.0, 14.0).view(4, 1, 1, 1), None, (0, 1, 2, 3, 4))
-    prompts = Prompts(tiny_pipe.tokenizer, tiny_pipe.text_encoder, ["a dog", "a red dog", "a cat"], [False] * 3)
+    prompts = Prompts(encode(tiny_pipe), ["a dog", "a red dog", "a cat"], [False] * 3)
     data = TrainingSet(subject, of_class, prompts, [0, 1, 0])
     latents, prompt, num_class = data.batch(0, 3, seed=0, generator=generator())
     assert sorted(latents[:3].flatten().tolist()) == [0, 1, 2]

@@ -8,8 +8,8 @@ from diffusers import StableDiffusionPipeline
 
 from coeff_diffusion import load_coefficients
 from coeff_diffusion.families.fingerprint import check_fits
+from coeff_diffusion.method.attachment import layer_heads
 from coeff_diffusion.training.config import ConfigError, TrainConfig
-from coeff_diffusion.training.dataset import Prompts
 from coeff_diffusion.training.model import Learner, training_resolution
 from coeff_diffusion.training.probe import Effect
 
@@ -24,10 +24,8 @@ def config() -> TrainConfig:
 def denoise(learner: Learner, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     noised = torch.randn(2, 4, 8, 8, generator=generator)
-    prompts = Prompts(
-        learner.tokenizer, learner.text_encoder, ["a sks dog", "a cat"], [learner.token is not None, False]
-    )
-    return learner.denoise(noised, torch.tensor([10, 500]), prompts.embeddings([0, 1]))
+    condition = learner.condition(["a sks dog", "a cat"], (16, 16))
+    return learner.denoise(noised, torch.tensor([10, 500]), condition)
 
 
 def test_untrained_coefficients_are_the_base(tiny_pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
@@ -42,9 +40,8 @@ def test_untrained_coefficients_are_the_base(tiny_pipe: StableDiffusionPipeline,
 
 def test_an_untrained_token_is_the_class_word(tiny_pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
     learner = Learner(tiny_pipe, replace(config, train="token"), CPU)
-    prompts = Prompts(learner.tokenizer, learner.text_encoder, ["a sks dog"], [True])
     plain = tiny_pipe.encode_prompt(["a dog"], "cpu", 1, do_classifier_free_guidance=False)[0]
-    torch.testing.assert_close(prompts.embeddings([0]), plain)
+    torch.testing.assert_close(learner.condition(["a sks dog"], (16, 16))["prompt_embeds"], plain)
 
 
 def test_only_coefficients_and_token_get_gradients(tiny_pipe: StableDiffusionPipeline, config: TrainConfig) -> None:
@@ -53,12 +50,12 @@ def test_only_coefficients_and_token_get_gradients(tiny_pipe: StableDiffusionPip
     denoise(learner).square().mean().backward()
     assert all(bool(parameter.grad.any()) for parameter in learner.parameters.values() if parameter.grad is not None)
     assert all(parameter.grad is not None for parameter in learner.parameters.values())
-    frozen = [*learner.unet.parameters(), *learner.text_encoder.parameters()]
+    frozen = [*learner.denoiser.parameters(), *learner.student.text_encoder.parameters()]
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in frozen)
-    heads = [processor.coeff.shape[0] for processor in learner.unet.attn_processors.values()]
+    heads = layer_heads(tiny_pipe.unet).values()
     trained = sum(parameter.numel() for parameter in learner.parameters.values())
     assert trained == sum(h * h for h in heads) + 32
-    assert list(learner.parameters)[-1] == "token"
+    assert list(learner.parameters)[-1] == "token/text_encoder"
 
 
 def test_dropout_is_on_the_coefficients_and_in_training_only(

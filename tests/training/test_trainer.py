@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
 from coeff_diffusion.cli import main
@@ -237,8 +237,8 @@ def test_dates_come_from_outside_only(run: Callable[..., TrainResult], monkeypat
 
 CHILD = """
 import os, signal, sys
-from coeff_diffusion.config import TrainConfig
-from coeff_diffusion.trainer import train
+from coeff_diffusion.training.config import TrainConfig
+from coeff_diffusion.training.trainer import train
 
 def die(report):
     if report.step == 7:
@@ -503,3 +503,22 @@ def test_a_step_depends_on_seed_and_number_alone(config: TrainConfig, tiny_pipe:
     later = float(trainer.batch_loss(4).detach())
     float(trainer.batch_loss(3).detach())
     assert float(trainer.batch_loss(4).detach()) == later
+
+
+def test_a_base_of_two_text_encoders_is_taught_as_well(
+    config: TrainConfig, tiny_xl_pipe: StableDiffusionXLPipeline, tmp_path: Path
+) -> None:
+    """Stable Diffusion XL: a token for each encoder, pooled text and sizes, previews, and the file fits again."""
+    changes = {"max_train_steps": 3, "validation_steps": 3, "with_prior_preservation": True, "num_class_images": 2}
+    folders = {"output_dir": str(tmp_path / "xl"), "class_data_dir": str(tmp_path / "class")}
+    result = train(replace(config, **changes, **folders), tiny_xl_pipe)
+    subject = Coefficients.load(result.file)
+    assert {name: token.shape for name, token in subject.tokens.items()} == {
+        "text_encoder": (1, 32), "text_encoder_2": (1, 32),
+    }  # fmt: skip
+    assert all(bool(coeff.any()) for coeff in subject.values())
+    assert sorted(path.name for path in (result.path / "samples").iterdir()) == [
+        "step_000003_0.png",
+        "step_000003_1.png",
+    ]
+    load_coefficients(tiny_xl_pipe, subject)

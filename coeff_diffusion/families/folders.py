@@ -1,0 +1,173 @@
+"""Bases in the layout of diffusers: a folder, or a repository of the Hub that is fetched into one."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+
+from .checkpoints import NOT_LOADED, PICKLES
+from .errors import CHOICES, BaseModelError, one_line
+from .family import Family
+from .registry import EXPECTED, by_pipeline
+
+INDEX = "model_index.json"
+VARIANT = "fp16"  # the one that people publish beside the full weights, or instead of them
+WEIGHTS = re.compile(r"[^/]+\.safetensors(\.index(\.\w+)?\.json)?")  # whole, a shard, or the index of shards
+SETTINGS = re.compile(r"[^/]+\.(json|txt|model)")
+# How the pipelines of other families are called in an error; any other class is shown by its own name.
+OTHERS = {
+    "StableDiffusionXL": "another kind of Stable Diffusion XL",
+    "StableDiffusion3": "Stable Diffusion 3",
+    "StableDiffusionInpaint": "Stable Diffusion inpainting",
+    "Flux": "FLUX",
+    "PixArt": "PixArt",
+    "Kandinsky": "Kandinsky",
+}
+
+
+def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
+    """A stock pipeline from a folder.
+
+    Args:
+        name: what the errors call it.
+
+    Raises:
+        BaseModelError: no base of a known family, pickled weights only, damaged or incomplete.
+    """
+    family = check_model_index(_read_index(folder, name), name)
+    pipeline = getattr(diffusers, family.pipeline)
+    left_out = {part: None for part in NOT_LOADED if part in pipeline._optional_components}
+    files = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
+    try:
+        return pipeline.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            variant=_variant(files, family),
+            use_safetensors=True,
+            local_files_only=True,
+            **left_out,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        pickled = sorted(file for file in files if file.endswith(PICKLES))
+        if pickled and not any(file.startswith(f"{family.denoiser}/") and WEIGHTS.search(file) for file in files):
+            raise BaseModelError(
+                f"{name!r} holds pickled weights only ({pickled[0]}), which are never opened because they can run "
+                "code; expected .safetensors (write them with save_pretrained(..., safe_serialization=True))"
+            ) from error
+        raise BaseModelError(f"{name!r} is damaged or incomplete: {one_line(error)}") from error
+
+
+def check_model_index(index: Mapping[str, Any], name: str) -> Family:
+    """The family that a `model_index.json` is of.
+
+    Raises:
+        BaseModelError: none that is known; the message names it.
+    """
+    found = str(index.get("_class_name"))
+    family = by_pipeline(found)
+    if family is None:
+        kind = next((text for start, text in OTHERS.items() if found.startswith(start)), "another kind of model")
+        raise BaseModelError(f"{name!r} is {kind} ({found}); expected {EXPECTED}")
+    return family
+
+
+def _read_index(folder: Path, name: str) -> Mapping[str, Any]:
+    index = folder / INDEX
+    if not index.is_file():
+        if (folder / "coefficients.safetensors").is_file():
+            raise BaseModelError(f"{name!r} is a subject's folder, not a base; load it with --subject {name}")
+        raise BaseModelError(f"{name!r} is not a diffusers folder: it has no {INDEX}; a base is {CHOICES}")
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+        found["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BaseModelError(f"{name!r}: {INDEX} does not name a pipeline ({one_line(error)})") from error
+    return dict(found)
+
+
+# --- which files ------------------------------------------------------------------------------------------------------
+
+
+def _components(family: Family) -> tuple[str, ...]:
+    return (*family.text_encoders, family.denoiser, "vae")
+
+
+def _is_variant(file: str) -> bool:
+    return f".{VARIANT}." in file or f".{VARIANT}-" in file
+
+
+def _variant(files: Sequence[str], family: Family) -> str | None:
+    """The variant of the weights to load: none where the full ones are there."""
+    full = {part: [f for f in _weights(files, part) if not _is_variant(f)] for part in _components(family)}
+    lacking = [part for part, found in full.items() if not found]
+    return VARIANT if any(_is_variant(file) for part in lacking for file in _weights(files, part)) else None
+
+
+def _weights(files: Sequence[str], part: str) -> list[str]:
+    return [file for file in files if file.startswith(f"{part}/") and WEIGHTS.fullmatch(file.partition("/")[2])]
+
+
+def files_to_fetch(files: Sequence[str], family: Family) -> list[str]:
+    """Of a repository's files those that drawing takes: settings, and one set of weights of each component."""
+    variant = _variant(files, family)
+    wanted = [INDEX]
+    for part in (
+        *_components(family),
+        "scheduler",
+        *(e.replace("text_encoder", "tokenizer") for e in family.text_encoders),
+    ):
+        inside = [file for file in files if file.startswith(f"{part}/")]
+        weights = _weights(files, part)
+        wanted += [file for file in inside if file not in weights and SETTINGS.fullmatch(file.partition("/")[2])]
+        chosen = [file for file in weights if _is_variant(file) == (variant is not None)]
+        wanted += chosen or weights
+    return wanted
+
+
+# --- the Hub ----------------------------------------------------------------------------------------------------------
+
+
+def download(repo: str, revision: str | None) -> Path:
+    """The local folder of a Hub repository: fetched, or from the cache when the Hub is out of reach.
+
+    Raises:
+        BaseModelError: there is none that may be fetched, or it is of no known family.
+    """
+    where = repo if revision is None else f"{repo} (revision {revision})"
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[INDEX]))
+        family = check_model_index(_read_index(folder, repo), repo)  # before gigabytes of another come down the line
+        wanted = [INDEX, *(f"{part}/*" for part in _components(family))]
+        with suppress(ConnectionError, HfHubHTTPError, OSError):  # without the Hub, the cache has what it has
+            wanted = files_to_fetch(HfApi().list_repo_files(repo, revision=revision), family)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+    except GatedRepoError as error:
+        raise BaseModelError(
+            f"{where}: the Hub wants its terms accepted; do that on the page of the repository, then `hf auth login`"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise BaseModelError(f"{where}: the repository is there, the revision is not") from error
+    except RepositoryNotFoundError as error:
+        raise BaseModelError(
+            f"{where}: neither a folder here nor a repository on the Hub (if it is private: `hf auth login`)"
+        ) from error
+    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise BaseModelError(
+            f"{where}: not a folder here, not in the Hub's cache, and the Hub cannot be reached; "
+            "check the name and the network, or use --base embedded"
+        ) from error

@@ -1,0 +1,78 @@
+"""The settings of a drawing: the one place that says what each is, where it may be, and how people set it.
+
+A flag of `generate`, the text in a picture, what is read back from it, the range, a control of the page and a setting
+of its `/draw` all follow from the fields here (see `Setting`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..subject.layer_strengths import LayerStrengths
+from ..subject.setting import Setting, setting, settings_of
+
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """What to draw. Every field but the prompt may be left out."""
+
+    prompt: str
+    """What the picture shows; a subject is called up by its trigger."""
+    negative_prompt: str = setting("", label="Negative prompt", hint="What the picture should not show", id="negative")
+    """What the pictures should not show."""
+    subjects: Mapping[str, float] = field(default_factory=dict)
+    """Strength of the coefficients of each loaded subject that takes part: 1 as trained, 0 off. A learned trigger has
+    no strength: while its subject is loaded, it is a word like any other."""
+    seed: int | None = setting(
+        None, text="Seed", low=0, high=MAX_SEED, label="Seed", hint="The same seed draws the same picture"
+    )
+    """Seed of the first picture, the next ones count up; left out, it is drawn at random."""
+    width: int | None = setting(None, label="Width", hint="Pixels; {} is the base's own")
+    """Pixels; left out, the size the base was trained at."""
+    height: int | None = setting(None, label="Height", hint="Pixels; {} is the base's own")
+    """Pixels; left out, the size the base was trained at."""
+    batch_size: int = setting(
+        1, text="Batch size", low=1, label="Pictures", hint="Drawn at once; seeds count up", reach=(1, 4), id="pictures"
+    )
+    """Pictures per prompt, drawn at once; left out, 1."""
+    steps: int = setting(
+        20, flag="num_inference_steps", text="Steps", always=True, low=1, reach=(1, 100), label="Steps",
+        hint="More take longer and look cleaner", called="number of steps",
+    )  # fmt: skip
+    """Denoising steps; left out, 20."""
+    guidance_scale: float = setting(
+        7.5, text="CFG scale", always=True, low=0, high=100, reach=(1, 20), step=0.1, label="Guidance",
+        hint="How closely to follow the prompt", id="guidance",
+    )  # fmt: skip
+    """How strongly the picture follows the prompt; 1 turns guidance off; left out, 7.5."""
+    guidance_rescale: float | None = setting(None, text="Guidance rescale", low=0, high=1)
+    """Correction of overexposure by guidance, 0 to 1; left out, 0.7 for a base with zero terminal SNR, else 0."""
+    scheduler: str | None = setting(None, text="Sampler", label="Sampler", hint="{} is the base's own", id="sampler")
+    """Sampler: DDIM, "Euler a", "DPM++ 2M", UniPC, ... or a diffusers class name; left out, the base's own."""
+    gate: Literal["trigger", "always"] | None = setting(None, text="Gate")
+    """Let subjects act on prompts with their trigger only, or on all; left out, as each subject was saved."""
+    layers: LayerStrengths = field(
+        default_factory=LayerStrengths, metadata={"setting": Setting(text="Layer strengths")}
+    )
+    """Factors on the strength of every subject, by kind of attention layer."""
+    begin: float = setting(
+        0.0, flag="act_from", text="Act from", low=0, high=1, percent=True, label="Acts from %",
+        hint="0: from pure noise on", fine=True, called="beginning",
+    )  # fmt: skip
+    """The part of denoising from which on subjects act, 0 to 1; left out, 0. Learned trigger words act all the time."""
+    end: float = setting(
+        1.0, flag="act_until", text="Act until", low=0, high=1, percent=True, label="Acts to %",
+        hint="100: until it is done", fine=True, called="end",
+    )  # fmt: skip
+    """The part of denoising until which subjects act, 0 to 1; left out, 1."""
+
+    def acts_in(self, step: int) -> bool:
+        """Whether subjects act in this denoising step, counted from 0."""
+        return self.begin <= step / self.steps < self.end
+
+
+SETTINGS = settings_of(DrawRequest)
+LAYERS = settings_of(LayerStrengths)
+"""By name. All but `layers`, which is made of them, can be set one by one."""

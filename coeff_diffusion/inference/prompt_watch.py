@@ -1,0 +1,126 @@
+"""What a pipeline is about to draw: the prompt of each picture, as far as its text encoders read it.
+
+The pipeline stays the stock one. Two of its methods are watched while subjects are loaded: `encode_prompt`, which tells
+what each picture shows, and `maybe_free_model_hooks`, with which a drawing ends. Others may encode with the same text
+encoders, as a sibling made by `from_pipe` does: from then on nothing is known any more.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch.utils.hooks import RemovableHandle
+
+from ..families.registry import tokenizer_name
+from ..subject.errors import CoefficientsError
+from .trigger import contains_trigger, reads_trigger
+
+WATCHED = ("encode_prompt", "maybe_free_model_hooks")
+Texts = Mapping[str, str]  # the prompt of one picture by the text encoder that reads it
+
+
+class PromptWatch:
+    """Follows the prompts of one pipeline.
+
+    Args:
+        pipe: its text encoders are hooked until `close`.
+        encoders: by the component's name.
+        before: called before each encoding; may refuse it.
+
+    Raises:
+        CoefficientsError: the pipeline has no `encode_prompt`.
+    """
+
+    def __init__(self, pipe: Any, encoders: Mapping[str, Any], before: Callable[[], None]) -> None:
+        check_watchable(pipe)
+        self.pipe, self.encoders, self.before = pipe, encoders, before
+        self._pictures: list[Texts | None] | None = None
+        self._encodings = self._known_at = self._changes = 0
+        self._handles: list[RemovableHandle] = []
+
+    def open(self) -> None:
+        """Start to follow."""
+        self._handles = [encoder.register_forward_pre_hook(self._encoding) for encoder in self.encoders.values()]
+        original, free = self.pipe.encode_prompt, self.pipe.maybe_free_model_hooks
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+            self.before()
+            result = original(*args, **kwargs)
+            self._note(signature.bind(*args, **kwargs).arguments, len(result[0]))
+            return result
+
+        @functools.wraps(free)
+        def maybe_free_model_hooks() -> Any:
+            self.forget()
+            return free()
+
+        self.pipe.encode_prompt, self.pipe.maybe_free_model_hooks = encode_prompt, maybe_free_model_hooks
+
+    def close(self) -> None:
+        """Give the pipeline its own methods back."""
+        for name in WATCHED:
+            delattr(self.pipe, name)
+        for handle in self._handles:
+            handle.remove()
+
+    def forget(self) -> None:
+        """At the end of a drawing its prompts are over: another pipeline on the same denoiser must not draw by them."""
+        self._pictures = None
+        self._changes += 1
+
+    @property
+    def version(self) -> int:
+        """Another number whenever something else is known."""
+        return self._changes + self._encodings
+
+    @property
+    def pictures(self) -> list[Texts | None] | None:
+        """The texts of each picture; None for one that is not known, and as a whole where nothing is."""
+        return self._pictures if self._encodings == self._known_at else None
+
+    def calls(self, texts: Texts, trigger: str) -> bool:
+        """Whether a text encoder reads the trigger in what a picture shows."""
+        return any(reads_trigger(self._tokenizer(encoder), text, trigger) for encoder, text in texts.items())
+
+    def cuts_off(self, texts: Texts, trigger: str) -> bool:
+        """Whether the trigger stands in the prompt, but behind what the text encoders read of it."""
+        return not self.calls(texts, trigger) and any(contains_trigger(text, trigger) for text in texts.values())
+
+    def _tokenizer(self, encoder: str) -> Any:
+        return getattr(self.pipe, tokenizer_name(encoder))
+
+    def _encoding(self, encoder: Any, inputs: Any) -> None:
+        self._encodings += 1
+
+    def _note(self, given: Mapping[str, Any], rows: int) -> None:
+        images = given.get("num_images_per_prompt") or given.get("num_videos_per_prompt") or 1
+        first = _listed(given.get("prompt"))
+        if not first or given.get("prompt_embeds") is not None:
+            self._pictures = [None] * rows
+        else:
+            # diffusers gives the second text encoder the first one's prompt where it has none of its own.
+            own = {name: _listed(given.get(name.replace("text_encoder", "prompt"))) or first for name in self.encoders}
+            each = [{name: texts[number] for name, texts in own.items()} for number in range(len(first))]
+            self._pictures = [texts for texts in each for _ in range(images)]
+        self._known_at = self._encodings
+        self._changes += 1
+
+
+def check_watchable(pipe: Any) -> None:
+    """Raises CoefficientsError: the pipeline lacks what tells subjects its prompts."""
+    missing = [name for name in WATCHED if not hasattr(pipe, name)]
+    if missing:
+        raise CoefficientsError(
+            f"{type(pipe).__name__} has no {' and no '.join(missing)}, by which subjects know what is drawn; expected "
+            "a pipeline such as those for text-to-image, image-to-image, inpainting or ControlNet"
+        )
+
+
+def _listed(prompt: Any) -> list[str]:
+    """The prompts of a call, as diffusers takes them: one, several, or none."""
+    if isinstance(prompt, str):
+        return [prompt]
+    return [str(one) for one in prompt] if isinstance(prompt, Iterable) else []

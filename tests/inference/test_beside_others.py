@@ -1,0 +1,316 @@
+"""Subjects beside what else people do to a pipeline: it works as without, or is refused before anything changes."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AnimateDiffPipeline,
+    AutoPipelineForImage2Image,
+    MotionAdapter,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from PIL import Image
+from test_pipeline_subjects import BEACH, CAT, DOG, Subject, assert_unchanged, draw, same, snapshot
+
+from coeff_diffusion import (
+    Coefficients,
+    CoefficientsError,
+    CoefficientsInfo,
+    UserError,
+    describe_base,
+    layer_heads,
+    load_coefficients,
+    loaded_coefficients,
+    set_coefficients,
+    unload_coefficients,
+)
+from coeff_diffusion.training.config import TrainConfig
+from coeff_diffusion.training.trainer import train
+
+TOY = "a <toy> dog"
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_textual_inversion_that_comes_later(tiny_pipe: StableDiffusionPipeline, new_subject: Subject) -> None:
+    toy = {"<toy>": torch.randn(32)}
+    alone = StableDiffusionPipeline(**copy.deepcopy(tiny_pipe.components), requires_safety_checker=False)
+    alone.set_progress_bar_config(disable=True)
+    load_coefficients(tiny_pipe, new_subject(vectors=2))
+    drawn = draw(tiny_pipe, DOG)
+    for pipe in (tiny_pipe, alone):
+        pipe.load_textual_inversion(toy)
+    assert torch.equal(draw(tiny_pipe, DOG), drawn)
+    assert torch.equal(draw(tiny_pipe, TOY), draw(alone, TOY))
+    load_coefficients(tiny_pipe, new_subject("cat", "zwx cat", vectors=1, seed=2))  # which once lost the toy
+    assert torch.equal(draw(tiny_pipe, TOY), draw(alone, TOY))
+    assert torch.equal(draw(tiny_pipe, DOG), drawn)
+    unload_coefficients(tiny_pipe)
+    assert torch.equal(draw(tiny_pipe, [TOY, DOG, CAT]), draw(alone, [TOY, DOG, CAT]))
+
+
+def test_a_textual_inversion_that_goes_first(tiny_pipe: StableDiffusionPipeline, new_subject: Subject) -> None:
+    base = draw(tiny_pipe, [DOG, BEACH])
+    tiny_pipe.load_textual_inversion({"<toy>": torch.randn(32)})
+    load_coefficients(tiny_pipe, new_subject(vectors=2))
+    drawn = draw(tiny_pipe, [DOG, BEACH])
+    tiny_pipe.unload_textual_inversion()
+    assert torch.equal(draw(tiny_pipe, [DOG, BEACH]), drawn)
+    unload_coefficients(tiny_pipe)
+    assert torch.equal(draw(tiny_pipe, [DOG, BEACH]), base)
+
+
+def test_a_table_resized_by_hand(tiny_pipe: StableDiffusionPipeline, new_subject: Subject) -> None:
+    base = draw(tiny_pipe, DOG)
+    load_coefficients(tiny_pipe, new_subject(vectors=2))
+    drawn = draw(tiny_pipe, DOG)
+    tiny_pipe.text_encoder.resize_token_embeddings(600, mean_resizing=False)
+    assert torch.equal(draw(tiny_pipe, DOG), drawn)
+    unload_coefficients(tiny_pipe)
+    assert torch.equal(draw(tiny_pipe, DOG), base)
+
+
+def test_a_table_put_in_place_of_ours_is_said_and_can_be_left(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject
+) -> None:
+    base = draw(tiny_pipe, DOG)
+    load_coefficients(tiny_pipe, new_subject(vectors=2))
+    other = torch.nn.Embedding.from_pretrained(tiny_pipe.text_encoder.get_input_embeddings().weight.detach().clone())
+    tiny_pipe.text_encoder.set_input_embeddings(other)
+    with pytest.raises(CoefficientsError, match="text_encoder was exchanged or resized"):
+        draw(tiny_pipe, DOG)
+    with pytest.raises(CoefficientsError, match="text_encoder was exchanged or resized"):
+        load_coefficients(tiny_pipe, new_subject("cat", "zwx cat"))
+    unload_coefficients(tiny_pipe)
+    assert tiny_pipe.text_encoder.get_input_embeddings() is other
+    assert torch.equal(draw(tiny_pipe, DOG), base)
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vectors", [0, 2])
+def test_a_trigger_that_is_cut_off_does_not_act_and_that_is_said(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject, vectors: int
+) -> None:
+    long = "red " * 90 + "sks dog"
+    base = draw(tiny_pipe, [long, BEACH])
+    load_coefficients(tiny_pipe, new_subject(vectors=vectors))
+    with pytest.warns(UserWarning, match="'sks dog' of 'dog' stands behind the tokens that the text encoder reads"):
+        assert torch.equal(draw(tiny_pipe, [long, BEACH]), base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not same(draw(tiny_pipe, ["sks dog " + long, BEACH])[0], base[0])
+
+
+def xl_subject(pipe: StableDiffusionXLPipeline, tokens: bool) -> Coefficients:
+    coeffs = {path: 0.5 * torch.randn(n, n) for path, n in layer_heads(pipe.unet).items()}
+    vectors = {name: torch.randn(1, 32) for name in ("text_encoder", "text_encoder_2")} if tokens else {}
+    return Coefficients(coeffs, vectors, CoefficientsInfo(name="dog", trigger="sks dog", **describe_base(pipe.unet)))
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_the_second_prompt_of_xl_calls_a_subject_up(tiny_xl_pipe: StableDiffusionXLPipeline, tokens: bool) -> None:
+    base = draw(tiny_xl_pipe, [BEACH, BEACH], prompt_2=[BEACH, DOG])
+    load_coefficients(tiny_xl_pipe, xl_subject(tiny_xl_pipe, tokens))
+    drawn = draw(tiny_xl_pipe, [BEACH, BEACH], prompt_2=[BEACH, DOG])
+    assert torch.equal(drawn[0], base[0])
+    assert not same(drawn[1], base[1])
+    unload_coefficients(tiny_xl_pipe)
+    assert torch.equal(draw(tiny_xl_pipe, [BEACH, BEACH], prompt_2=[BEACH, DOG]), base)
+
+
+# --- other pipelines --------------------------------------------------------------------------------------------------
+
+
+def test_a_pipeline_that_tells_no_prompts_is_refused_before_anything(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject
+) -> None:
+    parts = {name: part for name, part in tiny_pipe.components.items() if name != "image_encoder"}
+    other = StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
+    before = snapshot(tiny_pipe)
+    with pytest.raises(CoefficientsError, match="StableDiffusionInstructPix2PixPipeline has no encode_prompt"):
+        load_coefficients(other, new_subject(vectors=1))
+    assert_unchanged(tiny_pipe, before)
+
+
+class Odd:
+    """No pipeline of a family that is known."""
+
+    unet = transformer = None
+
+
+def test_an_unknown_family_is_refused_in_words(new_subject: Subject, tmp_path: Any) -> None:
+    with pytest.raises(CoefficientsError, match="Odd is of no known family; expected Stable Diffusion 1.x"):
+        load_coefficients(Odd(), new_subject())
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    config = TrainConfig(instance_data_dir=str(tmp_path), class_word="dog", output_dir=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="Odd is of no known family"):
+        train(config, Odd())
+
+
+Sibling = Callable[[StableDiffusionPipeline], Any]
+
+
+@pytest.fixture(params=["from_pipe", "auto", "components"])
+def sibling(request: pytest.FixtureRequest) -> Sibling:
+    """The usual second pipeline over the same parts, for a hires fix."""
+
+    def make(pipe: StableDiffusionPipeline) -> Any:
+        if request.param == "from_pipe":
+            other = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+        elif request.param == "auto":
+            other = AutoPipelineForImage2Image.from_pipe(pipe)
+        else:
+            other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+        other.set_progress_bar_config(disable=True)
+        return other
+
+    return make
+
+
+def again(pipe: Any, prompt: str) -> torch.Tensor:
+    """A second pass over a grey picture."""
+    grey, generator = Image.new("RGB", (16, 16), "grey"), torch.Generator().manual_seed(0)
+    options = {"num_inference_steps": 4, "guidance_scale": 5.0, "generator": generator, "output_type": "latent"}
+    latents: torch.Tensor = pipe(prompt, image=grey, strength=0.5, **options).images
+    return latents
+
+
+def test_a_sibling_that_knows_nothing_of_the_subject_is_told_so(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject, sibling: Sibling
+) -> None:
+    load_coefficients(tiny_pipe, new_subject(vectors=1))
+    other = sibling(tiny_pipe)
+    drawn = draw(tiny_pipe, DOG)
+    with pytest.raises(CoefficientsError, match="load the subject into that pipeline, too"):
+        again(other, BEACH)
+    assert torch.equal(draw(tiny_pipe, DOG), drawn)
+
+
+def test_a_sibling_with_the_subject_draws_it(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject, sibling: Sibling
+) -> None:
+    subject, plain = new_subject(vectors=1), sibling(tiny_pipe)
+    base = [again(plain, DOG), again(plain, BEACH)]
+    load_coefficients(plain, subject)
+    expected = again(plain, DOG)
+    unload_coefficients(plain)
+    draw(tiny_pipe, DOG)
+    before = snapshot(tiny_pipe)
+
+    load_coefficients(tiny_pipe, subject)
+    drawn, other = draw(tiny_pipe, DOG), sibling(tiny_pipe)
+    load_coefficients(other, subject)
+    assert torch.equal(again(other, DOG), expected)
+    assert torch.equal(again(other, BEACH), base[1])
+    assert torch.equal(draw(tiny_pipe, DOG), drawn)
+    unload_coefficients(tiny_pipe)  # and the sibling goes on
+    assert list(loaded_coefficients(other)) == ["dog"]
+    assert torch.equal(again(other, DOG), expected)
+    unload_coefficients(other)
+    assert torch.equal(again(other, DOG), base[0])
+    assert_unchanged(tiny_pipe, before)
+
+
+def test_after_unloading_a_sibling_reads_words_again(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject, sibling: Sibling
+) -> None:
+    """It once indexed rows that were gone, or called another subject's token."""
+    base = again(sibling(tiny_pipe), DOG)
+    load_coefficients(tiny_pipe, new_subject(vectors=1))
+    other = sibling(tiny_pipe)
+    unload_coefficients(tiny_pipe)
+    assert torch.equal(again(other, DOG), base)
+    load_coefficients(tiny_pipe, new_subject("cat", "zwx cat", vectors=1), gate="always")
+    set_coefficients(tiny_pipe, {})
+    assert torch.equal(again(other, DOG), base)
+
+
+def test_prompts_encoded_by_a_sibling_are_not_taken_for_ones_own(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject, sibling: Sibling
+) -> None:
+    load_coefficients(tiny_pipe, new_subject())
+    tiny_pipe.encode_prompt([DOG], "cpu", 1, True)  # and then something fails, so that its drawing never ends
+    with pytest.raises(CoefficientsError, match="the prompt is not known"):
+        again(sibling(tiny_pipe), BEACH)
+
+
+# --- other parts ------------------------------------------------------------------------------------------------------
+
+
+def ip_adapter(unet: Any, dim: int = 32) -> dict[str, Any]:
+    """The weights of an IP-Adapter, by the names that diffusers knows."""
+    generator, modules = torch.Generator().manual_seed(3), dict(unet.named_modules())
+    layers = {}
+    for number, name in enumerate(unet.attn_processors):
+        if "attn2" in name:
+            channels = modules[name.removesuffix(".processor")].inner_dim
+            for which in ("to_k_ip", "to_v_ip"):
+                layers[f"{number}.{which}.weight"] = torch.randn(channels, dim, generator=generator)
+    projection = {
+        "proj.weight": torch.randn(4 * dim, dim, generator=generator),
+        "proj.bias": torch.zeros(4 * dim),
+        "norm.weight": torch.ones(dim),
+        "norm.bias": torch.zeros(dim),
+    }
+    return {"image_proj": projection, "ip_adapter": layers}
+
+
+def draw_like(pipe: StableDiffusionPipeline, prompt: str) -> torch.Tensor:
+    picture = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(5))
+    return draw(pipe, prompt, ip_adapter_image_embeds=[picture])
+
+
+@pytest.mark.parametrize("first", ["subject", "adapter"])
+def test_an_ip_adapter_beside_it(tiny_pipe: StableDiffusionPipeline, new_subject: Subject, first: str) -> None:
+    subject = new_subject(vectors=1)
+    if first == "subject":
+        load_coefficients(tiny_pipe, subject)
+    tiny_pipe.unet._load_ip_adapter_weights([ip_adapter(tiny_pipe.unet)], low_cpu_mem_usage=False)
+    if first == "adapter":
+        base = draw_like(tiny_pipe, BEACH)
+        load_coefficients(tiny_pipe, subject)
+        assert torch.equal(draw_like(tiny_pipe, BEACH), base)
+    with_both = draw_like(tiny_pipe, DOG)
+    unload_coefficients(tiny_pipe)
+    without = draw_like(tiny_pipe, DOG)
+    assert not same(with_both, without)
+    load_coefficients(tiny_pipe, subject)
+    assert torch.equal(draw_like(tiny_pipe, DOG), with_both)
+
+
+def test_the_unet_of_moving_pictures(tiny_pipe: StableDiffusionPipeline, new_subject: Subject) -> None:
+    """AnimateDiff's layers between frames are the base's; a subject of the plain UNet acts in all others."""
+    adapter = MotionAdapter(
+        block_out_channels=(16, 32),
+        motion_layers_per_block=1,
+        motion_norm_num_groups=8,
+        motion_num_attention_heads=4,
+        use_motion_mid_block=False,
+    )
+    pipe = AnimateDiffPipeline(**{n: p for n, p in tiny_pipe.components.items() if n != "safety_checker"},
+                               motion_adapter=adapter)  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+
+    def film(prompts: list[str]) -> torch.Tensor:
+        generator = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+        options = {"num_inference_steps": 2, "guidance_scale": 5.0, "num_frames": 3, "output_type": "latent"}
+        frames: torch.Tensor = pipe(prompts, generator=generator, **options).frames
+        return frames
+
+    base = film([BEACH, DOG])
+    load_coefficients(pipe, new_subject(vectors=1))
+    drawn = film([BEACH, DOG])
+    assert torch.equal(drawn[0], base[0])
+    assert not same(drawn[1], base[1])
+    unload_coefficients(pipe)
+    assert torch.equal(film([BEACH, DOG]), base)
