@@ -30,7 +30,7 @@ from coeff_diffusion.method.attachment import detach, select_layers
 from coeff_diffusion.subject.atomic_write import atomic_write
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.dataset import mixed_seed
-from coeff_diffusion.training.optimizer import Optimization
+from coeff_diffusion.training.optimizer import Optimizer
 from coeff_diffusion.training.reports import own_random_state
 from coeff_diffusion.training.trainer import Trainer
 
@@ -58,7 +58,7 @@ class BaselineTrainer(Trainer):
         detach(unet)
         torch.manual_seed(mixed_seed(self.config.seed, -4))
         self.learner.coefficients = lora(unet, self.method.rank) if self.method.rank else attention_weights(unet)
-        self.optimization = Optimization(list(self.learner.coefficients.values()), [], self.config, self.device)
+        self.optimization = Optimizer(list(self.learner.coefficients.values()), [], self.config, self.device)
 
 
 def lora(unet: Any, rank: int) -> dict[str, nn.Parameter]:

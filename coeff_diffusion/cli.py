@@ -10,30 +10,42 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from importlib import import_module
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from . import __version__
 from .commands.terminal import printable
 from .subject.errors import UserError
 
-USAGE = """\
+# Each command: what it does, its settings, and the function that takes them. Imported when the command runs.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "train": ("learn a subject from a folder of pictures", "training.config:TrainConfig", "training.trainer:train"),
+    "generate": ("draw with subjects", "commands.generate:GenerateConfig", "commands.generate:generate"),
+    "studio": ("open the page", "ui:PageConfig", "ui:open_page"),
+    "info": ("show what a subject's file or a picture carries", "commands.info:InfoConfig", "commands.info:show_info"),
+    "verify": (
+        "check that a subject fits a base, without loading the base's weights",
+        "commands.verify:VerifyConfig",
+        "commands.verify:verify",
+    ),
+    "convert": (
+        "write a subject again with wider or narrower numbers",
+        "commands.convert:ConvertConfig",
+        "commands.convert:convert",
+    ),
+    "blend": ("mix several subjects into one", "commands.convert:BlendConfig", "commands.convert:blend_files"),
+    "card": ("put a subject into a picture", "commands.card:CardConfig", "commands.card:make_card_file"),
+    "qr": ("write a subject as a QR code", "commands.qr:QrConfig", "commands.qr:make_qr_file"),
+    "push": ("upload a subject to the Hub", "commands.push_pull:PushConfig", "commands.push_pull:push"),
+    "pull": ("fetch a subject from the Hub", "commands.push_pull:PullConfig", "commands.push_pull:pull"),
+}
+USAGE = f"""\
 usage: coeff-diffusion COMMAND [options]
 
 Teach Stable Diffusion a new subject with a file of about 10 KB.
 
 commands:
-  train      learn a subject from a folder of pictures
-  generate   draw with subjects
-  studio     open the page
-  info       show what a subject's file or a picture carries
-  verify     check that a subject fits a base, without loading the base's weights
-  convert    write a subject again with wider or narrower numbers
-  blend      mix several subjects into one
-  card       put a subject into a picture
-  qr         write a subject as a QR code
-  push       upload a subject to the Hub
-  pull       fetch a subject from the Hub
-
+{"".join(f"  {name:<10} {what}{chr(10)}" for name, (what, _, _) in COMMANDS.items())}
 coeff-diffusion COMMAND --help lists the options of a command; --debug shows the traceback of an error.
 """
 
@@ -77,10 +89,25 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"coeff-diffusion {__version__}")
         return 0
-    command = COMMANDS.get(arguments[0])
-    if command is None:
-        raise UsageError(f"no command {arguments[0]!r}; use one of {', '.join(COMMANDS)}")
-    return command(arguments[1:])
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UsageError(f"no command {name!r}; use one of {', '.join(COMMANDS)}")
+    _, config, function = COMMANDS[name]
+    settings = _train_config(rest) if name == "train" else parse(name, _imported(config), rest)
+    _imported(function)(settings)
+    return 0
+
+
+def _train_config(arguments: list[str]) -> Any:
+    """Those of training have files of their own, and sections."""
+    parse_flags = _imported("training.config:parse_train_config")
+    return parse_flags(_renamed(arguments, SHORT, LONG))
+
+
+def _imported(where: str) -> Any:
+    """`"commands.info:show_info"` -> the function."""
+    module, _, name = where.partition(":")
+    return getattr(import_module(f".{module}", __package__), name)
 
 
 def parse(command: str, config: type[Config], arguments: Sequence[str]) -> Config:
@@ -88,7 +115,8 @@ def parse(command: str, config: type[Config], arguments: Sequence[str]) -> Confi
 
     A field is the flag of its name, and must be given where it has no default. `field(metadata=...)` changes that:
     `{"positional": True}` is an argument without a flag (of a list: one or more), `{"short": "-o"}` adds a short flag,
-    `{"flag": "--from"}` is the flag of a field whose name Python keeps for itself.
+    `{"flag": "--from"}` is the flag of a field whose name Python keeps for itself, and `{"flags": ...}` makes a field a
+    flag for each name, type and help that this function returns; it holds those that are given.
 
     Raises:
         UsageError: unknown flag, wrong type, ...: one line that names the flag.
@@ -108,15 +136,21 @@ def parse(command: str, config: type[Config], arguments: Sequence[str]) -> Confi
     )
     # `--json FILE`: where something may follow a flag, it is not the flag's value.
     bare_flags = any(item.metadata.get("positional") for item in fields(config))
+    flags = {item.name: item.metadata["flags"]() for item in fields(config) if "flags" in item.metadata}
     for item in fields(config):
-        names, options = _argument(item, hints[item.name], bare_flags)
-        parser.add_argument(*names, help=helps[item.name], **options)
+        for name, (kind, text) in flags.get(item.name, {}).items():
+            parser.add_argument(f"--{name}", type=kind, help=text)
+        if item.name not in flags:
+            names, options = _argument(item, hints[item.name], bare_flags)
+            parser.add_argument(*names, help=helps[item.name], **options)
     try:
         found = parser.parse_args(_renamed(arguments, LONG, SHORT))
     except ArgumentError as error:
         shown = {item.name: _shown(item) for item in fields(config)}
+        shown |= {flag: f"--{flag}" for of in flags.values() for flag in of}
         raise UsageError(_flag_error(str(error), command, shown)) from error
-    return config(**{item.name: found[item.name] for item in fields(config)})
+    given = {name: {flag: found[flag] for flag in of if found[flag] is not None} for name, of in flags.items()}
+    return config(**{item.name: found[item.name] for item in fields(config) if item.name not in flags}, **given)
 
 
 def _argument(item: "Field[Any]", hint: Any, bare_flags: bool) -> tuple[list[str], dict[str, Any]]:
@@ -143,104 +177,6 @@ def _argument(item: "Field[Any]", hint: Any, bare_flags: bool) -> tuple[list[str
 def _shown(item: "Field[Any]") -> str:
     """How a user writes, or reads of, the argument of a field."""
     return item.name.upper() if item.metadata.get("positional") else item.metadata.get("flag", f"--{item.name}")
-
-
-# --- commands ---------------------------------------------------------------------------------------------------------
-
-
-def _train(arguments: list[str]) -> int:
-    from .training.config import parse_train_config
-    from .training.trainer import train
-
-    train(parse_train_config(_renamed(arguments, SHORT, LONG)))
-    return 0
-
-
-def _generate(arguments: list[str]) -> int:
-    from .commands.generate import GenerateConfig, generate
-
-    config = parse("generate", GenerateConfig, arguments)
-    generate(config)
-    return 0
-
-
-def _studio(arguments: list[str]) -> int:
-    from .ui import PageConfig, open_page
-
-    config = parse("studio", PageConfig, arguments)
-    open_page(config)
-    return 0
-
-
-def _info(arguments: list[str]) -> int:
-    from .commands.info import InfoConfig, show_info
-
-    show_info(parse("info", InfoConfig, arguments))
-    return 0
-
-
-def _verify(arguments: list[str]) -> int:
-    from .commands.verify import VerifyConfig, verify
-
-    verify(parse("verify", VerifyConfig, arguments))
-    return 0
-
-
-def _convert(arguments: list[str]) -> int:
-    from .commands.convert import ConvertConfig, convert
-
-    convert(parse("convert", ConvertConfig, arguments))
-    return 0
-
-
-def _blend(arguments: list[str]) -> int:
-    from .commands.convert import BlendConfig, blend_files
-
-    blend_files(parse("blend", BlendConfig, arguments))
-    return 0
-
-
-def _card(arguments: list[str]) -> int:
-    from .commands.card import CardConfig, make_card_file
-
-    make_card_file(parse("card", CardConfig, arguments))
-    return 0
-
-
-def _qr(arguments: list[str]) -> int:
-    from .commands.qr import QrConfig, make_qr_file
-
-    make_qr_file(parse("qr", QrConfig, arguments))
-    return 0
-
-
-def _push(arguments: list[str]) -> int:
-    from .commands.push_pull import PushConfig, push
-
-    push(parse("push", PushConfig, arguments))
-    return 0
-
-
-def _pull(arguments: list[str]) -> int:
-    from .commands.push_pull import PullConfig, pull
-
-    pull(parse("pull", PullConfig, arguments))
-    return 0
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "train": _train,
-    "generate": _generate,
-    "studio": _studio,
-    "info": _info,
-    "verify": _verify,
-    "convert": _convert,
-    "blend": _blend,
-    "card": _card,
-    "qr": _qr,
-    "push": _push,
-    "pull": _pull,
-}
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

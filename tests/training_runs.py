@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from coeff_diffusion.service import Training
+from coeff_diffusion.service import TrainingJob
 
 SHORT: dict[str, Any] = {"max_train_steps": 3, "train_batch_size": 1, "validation_steps": 0}
 ENDLESS = {**SHORT, "max_train_steps": 100_000}
@@ -17,6 +17,6 @@ def wait(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def over(job: Training) -> Training:
+def over(job: TrainingJob) -> TrainingJob:
     wait(lambda: job.over)
     return job

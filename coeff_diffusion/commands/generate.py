@@ -15,7 +15,7 @@ from ..families.load import EMBEDDED, load_base
 from ..images.drawing_settings import LAYERS, SETTINGS
 from ..images.files import check_folder, free_path, save_picture
 from ..images.grid import labelled_grid
-from ..inference.replay import Base, Part, Recipe
+from ..inference.replay import Base, Part, Replay
 from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError, split_strength
 from ..inference.studio import Studio
 from ..sources.image_card import called, chunks
@@ -83,7 +83,7 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list
     Raises:
         StudioError, PictureError, BaseModelError, CoefficientsError, OSError: with a message of one line.
     """
-    recipe = None if config.from_picture is None else Recipe.read(config.from_picture)
+    recipe = None if config.from_picture is None else Replay.read(config.from_picture)
     request, place = (DrawRequest(""), None) if recipe is None else recipe.request()
     prompts = config.prompt or ([] if recipe is None else [request.prompt])
     if not prompts:
@@ -168,7 +168,7 @@ def _overridden(config: GenerateConfig, request: DrawRequest, place: int | None)
     return replace(request, **given, layers=replace(request.layers, **layers)), place
 
 
-def _studio(config: GenerateConfig, recipe: Recipe | None) -> tuple[Studio, list[str]]:
+def _studio(config: GenerateConfig, recipe: Replay | None) -> tuple[Studio, list[str]]:
     """The base to draw with, and a note where it is not the one of the recipe but the user wants it so.
 
     Raises:

@@ -87,7 +87,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Replay:
     """What a picture says about itself.
 
     Attributes:
@@ -100,7 +100,7 @@ class Recipe:
     carried: Sequence[Coefficients]
 
     @classmethod
-    def read(cls, path: str | Path) -> "Recipe":
+    def read(cls, path: str | Path) -> "Replay":
         """Read a picture.
 
         Raises:

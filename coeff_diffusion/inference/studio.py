@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ..families.load import base_name
-from ..families.registry import family_of
+from ..families.registry import encoders_of, family_of, tokenizer_name
 from ..images.generation_info import format_parameters
 from ..subject.coefficients import Coefficients
 from .pipeline_subjects import load_coefficients, loaded_coefficients, unload_coefficients
@@ -40,7 +40,7 @@ from .samplers import (
     scheduler_label,
 )
 from .sampling import rest, sample
-from .trigger import contains_trigger, replace_trigger
+from .trigger import contains_trigger, reads_trigger, replace_trigger
 
 
 class Studio:
@@ -114,8 +114,15 @@ class Studio:
         for name, subject in self.subjects.items():
             info, strength = subject.info, request.subjects.get(name)
             called = bool(info.trigger) and contains_trigger(request.prompt, info.trigger)
-            if strength and info.trigger and not called and (request.gate or info.gate) == "trigger":
+            gated = bool(strength and info.trigger) and (request.gate or info.gate) == "trigger"
+            if gated and not called:
                 notes.append(f"the prompt does not contain {info.trigger!r}, so {name!r} does not act")
+            elif called and not any(reads_trigger(one, request.prompt, info.trigger) for one in self._tokenizers()):
+                notes.append(
+                    f"{info.trigger!r} stands behind the tokens that the base reads of the prompt, so "
+                    + (f"{name!r} does not act" if gated else f"the learned word of {name!r} is lost")
+                    + "; move it to the front or shorten the prompt"
+                )
             if strength is None and called and subject.tokens:
                 notes.append(f"{name!r} does not take part, but the prompt contains its learned word {info.trigger!r}")
         if any(request.subjects.values()) and not any(map(request.acts_in, range(request.steps))):
@@ -124,6 +131,9 @@ class Studio:
                 "so no subject acts"
             )
         return notes
+
+    def _tokenizers(self) -> list[Any]:
+        return [getattr(self.pipe, tokenizer_name(name)) for name in encoders_of(self.pipe)]
 
     def draw(
         self,

@@ -124,8 +124,8 @@ class Interception(TorchFunctionMode):
         self.calls = 0
 
     def __enter__(self) -> "Interception":
-        # As TorchFunctionMode's own. By having one of ours, the compiler takes a mode for an object like any other: what
-        # it knows of modes does not let a function that it compiles by itself push one that it made.
+        # As TorchFunctionMode's own. But where a mode has one of its own, the compiler takes it for an object like any
+        # other; modes that it recognizes it cannot push in a function that it compiles by itself, such as a hook.
         _push_mode(self)
         return self
 

@@ -57,19 +57,22 @@ class Override(Interceptor):
         return call.plain().index_copy(0, acting.rows, part)
 
     def _fitted(self, acting: Acting, call: Call) -> Acting:
-        shape = list(call.query.shape)
+        shape, coeff = list(call.query.shape), acting.coeff
         if len(shape) != 4:
             raise AttachmentError(f"{self.path} has a query of {shape}, expected [batch, heads, tokens, channels]")
         if call.dropout_p:
             raise AttachmentError(f"{self.path} drops entries of its maps (dropout_p={call.dropout_p}), expected 0")
-        samples, heads = len(acting.coeff) if acting.coeff.ndim == 3 else shape[0], acting.coeff.shape[-1]
-        if shape[1] != heads:
-            raise AttachmentError(f"{self.path} has {shape[1]} heads, but the coefficients are for {heads}")
-        if shape[0] % samples:
+        batch, heads = shape[:2]
+        if coeff.shape[-1] != heads:
+            raise AttachmentError(f"{self.path} has {heads} heads, but the coefficients are for {coeff.shape[-1]}")
+        if coeff.ndim == 2 or len(coeff) == batch:
+            return acting
+        times, rest = divmod(batch, len(coeff))
+        if rest:
             raise AttachmentError(
-                f"{self.path} has a batch of {shape[0]}, but the coefficients are for {samples} samples"
+                f"{self.path} has a batch of {batch}, but the coefficients are for {len(coeff)} samples"
             )
-        return acting if shape[0] == samples else acting.repeated(shape[0] // samples)
+        return acting.repeated(times)
 
 
 def _recombined(call: Call, acting: Acting) -> Tensor:

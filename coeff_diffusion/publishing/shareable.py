@@ -25,7 +25,7 @@ from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, UserError
 from ..subject.safetensors_file import FILE_NAME
 from ..training.model_card import is_public, subject_card
-from ..training.run_folder import OutputFolder
+from ..training.run_folder import RunFolder
 
 # Paths from the root, with a drive letter, or of a network share; not the paths of web addresses.
 ROOTS = "home|Users|root|mnt|media|Volumes|tmp|var|opt|srv|data|workspace"
@@ -96,7 +96,7 @@ def _texts(value: Any) -> list[str]:
 def _samples(source: Path, say: Callable[[str], None]) -> Iterator[tuple[str, bytes]]:
     """The pictures of the latest preview, of a folder that has none all samples, or the card itself."""
     if source.is_dir():
-        paths = OutputFolder(source).newest_samples() or sorted((source / "samples").glob("*"))
+        paths = RunFolder(source).newest_samples() or sorted((source / "samples").glob("*"))
     else:
         paths = [source] if source.suffix.lower() == ".png" else []
     for path in paths[:MAX_SAMPLES]:

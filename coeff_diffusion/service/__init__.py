@@ -6,18 +6,18 @@ No gradio here, and no state in a browser: a page that is loaded again finds eve
 from .drawings import Drawing, Drawings
 from .explorer import Exploration, Explorer
 from .grid_cells import MAX_ROWS, GridRequest, read_strengths, spread
-from .import_export import Exchange, Export, PushRequest, ReplaceError
+from .import_export import Export, ImportExport, PushRequest, ReplaceError
 from .inspector import Inspector, SubjectCharts, WordView
 from .jobs import Glimpse, Jobs
-from .library_view import Entry, Shelf
-from .limits import MAX_SUBJECTS, check_reach, reach_of
+from .library_view import Entry, LibraryView
+from .limits import MAX_SUBJECTS, check_limits, limits_of
 from .loading import SubjectLoader
 from .picture_settings import Settings
 from .studio_service import StudioService
 from .timelines import Moment, Timeline, Timelines
-from .training_form import TrainingRequest
-from .training_job import Training
-from .training_queue import Trainings
+from .training_form import TrainingForm
+from .training_job import TrainingJob
+from .training_queue import TrainingQueue
 
 __all__ = [
     "MAX_ROWS",
@@ -25,30 +25,30 @@ __all__ = [
     "Drawing",
     "Drawings",
     "Entry",
-    "Exchange",
     "Exploration",
     "Explorer",
     "Export",
     "Glimpse",
     "GridRequest",
+    "ImportExport",
     "Inspector",
     "Jobs",
+    "LibraryView",
     "Moment",
     "PushRequest",
     "ReplaceError",
     "Settings",
-    "Shelf",
     "StudioService",
     "SubjectCharts",
     "SubjectLoader",
     "Timeline",
     "Timelines",
-    "Training",
-    "TrainingRequest",
-    "Trainings",
+    "TrainingForm",
+    "TrainingJob",
+    "TrainingQueue",
     "WordView",
-    "check_reach",
-    "reach_of",
+    "check_limits",
+    "limits_of",
     "read_strengths",
     "spread",
 ]

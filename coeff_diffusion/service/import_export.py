@@ -18,7 +18,7 @@ from ..sources.open import open_subject
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..subject.safetensors_file import FILE_NAME
-from .library_view import Entry, Shelf
+from .library_view import Entry, LibraryView
 from .messages import by_name
 
 MAX_ID = 200  # characters of a Hub id or of a folder's name
@@ -60,15 +60,15 @@ class PushRequest:
     replace: bool = False
 
 
-class Exchange:
+class ImportExport:
     """Imports into a library and exports from it.
 
     Attributes:
         folders: whether a folder of this computer may be named to import from; not where others can reach the page.
     """
 
-    def __init__(self, shelf: Shelf, folders: bool = True) -> None:
-        self.shelf, self.library, self.folders = shelf, shelf.library, folders
+    def __init__(self, library_view: LibraryView, folders: bool = True) -> None:
+        self.library_view, self.library, self.folders = library_view, library_view.library, folders
 
     # --- in -----------------------------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class Exchange:
             CoefficientsError, PictureError: there is no picture, or it cannot carry this subject.
         """
         entry = self._readable(name)
-        found = Path(picture) if picture else self.shelf.sample(entry)
+        found = Path(picture) if picture else self.library_view.sample(entry)
         if found is None:
             raise PictureError(f"there is no sample of {name!r} to make a card of; choose a picture")
         with by_name(entry.path, found):
@@ -183,7 +183,7 @@ class Exchange:
         return [line.strip() for line in lines]
 
     def _readable(self, name: str) -> Entry:
-        entry = self.shelf.entry(name)
+        entry = self.library_view.entry(name)
         if entry.damaged:
             raise CoefficientsError(f"{name!r} cannot be read: {entry.damaged}")
         return entry

@@ -85,7 +85,7 @@ class Entry:
         return {what: cut(value, MOST_SHOWN) for what, value in facts.items() if value}
 
 
-class Shelf:
+class LibraryView:
     """Lists the subjects of a library and moves them about. Reads a file once, and again only when it has changed.
 
     Args:

@@ -11,7 +11,7 @@ MAX_SUBJECTS = 4
 MAX_SIDE = 2048
 
 
-def reach_of(studio: Studio, setting: Setting) -> tuple[float, float] | None:
+def limits_of(studio: Studio, setting: Setting) -> tuple[float, float] | None:
     """From where to where the control of a setting goes; None where it is no slider.
 
     Sides of a picture go from 64 pixels, or what a smaller base was trained at, to four times the side that the base
@@ -24,7 +24,7 @@ def reach_of(studio: Studio, setting: Setting) -> tuple[float, float] | None:
     return math.ceil(least / multiple) * multiple, most - most % multiple
 
 
-def check_reach(studio: Studio, request: DrawRequest) -> DrawRequest:
+def check_limits(studio: Studio, request: DrawRequest) -> DrawRequest:
     """The request, if a machine that others share can be asked to draw it: scripts have no sliders that end somewhere.
 
     Raises:
@@ -32,7 +32,7 @@ def check_reach(studio: Studio, request: DrawRequest) -> DrawRequest:
     """
     wrong = []
     for one in SETTINGS.values():
-        value, reach = getattr(request, one.name), reach_of(studio, one)
+        value, reach = getattr(request, one.name), limits_of(studio, one)
         if one.kind is int and reach and (value or 0) > reach[1]:  # of the rest no value takes longer than another
             wrong.append(f"{one.name} is {value}, expected at most {reach[1]:g}")
     if len(request.subjects) > MAX_SUBJECTS:

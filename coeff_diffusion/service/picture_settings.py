@@ -9,7 +9,7 @@ from ..families.layout import layout_of
 from ..images.drawing_settings import LAYERS, SETTINGS
 from ..images.files import find_parameters
 from ..images.generation_info import Parameters, parse_parameters
-from ..inference.replay import Base, Recipe
+from ..inference.replay import Base, Replay
 from ..inference.request import DrawRequest
 from ..inference.samplers import ZERO_SNR_GUIDANCE_RESCALE, SchedulerError, find_scheduler, has_zero_terminal_snr
 from ..inference.studio import Studio
@@ -19,7 +19,7 @@ from ..sources.open import open_subject
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, shown
 from ..subject.layer_strengths import STRENGTH_REACH, LayerStrengths
-from .limits import MAX_SUBJECTS, reach_of
+from .limits import MAX_SUBJECTS, limits_of
 from .loading import SubjectLoader
 from .messages import by_name
 
@@ -53,7 +53,7 @@ def restored(loader: SubjectLoader, file: str | Path) -> Settings:
         carried = extract(path) if is_png else []
         if not text and not carried:
             carried = [open_subject(path)]  # in a QR code, or the error that says what the picture lacks
-        recipe = Recipe(Path(path.name), parse_parameters(text), carried) if text else None
+        recipe = Replay(Path(path.name), parse_parameters(text), carried) if text else None
         request = None if recipe is None else _alone(recipe)
     joined, left_out, notes = _join(loader, carried)
     if recipe is None or request is None:
@@ -70,7 +70,7 @@ def restored(loader: SubjectLoader, file: str | Path) -> Settings:
     return Settings(request, dict(request.subjects), notes + more)
 
 
-def _alone(recipe: Recipe) -> DrawRequest:
+def _alone(recipe: Replay) -> DrawRequest:
     """The request for this one picture, also where it was drawn as one of a batch."""
     request, place = recipe.request()
     return request if place is None else replace(request, seed=recipe.parameters.seed, batch_size=1)
@@ -183,7 +183,7 @@ def _within_reach(request: DrawRequest, studio: Studio) -> tuple[DrawRequest, li
     usual = dict(zip(("width", "height"), studio.size, strict=True))
     changes: dict[str, Any] = {}
     for one in SETTINGS.values():
-        value, reach = getattr(request, one.name), reach_of(studio, one)
+        value, reach = getattr(request, one.name), limits_of(studio, one)
         if not one.label:  # it has no control
             changes[one.name] = one.default
             if value != one.default and one.name not in ("gate", "guidance_rescale", "layers"):  # said elsewhere

@@ -6,13 +6,13 @@ from ..inference.studio import Studio
 from ..sources.library import Library
 from .drawings import Drawings
 from .explorer import Explorer
-from .import_export import Exchange
+from .import_export import ImportExport
 from .inspector import Inspector
 from .jobs import Jobs
-from .library_view import Shelf
+from .library_view import LibraryView
 from .loading import SubjectLoader
 from .timelines import Timelines
-from .training_queue import Trainings
+from .training_queue import TrainingQueue
 
 
 class StudioService:
@@ -29,13 +29,13 @@ class StudioService:
         self.jobs = Jobs(studio.preview)
         loader = SubjectLoader(studio, library)
         self.drawings = Drawings(loader, output_dir)
-        self.trainings = Trainings(loader)
-        self.shelf = Shelf(studio, library, self.trainings.writing)
-        self.exchange = Exchange(self.shelf)
-        self.timelines = Timelines(loader, self.trainings)
+        self.training_queue = TrainingQueue(loader)
+        self.library_view = LibraryView(studio, library, self.training_queue.writing)
+        self.import_export = ImportExport(self.library_view)
+        self.timelines = Timelines(loader, self.training_queue)
         self.explorer = Explorer(loader, self.timelines, output_dir)
         self.inspector = Inspector(loader)
 
     def close(self) -> None:
         """End what goes on by itself: trainings stop after their step and save what they have."""
-        self.trainings.close()
+        self.training_queue.close()

@@ -15,7 +15,7 @@ from .loading import SubjectLoader
 TRAINING_PASSES = 3  # a step of training takes about as long as so many denoisings of its batch
 
 
-class Pace:
+class TimeEstimate:
     """Seconds that a picture takes in a step: of the latest trainings, or measured once on the base."""
 
     def __init__(self, loader: SubjectLoader) -> None:

@@ -11,10 +11,10 @@ from ..sources.open import open_subject
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..training.config import ConfigError, TrainConfig
-from ..training.run_folder import OutputFolder
+from ..training.run_folder import RunFolder
 from ..training.timeline import keep_step, load_losses, load_timeline
 from .loading import SubjectLoader
-from .training_queue import Trainings
+from .training_queue import TrainingQueue
 
 MAX_PIXELS = 20_000_000  # of all pictures that are remembered, 60 MB: 1,200 of 128 pixels, 76 of 512
 MAX_READ = 4  # timelines kept in memory
@@ -66,8 +66,8 @@ class Timelines:
         trainings: knows what is being trained right now, which may be looked at too.
     """
 
-    def __init__(self, loader: SubjectLoader, trainings: Trainings) -> None:
-        self.loader, self.trainings = loader, trainings
+    def __init__(self, loader: SubjectLoader, training_queue: TrainingQueue) -> None:
+        self.loader, self.training_queue = loader, training_queue
         self._lock = threading.Lock()
         self._read: OrderedDict[Path, tuple[object, Timeline]] = OrderedDict()
         self._drawn: OrderedDict[tuple[str, str, int], Moment] = OrderedDict()
@@ -112,7 +112,7 @@ class Timelines:
 
     def losses(self, name: str) -> Sequence[float]:
         """Of every step: of a run that goes on, up to this moment."""
-        job = self.trainings.writing(name)
+        job = self.training_queue.writing(name)
         return list(job.losses) if job is not None and job.losses else self.read(name).losses
 
     def draw(
@@ -155,7 +155,7 @@ class Timelines:
 
     def kept(self, name: str) -> int | None:
         """The step that is the subject now; None where there is no subject yet, or one that is on no step."""
-        file = OutputFolder(self._path(name).parent).coefficients
+        file = RunFolder(self._path(name).parent).coefficients
         if not file.is_file():
             return None
         subject = open_subject(file)
@@ -174,10 +174,10 @@ class Timelines:
         """
         timeline = self.read(name)
         step = timeline.nearest(step)
-        job = self.trainings.writing(name)
+        job = self.training_queue.writing(name)
         if job is not None:
             job.kept_step = step
-        keep_step(OutputFolder(self._path(name).parent), step)
+        keep_step(RunFolder(self._path(name).parent), step)
         return step
 
     def _path(self, name: str) -> Path:
@@ -192,7 +192,7 @@ def _previewed(path: Path, subject: Coefficients) -> tuple[str, int]:
     """Prompt and seed of a run's previews: from its settings, or what the file itself tells where they are missing."""
     info = subject.info
     try:
-        config = TrainConfig.from_yaml(OutputFolder(path.parent).config)
+        config = TrainConfig.from_yaml(RunFolder(path.parent).config)
     except ConfigError:
         return info.instance_prompt or info.trigger, info.seed or 0
     return str(config.validation_prompt or info.instance_prompt), config.seed

@@ -38,7 +38,7 @@ PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"
 
 
 @dataclass(frozen=True)
-class TrainingRequest:
+class TrainingForm:
     """What to teach the base.
 
     Attributes:
@@ -56,7 +56,7 @@ class TrainingRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def training_config(request: TrainingRequest, pipe: Any, folder: Path, class_pictures: Path) -> TrainConfig:
+def training_config(request: TrainingForm, pipe: Any, folder: Path, class_pictures: Path) -> TrainConfig:
     """The settings of a training.
 
     Args:
@@ -94,7 +94,7 @@ def training_config(request: TrainingRequest, pipe: Any, folder: Path, class_pic
     return config_from_namespace(parsed).resolve()
 
 
-def word_problems(request: TrainingRequest) -> list[str]:
+def word_problems(request: TrainingForm) -> list[str]:
     """What is wrong with the words of a request; what no training could be called, or called up by."""
     words = {"name": request.name, "class word": request.class_word, "trigger": request.settings.get("trigger")}
     problems = []

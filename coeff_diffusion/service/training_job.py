@@ -12,7 +12,7 @@ State = Literal["queued", "running", "done", "stopped", "failed"]
 
 
 @dataclass
-class Training:
+class TrainingJob:
     """A training and how far it is. Written by the thread that trains, read by anyone: lists only grow.
 
     Attributes:

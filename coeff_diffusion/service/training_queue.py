@@ -11,21 +11,21 @@ from ..families.shared_weights import shared_pipeline
 from ..training.config import ConfigError, TrainConfig
 from ..training.model import training_resolution
 from ..training.reports import PreviewReport, StepReport, TrainingCancelled
-from ..training.run_folder import OutputFolder
+from ..training.run_folder import RunFolder
 from ..training.timeline import keep_step
 from ..training.trainer import train
 from .loading import SubjectLoader
 from .picture_check import PictureCheck, check_pictures, copy_pictures
 from .presets import MEANING, PRESETS
-from .time_estimate import Pace, about
-from .training_form import TrainingRequest, folder_name, training_config, word_problems
-from .training_job import State, Training
+from .time_estimate import TimeEstimate, about
+from .training_form import TrainingForm, folder_name, training_config, word_problems
+from .training_job import State, TrainingJob
 
 MAX_WAITING = 8
 MAX_REMEMBERED = 50  # trainings that are over and still listed
 
 
-class Trainings:
+class TrainingQueue:
     """The trainings of this process, with one thread that works them off in turn.
 
     Args:
@@ -35,9 +35,9 @@ class Trainings:
 
     def __init__(self, loader: SubjectLoader) -> None:
         self.loader = loader
-        self.pace = Pace(loader)
+        self.time_estimate = TimeEstimate(loader)
         self._lock = threading.RLock()
-        self._jobs: dict[int, Training] = {}  # by number, in the order they were asked for
+        self._jobs: dict[int, TrainingJob] = {}  # by number, in the order they were asked for
         self._worker: threading.Thread | None = None
         self._closed = False
 
@@ -47,7 +47,7 @@ class Trainings:
         """Look at pictures before anything is asked for."""
         return check_pictures(pictures, self.resolution, center_crop, seed)
 
-    def submit(self, request: TrainingRequest) -> Training:
+    def submit(self, request: TrainingForm) -> TrainingJob:
         """Check everything, copy the pictures into the subject's folder in the library, and put it in line.
 
         Raises:
@@ -75,13 +75,13 @@ class Trainings:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def _line_up(self, name: str, config: TrainConfig) -> Training:
+    def _line_up(self, name: str, config: TrainConfig) -> TrainingJob:
         with self._lock:
             if self._closed:
                 raise ConfigError(["the studio is closing; ask again when it is open"])
             if sum(job.state == "queued" for job in self._jobs.values()) >= MAX_WAITING:
                 raise ConfigError([f"{MAX_WAITING} trainings wait already; take one out, or ask again later"])
-            job = Training(max(self._jobs, default=0) + 1, name, config)
+            job = TrainingJob(max(self._jobs, default=0) + 1, name, config)
             self._jobs[job.number] = job
             over = [one.number for one in self._jobs.values() if one.over]
             for number in over[:-MAX_REMEMBERED]:
@@ -91,7 +91,7 @@ class Trainings:
                 self._worker.start()
         return job
 
-    def config(self, request: TrainingRequest, folder: Path) -> TrainConfig:
+    def config(self, request: TrainingForm, folder: Path) -> TrainConfig:
         """The settings of a training that leaves its results in `folder` (see `training_config`)."""
         class_pictures = self.loader.library.folder / ".class-pictures"
         return training_config(request, self.loader.studio.pipe, folder, class_pictures)
@@ -105,14 +105,14 @@ class Trainings:
         """Each preset in words: how many steps, how long on this machine, what for. The first call measures."""
         configs = {name: TrainConfig(**changes) for name, changes in PRESETS.items()}
         return {
-            name: f"{name}: {config.max_train_steps} steps, {about(self.pace.seconds(config))}; {MEANING[name]}"
-            for name, config in configs.items()
+            name: f"{name}: {one.max_train_steps} steps, {about(self.time_estimate.seconds(one))}; {MEANING[name]}"
+            for name, one in configs.items()
         }
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
     @property
-    def jobs(self) -> list[Training]:
+    def jobs(self) -> list[TrainingJob]:
         """All that are remembered, in the order they were asked for."""
         with self._lock:
             return list(self._jobs.values())
@@ -123,22 +123,22 @@ class Trainings:
         return any(not job.over for job in self.jobs)
 
     @property
-    def latest(self) -> Training | None:
+    def latest(self) -> TrainingJob | None:
         """The one that runs, else the one that was asked for last."""
         jobs = self.jobs
         return next((job for job in jobs if job.state == "running"), jobs[-1] if jobs else None)
 
-    def find(self, number: int | None) -> Training | None:
+    def find(self, number: int | None) -> TrainingJob | None:
         """One of them."""
         with self._lock:
             return None if number is None else self._jobs.get(number)
 
-    def place(self, job: Training) -> int:
+    def place(self, job: TrainingJob) -> int:
         """Its place in the line: 1 is next, 0 does not wait."""
         waiting = [one.number for one in self.jobs if one.state == "queued"]
         return waiting.index(job.number) + 1 if job.number in waiting else 0
 
-    def writing(self, name: str) -> Training | None:
+    def writing(self, name: str) -> TrainingJob | None:
         """The training that will yet write the subject of this name: its folder has to stay where it is."""
         return next((job for job in self.jobs if job.name == name and not job.over), None)
 
@@ -177,13 +177,13 @@ class Trainings:
                 job.state = "running"
             self._train(job)
 
-    def _train(self, job: Training) -> None:
+    def _train(self, job: TrainingJob) -> None:
         last = time.monotonic()
 
         def on_step(report: StepReport) -> None:
             nonlocal last
             now = time.monotonic()
-            self.pace.stepped(now - last, job.config)
+            self.time_estimate.stepped(now - last, job.config)
             last = now
             job.stepped(report)
 
@@ -196,7 +196,7 @@ class Trainings:
         try:
             result = train(job.config, self._clean_base(), on_step, on_preview, job.stop.is_set, job.say)
             if job.kept_step is not None:  # chosen on the timeline meanwhile: it outlives the last step
-                keep_step(OutputFolder(job.folder), job.kept_step)
+                keep_step(RunFolder(job.folder), job.kept_step)
                 job.say(f"step {job.kept_step} stays the subject, as it was chosen on the timeline")
             state = "stopped" if result.stopped else "done"
         except TrainingCancelled:

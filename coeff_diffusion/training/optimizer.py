@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .config import TrainConfig
 
 
-class Optimization:
+class Optimizer:
     """Everything that turns gradients into updates.
 
     Args:

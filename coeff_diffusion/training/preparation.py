@@ -20,21 +20,21 @@ from .photos import find_images, read_caption, read_prompts
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """The training set, and a fingerprint of the files and prompts it was made from."""
 
     data: TrainingSet
     fingerprint: dict[str, str]
 
 
-def prepare_material(
+def prepare_data(
     config: TrainConfig,
     learner: Learner,
     studio: Studio,
     say: Callable[[str], None],
     should_stop: Callable[[], bool] | None = None,
     show_progress: bool = True,
-) -> Material:
+) -> TrainingData:
     """Read the pictures of the subject and, for prior preservation, those of the class (missing ones are drawn first).
 
     Args:
@@ -66,7 +66,7 @@ def prepare_material(
     size = (config.resolution, config.resolution)
     _check_read(learner, [text for text, is_live in zip(prompts, live, strict=True) if is_live], trigger)
     encoded = Prompts(lambda texts: learner.condition(texts, size), prompts, live)
-    return Material(TrainingSet(instance, prior, encoded, [unique.index(text) for text in texts]), fingerprint)
+    return TrainingData(TrainingSet(instance, prior, encoded, [unique.index(text) for text in texts]), fingerprint)
 
 
 def _check_read(learner: Learner, prompts: Sequence[str], trigger: str) -> None:

@@ -20,7 +20,7 @@ from ..subject.errors import UserError
 from .config import TrainConfig
 from .model import Learner
 from .probe import Effect
-from .run_folder import OutputFolder
+from .run_folder import RunFolder
 
 
 class TrainingError(UserError, RuntimeError):
@@ -76,7 +76,7 @@ class TrainResult:
     @property
     def file(self) -> Path:
         """The subject's file."""
-        return OutputFolder(self.path).coefficients
+        return RunFolder(self.path).coefficients
 
 
 class Clock:

@@ -9,7 +9,7 @@ from .config import ConfigError
 
 
 @dataclass(frozen=True)
-class OutputFolder:
+class RunFolder:
     """Names of everything a run leaves behind. Nothing exists before `prepare`."""
 
     path: Path

@@ -19,7 +19,7 @@ from ..subject.errors import CoefficientsError
 from ..subject.info import CoefficientsInfo
 from ..subject.safetensors_file import serialize
 from .model_card import card_of_step
-from .run_folder import OutputFolder
+from .run_folder import RunFolder
 
 FORMAT = "coeff-diffusion-timeline"
 VERSION = "1"
@@ -88,7 +88,7 @@ def load_losses(path: str | Path) -> list[float]:
         raise CoefficientsError(f"{path} does not hold the losses ({error})") from error
 
 
-def keep_step(run: OutputFolder, step: int) -> Coefficients:
+def keep_step(run: RunFolder, step: int) -> Coefficients:
     """Make a step of a run its subject, in one move, and return it. The model card says so, where there is one.
 
     The timeline keeps every step, so no choice is final.

@@ -37,8 +37,8 @@ from .dataset import mixed_seed
 from .losses import min_snr_weights, squared_errors, training_loss
 from .model import DTYPES, Learner, training_resolution
 from .model_card import model_card
-from .optimizer import Optimization
-from .preparation import prepare_material
+from .optimizer import Optimizer
+from .preparation import prepare_data
 from .probe import Probe
 from .reports import (
     Clock,
@@ -54,7 +54,7 @@ from .reports import (
     own_random_state,
     progress_bar,
 )
-from .run_folder import OutputFolder
+from .run_folder import RunFolder
 from .timeline import load_timeline, save_timeline
 
 
@@ -99,7 +99,7 @@ class Trainer:
         say: Callable[[str], None] = print,
     ) -> None:
         self.config = config.resolve()
-        self.output = OutputFolder(Path(str(self.config.output_dir)).expanduser())
+        self.output = RunFolder(Path(str(self.config.output_dir)).expanduser())
         self.pipe = pipe
         self.on_step, self.on_preview = on_step, on_preview
         self.stop = StopRequest(should_stop, say)
@@ -155,13 +155,13 @@ class Trainer:
         self.learner = Learner(self.studio.pipe, config, self.device)
         try:
             with self.accelerator.main_process_first():
-                self.material = prepare_material(
+                self.training_data = prepare_data(
                     config, self.learner, self.studio, self.say, self.stop.asked, self.is_main
                 )
         except DrawCancelled as error:
             raise TrainingCancelled("stopped while drawing class pictures; what is drawn is kept") from error
-        self.data = self.material.data
-        self.optimization = Optimization(
+        self.data = self.training_data.data
+        self.optimization = Optimizer(
             list(self.learner.coefficients.values()),
             list(self.learner.tokens.values()),
             config,
@@ -174,7 +174,7 @@ class Trainer:
         """What a checkpoint and the run that goes on from it must have in common."""
         return {
             **self.config.trajectory(),
-            **self.material.fingerprint,
+            **self.training_data.fingerprint,
             "base": self.learner.info.base_fingerprint,
             "base_sample": self.learner.info.base_sample,
             "processes": self.accelerator.num_processes,

@@ -10,18 +10,18 @@ import gradio as gr
 
 from ..images.drawing_settings import LAYERS, SETTINGS, DrawRequest
 from ..inference.request import StudioError
-from ..service import StudioService, check_reach
+from ..service import StudioService, check_limits
 from ..subject.layer_strengths import LayerStrengths
 from ..subject.setting import Setting
-from .common import told
+from .common import or_refusal
 
 
 def build(service: StudioService) -> None:
     """Add the endpoints to the page that is being built."""
 
     def draw(prompt: str, subjects: Any, settings: Any, compare: bool) -> tuple[list[str], dict[str, Any]]:
-        request = told(check_reach, service.studio, told(draw_request, prompt, subjects, settings))
-        drawing = told(service.drawings.draw, request, compare)
+        request = or_refusal(check_limits, service.studio, or_refusal(draw_request, prompt, subjects, settings))
+        drawing = or_refusal(service.drawings.draw, request, compare)
         files = [str(file) for file in drawing.files]
         return files, {
             "files": [file.name for file in drawing.files],
@@ -31,9 +31,9 @@ def build(service: StudioService) -> None:
         }
 
     def stop(number: int) -> dict[str, Any]:
-        told(service.trainings.stop, number)
-        job = service.trainings.find(number)
-        return {} if job is None else job.report(service.trainings.place(job))
+        or_refusal(service.training_queue.stop, number)
+        job = service.training_queue.find(number)
+        return {} if job is None else job.report(service.training_queue.place(job))
 
     def subjects() -> list[dict[str, Any]]:
         return [
@@ -44,7 +44,7 @@ def build(service: StudioService) -> None:
                 "bytes": entry.size,
                 "problem": entry.problem,
             }
-            for entry in told(service.shelf.entries)
+            for entry in or_refusal(service.library_view.entries)
         ]
 
     with gr.Row(visible=False):

@@ -26,7 +26,7 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "api_name": "page", "show_
 """For events that only keep the page true: no name for scripts, no spinner."""
 
 
-def told(call: Any, *arguments: Any, **options: Any) -> Any:
+def or_refusal(call: Any, *arguments: Any, **options: Any) -> Any:
     """Call the service; what it refuses, the page says in one sentence where the user looks."""
     try:
         return call(*arguments, **options)
@@ -39,7 +39,7 @@ def refusal(error: Exception) -> gr.Error:
     return gr.Error(html.escape(str(error), quote=False), print_exception=False)
 
 
-def said(*sentences: str, refused: bool = False) -> str:
+def status_line(*sentences: str, refused: bool = False) -> str:
     """Sentences as the value of a `gr.HTML`, one line each: as text, whatever stands in them.
 
     A screen reader tells of them as they change, and of a refusal at once.
@@ -48,14 +48,14 @@ def said(*sentences: str, refused: bool = False) -> str:
     return f'<div role="{role}">{"".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)}</div>'
 
 
-def aloud(handler: Callable[..., dict[Any, Any]], status: gr.HTML) -> Callable[..., Iterator[dict[Any, Any]]]:
+def with_status(handler: Callable[..., dict[Any, Any]], status: gr.HTML) -> Callable[..., Iterator[dict[Any, Any]]]:
     """An event's handler whose refusals also stand in `status`, which has to be among the event's outputs."""
 
     def speaking(*arguments: Any) -> Iterator[dict[Any, Any]]:
         try:
             yield handler(*arguments)
         except REFUSALS as error:
-            yield {status: said(str(error), refused=True)}
+            yield {status: status_line(str(error), refused=True)}
             raise refusal(error) from error
 
     return speaking

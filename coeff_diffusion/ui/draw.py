@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ..service import Drawing, Glimpse, StudioService
-from .common import QUIET, REFUSALS, aloud, follow, said
+from .common import QUIET, REFUSALS, follow, status_line, with_status
 from .draw_controls import Controls, Values, choose, fine_controls, offer, plain_controls, seed_controls, subject_rows
 from .job_bar import JobBar, job_bar
 
@@ -200,7 +200,7 @@ def _wire_subjects(service: StudioService, moments: Iterable[Any], controls: Con
         used = [number for number, name in enumerate(chosen) if name]
         shown = 1 + max(used, default=-1)
         sentences, first = _words(service, [chosen[number] for number in used])
-        news: dict[Any, Any] = {words: said(*sentences)}
+        news: dict[Any, Any] = {words: status_line(*sentences)}
         for number, row in enumerate(controls.rows):
             visible = bool(chosen[number])
             news |= {row.box: gr.Row(visible=number <= shown)}
@@ -243,13 +243,15 @@ def _wire_files(
         if "" in rows:
             rows[rows.index("")] = name
         note = f"{name!r} joined the library." + ("" if name in rows else " Choose it in one of the rows.")
-        return {row: choose(there, chosen) for row, chosen in zip(names, rows, strict=True)} | {status: said(note)}
+        return {row: choose(there, chosen) for row, chosen in zip(names, rows, strict=True)} | {
+            status: status_line(note)
+        }
 
     def restore(file: str) -> dict[Any, Any]:
         settings = service.drawings.settings_of(file)
         about = f"{Path(file).name}: {'its settings are in the controls' if settings.request else 'a subject alone'}"
         shown = controls.put(settings, service.library.find())
-        return shown | {status: said(about, *settings.notes), drop: None}
+        return shown | {status: status_line(about, *settings.notes), drop: None}
 
-    upload.upload(aloud(add, status), [upload, *names], [*names, status], **QUIET)
-    drop.upload(aloud(restore, status), drop, [*controls.inputs(), status, drop], **QUIET)
+    upload.upload(with_status(add, status), [upload, *names], [*names, status], **QUIET)
+    drop.upload(with_status(restore, status), drop, [*controls.inputs(), status, drop], **QUIET)

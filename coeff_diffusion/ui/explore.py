@@ -10,7 +10,7 @@ import gradio as gr
 
 from ..inference.request import DrawCancelled, DrawRequest
 from ..service import Exploration, Glimpse, StudioService, spread
-from .common import QUIET, REFUSALS, follow, told
+from .common import QUIET, REFUSALS, follow, or_refusal
 from .explore_controls import FITTING, Values, fitting, grid_controls, grid_request, shared_settings
 from .job_bar import JobBar, job_bar
 
@@ -125,12 +125,12 @@ def _wire_choices(service: StudioService, moments: list[Any], controls: dict[str
 
     def begin(names: list[str], words: str) -> Any:
         """A prompt to begin with, where there is none yet."""
-        return told(service.drawings.first_prompt, names[0]) if names and not words.strip() else gr.skip()
+        return or_refusal(service.drawings.first_prompt, names[0]) if names and not words.strip() else gr.skip()
 
     def offer_steps(name: str | None, words: str) -> tuple[Any, Any]:
         if not name:
             return gr.Dropdown(choices=[], value=[]), gr.skip()
-        timeline = told(service.timelines.read, name)
+        timeline = or_refusal(service.timelines.read, name)
         steps = gr.Dropdown(choices=timeline.steps, value=spread(timeline.steps))
         return steps, gr.skip() if words.strip() else timeline.prompt
 

@@ -10,7 +10,7 @@ import gradio as gr
 from ..images.drawing_settings import SETTINGS, DrawRequest
 from ..service import Glimpse, StudioService, WordView
 from ..subject.layer_strengths import STRENGTH_REACH
-from .common import QUIET, REFUSALS, follow, refusal, said, shown
+from .common import QUIET, REFUSALS, follow, refusal, shown, status_line
 from .draw_controls import NOBODY, offer
 from .job_bar import JobBar, job_bar
 from .setting_control import control_of
@@ -64,7 +64,7 @@ class Controls:
     def underway(self, glimpse: Glimpse) -> Update:
         """What to show while the picture forms."""
         forming = {self.picture: gr.Image(glimpse.pictures[0], visible=True)} if glimpse.pictures else {}
-        return {self.bar.status: said(str(glimpse)), **forming}
+        return {self.bar.status: status_line(str(glimpse)), **forming}
 
 
 def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
@@ -78,7 +78,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
                 info="Whose coefficients to look at",
                 elem_id="inspect-subject",
             )
-            about = gr.HTML(said(EMPTY), elem_id="inspect-about")
+            about = gr.HTML(status_line(EMPTY), elem_id="inspect-about")
             gr.Markdown(READING)
             norms = _chart("Norms", "inspect-norms", "Bars of the norm of the coefficients in each block")
         with gr.Column(scale=3, min_width=320):
@@ -106,19 +106,21 @@ def _wire_charts(service: StudioService, on: Controls) -> None:
         name = values[on.subject]
         nothing = {chart: gr.Image(None, visible=False) for chart in (on.heat, on.norms)}
         if not name:
-            yield nothing | {on.about: said(EMPTY)}
+            yield nothing | {on.about: status_line(EMPTY)}
             return
-        yield nothing | {on.about: said("Drawing the charts ...")}  # none of another subject stays beside its name
+        yield nothing | {
+            on.about: status_line("Drawing the charts ...")
+        }  # none of another subject stays beside its name
         try:
             prompt, word = service.inspector.suggestion(name, values[on.prompt])
             charts = service.inspector.charts(name)
         except REFUSALS as error:
-            yield {on.about: said(str(error), refused=True)}
+            yield {on.about: status_line(str(error), refused=True)}
             raise refusal(error) from error
         yield {
             on.heat: gr.Image(charts.coefficients, visible=True),
             on.norms: gr.Image(charts.norms, visible=True),
-            on.about: said(f"It is called up by “{word}”." if word else "It acts on every prompt."),
+            on.about: status_line(f"It is called up by “{word}”." if word else "It acts on every prompt."),
             on.prompt: prompt,
             on.word: word,
         }

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ..inference.request import DrawCancelled, DrawProgress
 from ..service import Glimpse, StudioService
-from .common import QUIET, REFUSALS, refusal, said
+from .common import QUIET, REFUSALS, refusal, status_line
 
 Values = dict[Any, Any]
 News = dict[Any, Any]
@@ -38,7 +38,7 @@ class JobBar:
         return {
             self.start: gr.Button(interactive=False),
             self.cancel: gr.Button(interactive=True),
-            self.status: said("Getting ready ...", *sentences),
+            self.status: status_line("Getting ready ...", *sentences),
         }
 
     def idle(self, *sentences: str, refused: bool = False) -> News:
@@ -46,7 +46,7 @@ class JobBar:
         return {
             self.start: gr.Button(interactive=True),
             self.cancel: gr.Button(interactive=False),
-            self.status: said(*sentences, refused=refused),
+            self.status: status_line(*sentences, refused=refused),
         }
 
     def run(
@@ -79,7 +79,9 @@ class JobBar:
         """End the job by the button, and when its page is closed."""
 
         def stop(request: gr.Request) -> Any:
-            return said("Stopping at the next step ...") if service.jobs.cancel(self._owner(request)) else gr.skip()
+            return (
+                status_line("Stopping at the next step ...") if service.jobs.cancel(self._owner(request)) else gr.skip()
+            )
 
         def leave(request: gr.Request) -> None:
             service.jobs.cancel(self._owner(request))

@@ -36,7 +36,7 @@ def open_page(config: PageConfig, block: bool = True) -> str:
     )
     service = StudioService(Studio(pipe), Library(config.subjects_dir), output_dir)
     # Who reaches the page from outside names no folders of this computer.
-    service.exchange.folders = not (config.listen or config.share)
+    service.import_export.folders = not (config.listen or config.share)
     try:
         return launch(build(service), config, users, block)
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from ..service import StudioService
-from .common import QUIET, REFUSALS, aloud, refusal, said, told
+from .common import QUIET, REFUSALS, or_refusal, refusal, status_line, with_status
 from .library_detail import PICTURES, Detail
 
 MOST_CARDS = 120  # more are found by searching
@@ -49,20 +49,20 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
                 elem_id="library-cards",
             )
             hint = gr.Markdown("", elem_id="library-hint")
-            importing = _Import(service.exchange.folders)
+            importing = _Import(service.import_export.folders)
             trash = _Trash()
         with gr.Column(scale=2, min_width=320):
-            status = gr.HTML(said("Pick a card to see what can be done with it."), elem_id="library-status")
+            status = gr.HTML(status_line("Pick a card to see what can be done with it."), elem_id="library-status")
             detail = Detail()
     seen = [cards, names, hint, *trash.outputs, chosen, *detail.outputs]
 
     def find(text: str, name: str | None) -> Values:
         """The cards for a search, and which of them is looked at."""
-        found = told(service.shelf.entries, text)
+        found = or_refusal(service.library_view.entries, text)
         shown = found[:MOST_CARDS]
         return {
             cards: gr.Gallery(
-                [(service.shelf.picture(entry), entry.caption) for entry in shown],
+                [(service.library_view.picture(entry), entry.caption) for entry in shown],
                 selected_index=next((i for i, entry in enumerate(shown) if entry.name == name), None),
             ),
             names: [entry.name for entry in shown],
@@ -71,7 +71,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
 
     def look(text: str, name: str | None, open_trash: bool = False) -> Values:
         """Everything that shows the library's state, as the disk has it now."""
-        current = next((entry for entry in service.shelf.entries() if entry.name == name), None)
+        current = next((entry for entry in service.library_view.entries() if entry.name == name), None)
         return {
             **find(text, name),
             chosen: current.name if current else None,
@@ -80,7 +80,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
         }
 
     def pick(event: gr.SelectData, listed: list[str]) -> Values:
-        entry = told(service.shelf.entry, listed[event.index])
+        entry = or_refusal(service.library_view.entry, listed[event.index])
         return {chosen: entry.name, **detail.show(service, entry)}
 
     tab.select(look, [search, chosen], seen, **QUIET)
@@ -118,23 +118,23 @@ class _Import:
     def wire(self, service: StudioService, look: Any, search: gr.Textbox, changed: list[Any], status: Any) -> None:
         def take(file: str) -> Iterator[Values]:
             try:
-                added = service.exchange.add(file)
+                added = service.import_export.add(file)
             except REFUSALS as error:
-                yield {status: said(str(error), refused=True), self.file: None}
+                yield {status: status_line(str(error), refused=True), self.file: None}
                 raise refusal(error) from error
-            done = said(f"In the library now: {', '.join(f'“{name}”' for name in added)}")
+            done = status_line(f"In the library now: {', '.join(f'“{name}”' for name in added)}")
             yield {**look("", added[-1]), search: "", status: done, self.file: None}
 
         def fetch(source: str) -> Values:
-            name = service.exchange.pull(source)
-            return {**look("", name), search: "", status: said(f"In the library now: “{name}”"), self.source: ""}
+            name = service.import_export.pull(source)
+            return {**look("", name), search: "", status: status_line(f"In the library now: “{name}”"), self.source: ""}
 
         def wait() -> str:
-            return said("Asking for it; all of it is checked before anything is written ...")
+            return status_line("Asking for it; all of it is checked before anything is written ...")
 
         self.file.upload(take, self.file, [*changed, search, self.file], **QUIET)
         gr.on([self.fetch.click, self.source.submit], wait, None, status, **QUIET).then(
-            aloud(fetch, status), self.source, [*changed, search, self.source], **QUIET
+            with_status(fetch, status), self.source, [*changed, search, self.source], **QUIET
         )
 
 
@@ -152,7 +152,7 @@ class _Trash:
         self.outputs = [self.fold, self.choice]
 
     def show(self, service: StudioService, unfold: bool) -> Values:
-        gone = told(service.library.deleted)
+        gone = or_refusal(service.library.deleted)
         choices = [(f"{one.name}, deleted {one.when:%Y-%m-%d %H:%M:%S}", one.key) for one in gone]
         opened: dict[str, Any] = {"open": True} if unfold else {}
         return {
@@ -163,9 +163,9 @@ class _Trash:
     def wire(self, service: StudioService, look: Any, search: gr.Textbox, changed: list[Any], status: Any) -> None:
         def put_back(key: str | None) -> Values:
             name = service.library.put_back(key or "")
-            return {**look("", name), search: "", status: said(f"“{name}” is back")}
+            return {**look("", name), search: "", status: status_line(f"“{name}” is back")}
 
-        self.back.click(aloud(put_back, status), self.choice, [*changed, search], **QUIET)
+        self.back.click(with_status(put_back, status), self.choice, [*changed, search], **QUIET)
 
 
 def _hint(found: int, searched: bool) -> str:

@@ -8,7 +8,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from ..service import Entry, Export, PushRequest, ReplaceError, StudioService
-from .common import QUIET, REFUSALS, aloud, refusal, said, told
+from .common import QUIET, REFUSALS, or_refusal, refusal, status_line, with_status
 
 PICTURES = [".png", ".jpg", ".jpeg", ".webp"]
 Values = dict[Any, Any]
@@ -77,7 +77,7 @@ class Detail:
         """The panel for a subject, or no panel."""
         if entry is None:
             return {self.panel: gr.Column(visible=False), self.replace: gr.Button(visible=False)}
-        file = None if entry.damaged else _cached(self.file, told(service.exchange.file, entry.name))
+        file = None if entry.damaged else _cached(self.file, or_refusal(service.import_export.file, entry.name))
         return {
             self.panel: gr.Column(visible=True),
             self.facts: _table(entry.name, entry.remark, entry.facts()),
@@ -94,42 +94,42 @@ class Detail:
         self, service: StudioService, look: Any, search: Any, chosen: Any, changed: list[Any], status: Any
     ) -> None:
         def rename(text: str, old: str, new: str) -> Values:
-            name = service.shelf.rename(old, new)
-            return {**look(text, name), status: said(f"“{old}” is called “{name}” now")}
+            name = service.library_view.rename(old, new)
+            return {**look(text, name), status: status_line(f"“{old}” is called “{name}” now")}
 
         def delete(text: str, name: str) -> Values:
-            service.shelf.delete(name)
-            done = said(f"“{name}” is in the trash; “Put back” undoes it")
+            service.library_view.delete(name)
+            done = status_line(f"“{name}” is in the trash; “Put back” undoes it")
             return {**look(text, None, open_trash=True), status: done}
 
         def make_card(name: str, picture: str | None) -> Values:
-            return self._made(service.exchange.card(name, picture), status)
+            return self._made(service.import_export.card(name, picture), status)
 
         def make_qr(name: str, picture: str | None) -> Values:
-            return self._made(service.exchange.qr(name, picture), status)
+            return self._made(service.import_export.qr(name, picture), status)
 
         asked = [search, chosen, self.name]
-        gr.on([self.rename.click, self.name.submit], aloud(rename, status), asked, changed, **QUIET)
-        self.delete.click(aloud(delete, status), [search, chosen], changed, **QUIET)
-        self.card.click(aloud(make_card, status), [chosen, self.picture], [self.made, status], **QUIET)
-        self.qr.click(aloud(make_qr, status), [chosen, self.picture], [self.made, status], **QUIET)
+        gr.on([self.rename.click, self.name.submit], with_status(rename, status), asked, changed, **QUIET)
+        self.delete.click(with_status(delete, status), [search, chosen], changed, **QUIET)
+        self.card.click(with_status(make_card, status), [chosen, self.picture], [self.made, status], **QUIET)
+        self.qr.click(with_status(make_qr, status), [chosen, self.picture], [self.made, status], **QUIET)
         self._wire_push(service, chosen, status)
 
     def _made(self, export: Export, status: gr.HTML) -> Values:
-        return {self.made: gr.File(_cached(self.made, export), visible=True), status: said(*export.notes)}
+        return {self.made: gr.File(_cached(self.made, export), visible=True), status: status_line(*export.notes)}
 
     def _wire_push(self, service: StudioService, chosen: Any, status: Any) -> None:
         def push(name: str, repo: str, private: bool, token: str, replace: bool = False) -> Iterator[Values]:
-            yield {status: said("Talking to the Hub ..."), self.replace: gr.Button(visible=False)}
+            yield {status: status_line("Talking to the Hub ..."), self.replace: gr.Button(visible=False)}
             try:
-                lines = service.exchange.push(PushRequest(name, repo, private, token, replace))
+                lines = service.import_export.push(PushRequest(name, repo, private, token, replace))
             except ReplaceError as question:  # the token stays in its field for the answer
-                yield {status: said(str(question)), self.replace: gr.Button(visible=True)}
+                yield {status: status_line(str(question)), self.replace: gr.Button(visible=True)}
             except REFUSALS as error:
-                yield {status: said(str(error), refused=True), self.token: ""}
+                yield {status: status_line(str(error), refused=True), self.token: ""}
                 raise refusal(error) from error
             else:
-                yield {status: said(*lines), self.token: ""}
+                yield {status: status_line(*lines), self.token: ""}
 
         def push_over(name: str, repo: str, private: bool, token: str) -> Iterator[Values]:
             yield from push(name, repo, private, token, replace=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..service import StudioService, reach_of
+from ..service import StudioService, limits_of
 from ..subject.setting import Setting
 
 
@@ -15,7 +15,7 @@ def control_of(setting: Setting, service: StudioService, tab: str, **changes: An
         tab: what its `elem_id` begins with.
         changes: what is else on this tab.
     """
-    studio, reach = service.studio, reach_of(service.studio, setting)
+    studio, reach = service.studio, limits_of(service.studio, setting)
     (width, height), samplers = studio.size, studio.schedulers
     own = {"width": width, "height": height, "scheduler": samplers[0]}.get(setting.name, setting.default)
     options: dict[str, Any] = {

@@ -11,7 +11,7 @@ import gradio as gr
 from ..images.drawing_settings import SETTINGS
 from ..inference.request import DrawCancelled
 from ..service import Glimpse, StudioService, Timeline
-from .common import QUIET, REFUSALS, aloud, follow, refusal, said, shown, told
+from .common import QUIET, REFUSALS, follow, or_refusal, refusal, shown, status_line, with_status
 from .loss_plot import curve_data, curve_plot
 from .setting_control import control_of
 
@@ -68,7 +68,9 @@ class TimelineTab:
             interactive=False,
             elem_id="timeline-step",
         )
-        self.status = gr.HTML(said("Pick a training to see how its subject came about"), elem_id="timeline-status")
+        self.status = gr.HTML(
+            status_line("Pick a training to see how its subject came about"), elem_id="timeline-status"
+        )
         with gr.Row():
             self.keep = gr.Button("Keep this step", variant="primary", interactive=False, size="md", min_width=90)
             self.every = gr.Button("Draw every step", interactive=False, size="md", min_width=90)
@@ -88,7 +90,7 @@ class TimelineTab:
             moment(self._offer, None, self.run, **QUIET)
         chosen = [self.step, self.prompt, self.seed, self.curve, self.picture, self.status, *buttons]
         choice = self.run.input(self._stop, None, None, queue=False, **QUIET)
-        choice = choice.then(aloud(self._choose, self.status), self.run, chosen, **QUIET)
+        choice = choice.then(with_status(self._choose, self.status), self.run, chosen, **QUIET)
         choice.success(self._draw, asked, drawn, **drawing)
         # Who moves on does not wait for the picture before.
         self.step.input(self._stop, None, None, queue=False, **QUIET)
@@ -96,7 +98,7 @@ class TimelineTab:
         self.step.input(self._draw, asked, drawn, trigger_mode="always_last", **drawing)
         gr.on([self.prompt.submit, self.seed.submit], self._draw, asked, drawn, **drawing)
         self.every.click(self._draw_every, asked, drawn, **drawing)
-        self.keep.click(aloud(self._keep, self.status), {self.run, self.step}, [self.status], **QUIET)
+        self.keep.click(with_status(self._keep, self.status), {self.run, self.step}, [self.status], **QUIET)
         self.cancel.click(self._stop, None, None, queue=False, **QUIET)
 
     def _offer(self) -> Any:
@@ -115,15 +117,17 @@ class TimelineTab:
             self.seed: timeline.seed,
             self.curve: curve_data(self.timelines.losses(name), at),
             self.picture: None,
-            self.status: said("no step is the subject yet" if kept is None else f"step {kept} is the subject now"),
+            self.status: status_line(
+                "no step is the subject yet" if kept is None else f"step {kept} is the subject now"
+            ),
             **dict.fromkeys((self.keep, self.every, self.cancel), gr.Button(interactive=True)),
         }
 
     def _mark(self, values: Values) -> Any:
         """The loss so far with a mark at the step that the slider is at."""
         name = values[self.run]
-        at = told(self.timelines.read, name).nearest(values[self.step])
-        return curve_data(told(self.timelines.losses, name), at)
+        at = or_refusal(self.timelines.read, name).nearest(values[self.step])
+        return curve_data(or_refusal(self.timelines.losses, name), at)
 
     def _draw(self, values: Values, request: gr.Request) -> Iterator[News]:
         """The picture of the step that the slider is at."""
@@ -152,25 +156,25 @@ class TimelineTab:
                     tell = partial(self._tell, last, f"drawing {where}")
                     moment = yield from follow(self.service.jobs.run(_owner(request), work), tell)
                 last = {self.picture: shown([moment.picture])[0][0]}
-                yield {**last, self.status: said(where, *moment.notes)}
+                yield {**last, self.status: status_line(where, *moment.notes)}
             if len(steps) > 1:
-                yield {**last, self.status: said(f"all {len(steps)} steps are drawn: move the slider")}
+                yield {**last, self.status: status_line(f"all {len(steps)} steps are drawn: move the slider")}
         except DrawCancelled:
-            yield {**last, self.status: said("cancelled; what is drawn stays")}
+            yield {**last, self.status: status_line("cancelled; what is drawn stays")}
         except REFUSALS as error:
-            yield {**last, self.status: said(str(error), refused=True)}
+            yield {**last, self.status: status_line(str(error), refused=True)}
             raise refusal(error) from error
 
     def _tell(self, last: News, what: str, glimpse: Glimpse) -> News:
-        return {**last, self.status: said(f"{what}: {glimpse}")}
+        return {**last, self.status: status_line(f"{what}: {glimpse}")}
 
     def _keep(self, values: Values) -> News:
         """Write the step that the slider is at as the subject."""
         name = values[self.run]
         at = self.timelines.keep(name, values[self.step])
-        going_on = self.service.trainings.writing(name) is not None
+        going_on = self.service.training_queue.writing(name) is not None
         after = "it stays so when the training ends" if going_on else "the timeline still has all the others"
-        return {self.status: said(f"Kept: step {at} is the subject {name} now; {after}")}
+        return {self.status: status_line(f"Kept: step {at} is the subject {name} now; {after}")}
 
     def _stop(self, request: gr.Request) -> None:
         self.service.jobs.cancel(_owner(request))

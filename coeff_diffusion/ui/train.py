@@ -9,9 +9,9 @@ import gradio as gr
 from PIL import Image
 
 from ..inference.request import StudioError
-from ..service import StudioService, Training, TrainingRequest
+from ..service import StudioService, TrainingForm, TrainingJob
 from ..training.config import ConfigError
-from .common import QUIET, aloud, said, told
+from .common import QUIET, or_refusal, status_line, with_status
 from .loss_plot import curve_data, curve_plot
 from .train_controls import Controls, labels
 
@@ -64,25 +64,25 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
 
     def call(files: list[str] | None, name: str, word: str, preset: str, changes: dict[str, Any] | None) -> Any:
         paths = [Path(file) for file in files or []]
-        job = told(service.trainings.submit, TrainingRequest(paths, name, word, preset, changes or {}))
-        return job.report(service.trainings.place(job))
+        job = or_refusal(service.training_queue.submit, TrainingForm(paths, name, word, preset, changes or {}))
+        return job.report(service.training_queue.place(job))
 
     def status() -> list[dict[str, Any]]:
         """Every training that is remembered, in the order they were asked for."""
-        return [job.report(service.trainings.place(job)) for job in service.trainings.jobs]
+        return [job.report(service.training_queue.place(job)) for job in service.training_queue.jobs]
 
     controls.wire(tab)
     view.wire(page, tab)
-    start.click(aloud(press, refused), controls.all, [refused, *view.outputs], **QUIET)
+    start.click(with_status(press, refused), controls.all, [refused, *view.outputs], **QUIET)
     asked = [controls.pictures, controls.name, controls.class_word, controls.preset, settings]
     script.click(call, asked, answer, api_name="train", show_progress="hidden")
     gr.api(status, api_name="status")
 
 
-def _submit(service: StudioService, request: TrainingRequest) -> Training:
+def _submit(service: StudioService, request: TrainingForm) -> TrainingJob:
     """Put a training in line; what its settings refuse is said in the words of the page."""
     try:
-        return service.trainings.submit(request)
+        return service.training_queue.submit(request)
     except ConfigError as error:
         known = labels()
         worded = [re.sub(r"--(\w+)", lambda flag: known.get(flag[1], flag[1]), text) for text in error.problems]
@@ -94,7 +94,7 @@ class View:
 
     def __init__(self, service: StudioService) -> None:
         self.service = service
-        self.status = gr.HTML(said("Nothing has been trained yet"), elem_id="train-status", padding=True)
+        self.status = gr.HTML(status_line("Nothing has been trained yet"), elem_id="train-status", padding=True)
         self.stop = gr.Button("Stop and keep what it has", variant="stop", interactive=False, elem_id="train-stop")
         self.line = gr.Radio(
             [],
@@ -124,19 +124,19 @@ class View:
 
     def wire(self, page: gr.Blocks, tab: gr.Tab) -> None:
         """Look when the page opens, when someone comes to the tab or chooses another training, and while one runs."""
-        trainings = self.service.trainings
+        training_queue = self.service.training_queue
 
         # Which training is looked at is what the radio says: looks overlap, so what one of them wrote down as seen may
         # be of another training by now. Then all is sent again.
         def arrive() -> News:
-            return self.news(trainings.latest, None, Seen())
+            return self.news(training_queue.latest, None, Seen())
 
         def look(number: int | None, seen: Seen) -> News:
-            return self.news(trainings.find(number) or trainings.latest, number, seen)
+            return self.news(training_queue.find(number) or training_queue.latest, number, seen)
 
         def stop(number: int | None, seen: Seen) -> News:
             if number is not None:
-                trainings.stop(number)
+                training_queue.stop(number)
             return look(number, seen)
 
         for moment in (page.load, tab.select):
@@ -146,15 +146,15 @@ class View:
         self.line.input(look, asked, self.outputs, queue=False, **QUIET)
         self.stop.click(stop, asked, self.outputs, queue=False, **QUIET)
 
-    def news(self, job: Training | None, number: int | None, seen: Seen) -> News:
+    def news(self, job: TrainingJob | None, number: int | None, seen: Seen) -> News:
         """What has changed of a training since a browser last saw it; all of it where that was another.
 
         Args:
             number: of the training that the browser has chosen.
         """
-        trainings = self.service.trainings
-        line = tuple((_label(one, trainings.place(one)), one.number) for one in reversed(trainings.jobs))
-        running, news = trainings.busy, News()
+        training_queue = self.service.training_queue
+        line = tuple((_label(one, training_queue.place(one)), one.number) for one in reversed(training_queue.jobs))
+        running, news = training_queue.busy, News()
         if line != seen.line:
             news[self.line] = gr.Radio(
                 choices=list(line), value=None if job is None else job.number, visible=bool(line)
@@ -166,9 +166,9 @@ class View:
         if job.number != number:
             news[self.line] = gr.Radio(choices=list(line), value=job.number, visible=True)
         other = job.number != seen.job
-        status, steps, messages = job.status(trainings.place(job)), job.step, list(job.messages)
+        status, steps, messages = job.status(training_queue.place(job)), job.step, list(job.messages)
         if other or status != seen.status:
-            news[self.status] = said(status)
+            news[self.status] = status_line(status)
             news[self.stop] = gr.Button(
                 "Take out of the line" if job.state == "queued" else "Stop and keep what it has",
                 interactive=not (job.over or job.stop.is_set()),
@@ -184,14 +184,14 @@ class View:
         return news
 
 
-def _label(job: Training, place: int) -> str:
+def _label(job: TrainingJob, place: int) -> str:
     """A training in the line, in few words."""
     return f"{job.name}: " + {"queued": f"waits, number {place} in line", "running": "is being trained"}.get(
         job.state, job.state
     )
 
 
-def _previews(job: Training) -> list[tuple[Image.Image, str]]:
+def _previews(job: TrainingJob) -> list[tuple[Image.Image, str]]:
     """The newest pictures of a training, each with its step."""
     found = [(path, f"step {step}") for step, paths in reversed(job.previews.items()) for path in paths]
     pictures = []

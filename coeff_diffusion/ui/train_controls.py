@@ -6,11 +6,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import gradio as gr
 
-from ..service import StudioService, TrainingRequest
+from ..service import StudioService, TrainingForm
 from ..service.presets import PRESETS
 from ..service.training_form import CENTER_CROP, SETTINGS
 from ..training.config import TrainConfig, field_help
-from .common import QUIET, said
+from .common import QUIET, status_line
 
 Values = dict[Any, Any]
 
@@ -66,9 +66,9 @@ class Controls:
         """Every control that a request is made of."""
         return {self.pictures, self.name, self.class_word, self.preset, *self.settings.values()}
 
-    def request(self, values: Values) -> TrainingRequest:
+    def request(self, values: Values) -> TrainingForm:
         """What the controls say."""
-        return TrainingRequest(
+        return TrainingForm(
             _paths(values[self.pictures]),
             values[self.name] or "",
             values[self.class_word] or "",
@@ -83,12 +83,12 @@ class Controls:
         filled = [name for name in SETTINGS if name in of_presets]
 
         def look(files: list[str] | None, center_crop: bool, seed: int | None) -> list[Any]:
-            found = self.service.trainings.check(_paths(files), center_crop, seed or 0)
+            found = self.service.training_queue.check(_paths(files), center_crop, seed or 0)
             crops = [(image, path.name) for path, image in found.crops.items()]
-            return [gr.Gallery(crops, visible=bool(crops)), said(*found.refused, *found.notes)]
+            return [gr.Gallery(crops, visible=bool(crops)), status_line(*found.refused, *found.notes)]
 
         def offer() -> Any:
-            return gr.Radio([(text, name) for name, text in self.service.trainings.offers().items()])
+            return gr.Radio([(text, name) for name, text in self.service.training_queue.offers().items()])
 
         def fill(preset: str) -> list[Any]:
             values = {**vars(TrainConfig()), **PRESETS[preset]}

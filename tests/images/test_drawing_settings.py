@@ -31,7 +31,7 @@ from coeff_diffusion.commands.generate import GenerateConfig, _overridden, drawi
 from coeff_diffusion.commands.info import InfoConfig, picture_facts, show_info
 from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.images.generation_info import Parameters, format_parameters, parse_parameters
-from coeff_diffusion.inference.replay import Recipe
+from coeff_diffusion.inference.replay import Replay
 from coeff_diffusion.inference.request import DrawRequest, disagreements, problems
 from coeff_diffusion.service.picture_settings import _within_reach
 from coeff_diffusion.ui.api import draw_request
@@ -42,7 +42,7 @@ text = format_parameters(Parameters("a dog", softness=0.5))
 path = save_picture(Image.new("RGB", (8, 8)), Path("a.png"), text)
 shown = []
 show_info(InfoConfig(str(path)), shown.append)
-asked, _ = Recipe(Path("a.png"), parse_parameters(text), ()).request()
+asked, _ = Replay(Path("a.png"), parse_parameters(text), ()).request()
 studio = SimpleNamespace(schedulers=["DDIM"], size=(64, 64), multiple=8)
 with gr.Blocks():
     controls = plain_controls(SimpleNamespace(studio=studio))

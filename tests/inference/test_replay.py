@@ -10,7 +10,7 @@ from subject_maker import make_subject
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
 from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters, parse_parameters
-from coeff_diffusion.inference.replay import MAX_BATCH, Base, Part, Recipe
+from coeff_diffusion.inference.replay import MAX_BATCH, Base, Part, Replay
 from coeff_diffusion.inference.request import DrawRequest, StudioError
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.sources.image_card import chunks
@@ -33,15 +33,15 @@ DRAWN = Parameters(
 OLD = replace(DRAWN, hashes={})
 
 
-def recipe(parameters: Parameters = DRAWN, *carried: Coefficients) -> Recipe:
-    return Recipe(Path("card.png"), parameters, carried)
+def recipe(parameters: Parameters = DRAWN, *carried: Coefficients) -> Replay:
+    return Replay(Path("card.png"), parameters, carried)
 
 
 def given(one: Coefficients, strength: float | None = None) -> Part:
     return Part(one, strength=strength, source=f"{one.info.name}.safetensors")
 
 
-def found(recipe: Recipe, *parts: Part) -> tuple[list[tuple[str | None, Coefficients, float | None]], list[str]]:
+def found(recipe: Replay, *parts: Part) -> tuple[list[tuple[str | None, Coefficients, float | None]], list[str]]:
     chosen, notes = recipe.parts(parts)
     return [(part.name, part.subject, part.strength) for part in chosen], notes
 
@@ -211,11 +211,11 @@ def test_learned_words_take_part_without_being_asked_for(tiny_pipe: StableDiffus
 def test_reading(tmp_path: Path) -> None:
     image = Image.new("RGB", (8, 8))
     path = save_picture(image, tmp_path / "a.png", format_parameters(DRAWN), chunks([DOG]))
-    assert Recipe.read(path) == Recipe(path, DRAWN, [DOG])
+    assert Replay.read(path) == Replay(path, DRAWN, [DOG])
     with pytest.raises(PictureError, match="no drawing parameters"):
-        Recipe.read(save_picture(image, tmp_path / "b.png", None, chunks([DOG])))
+        Replay.read(save_picture(image, tmp_path / "b.png", None, chunks([DOG])))
     (tmp_path / "c.png").write_bytes(path.read_bytes().replace(b"coEf", b"coEg"))
-    assert Recipe.read(tmp_path / "c.png").carried == []
+    assert Replay.read(tmp_path / "c.png").carried == []
     (tmp_path / "c.png").write_bytes(path.read_bytes().replace(b'"format_version', b'"format-version'))
     with pytest.raises(CoefficientsError, match="checksum"):
-        Recipe.read(tmp_path / "c.png")
+        Replay.read(tmp_path / "c.png")

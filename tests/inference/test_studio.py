@@ -128,6 +128,8 @@ def test_notes_say_when_a_subject_cannot_act(studio: Studio, dog: Coefficients) 
     (note,) = studio.notes(replace(PLAIN, subjects={"dog": 1.0}))
     assert note == "the prompt does not contain 'sks dog', so 'dog' does not act"
     assert studio.notes(replace(PLAIN, subjects={"dog": 1.0}, gate="always")) == []
+    (note,) = studio.notes(replace(REQUEST, prompt=f"{'red ' * 90}sks dog", subjects={"dog": 1.0}))
+    assert "stands behind the tokens that the base reads of the prompt, so 'dog' does not act" in note
 
 
 def test_a_drawing_leaves_the_pipeline_as_it_was(studio: Studio) -> None:

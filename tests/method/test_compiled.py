@@ -8,9 +8,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import SlicedAttnProcessor
 from small_networks import output_of, sites_of, small_network
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.overrides import _get_current_function_mode_stack
 
 from coeff_diffusion import attach, trainable_parameters
 from coeff_diffusion.method.attachment import activate, attach_heads, detach, layer_heads
@@ -108,28 +110,26 @@ def block_by_block(unet: Any) -> Any:
 
 @torch.no_grad()
 @pytest.mark.parametrize("compile", [whole, in_place, block_by_block])
-def test_what_is_attached_to_a_network_that_ran_compiled_acts(
-    tiny_pipe: StableDiffusionPipeline, compile: Callable[[Any], Any]
-) -> None:
+def test_what_is_attached_to_a_network_that_ran_compiled_acts(compile: Callable[[Any], Any]) -> None:
     """The compiler does not look at hooks again: without help it would go on with the base, in silence."""
-    unet, arguments = tiny_pipe.unet, inputs()
-    found = compile(unet)
-    base = predict(found, arguments)
+    model, arguments = small_network("pixart")
+    found = compile(model)
+    base = output_of(found, arguments)
     for seed in (1, 2):
         attach(found, trainable=False)
-        activate(found, coefficients(unet, seed, 2))
-        on = predict(found, arguments)
+        activate(found, coefficients(model, seed, 2))
+        on = output_of(found, arguments)
         with torch.compiler.set_stance("force_eager"):
-            torch.testing.assert_close(on, predict(unet, arguments))
+            torch.testing.assert_close(on, output_of(model, arguments))
         assert not torch.allclose(on, base, atol=1e-2)
         detach(found)
-        assert torch.equal(predict(found, arguments), base)
-    gated = coefficients(unet, 3, 2)
+        assert torch.equal(output_of(found, arguments), base)
+    gated = coefficients(model, 3, 2)
     for coeff in gated.values():
         coeff[0] = 0
     attach(found, trainable=False)
     activate(found, gated)
-    on = predict(found, arguments)
+    on = output_of(found, arguments)
     assert torch.equal(on[0], base[0])
     assert not torch.allclose(on[1], base[1], atol=1e-2)
 
@@ -150,7 +150,7 @@ def test_equal_blocks_are_compiled_once() -> None:
 
 
 @torch.no_grad()
-def test_frames_of_a_sample_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_of_a_sample_compile() -> None:
     class Folded(torch.nn.Module):
         """Two frames of each sample as one batch, as AnimateDiff calls its layers."""
 
@@ -171,34 +171,64 @@ def test_frames_of_a_sample_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
-def test_a_layer_that_does_not_call_sdpa_is_an_error_when_compiled_too(tiny_pipe: StableDiffusionPipeline) -> None:
-    attach(tiny_pipe.unet, trainable=False)
-    activate(tiny_pipe.unet, coefficients(tiny_pipe.unet, 1))
-    tiny_pipe.enable_attention_slicing("max")
-    found = torch.compile(tiny_pipe.unet, backend="eager")
+def test_a_layer_that_does_not_call_sdpa_is_an_error_when_compiled_too() -> None:
+    model, arguments = small_network("pixart")
+    attach(model, trainable=False)
+    activate(model, coefficients(model, 1))
+    model.set_attn_processor(SlicedAttnProcessor(2))
     with pytest.raises(AttachmentError, match="disable_attention_slicing"):
-        predict(found, inputs())
+        output_of(torch.compile(model, backend="eager"), arguments)
 
 
 @torch.no_grad()
-def test_a_processor_that_breaks_the_graph_is_recombined_all_the_same(tiny_pipe: StableDiffusionPipeline) -> None:
-    unet, arguments = tiny_pipe.unet, inputs()
-    layer = unet.mid_block.attentions[0].transformer_blocks[0].attn1
-    original, coeffs = layer.processor, coefficients(unet, 1)
+@pytest.mark.parametrize("error", [LookupError, KeyboardInterrupt])
+def test_a_layer_that_breaks_the_graph_is_recombined_all_the_same(error: type[BaseException]) -> None:
+    model, arguments = small_network("pixart")
+    layer, failing = model.transformer_blocks[0].attn1, []
 
-    class Breaking(type(original)):
+    class Breaking(type(layer.processor)):
         def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
             torch._dynamo.graph_break()
+            if failing:
+                raise error
             return super().__call__(*args, **kwargs)
 
-    attach(unet, trainable=False)
-    activate(unet, coeffs)
-    expected = predict(unet, arguments)
+    attach(model, trainable=False)
+    activate(model, coefficients(model, 1))
+    expected = output_of(model, arguments)
     layer.set_processor(Breaking())
-    torch.testing.assert_close(predict(torch.compile(unet, backend="eager"), arguments), expected)
-    activate(unet, {path: coeff for path, coeff in coeffs.items() if "mid_block" not in path})
-    by_hand = CoeffAttnProcessor(original)  # breaks the graph itself
-    by_hand.act(coeffs["mid_block.attentions.0.transformer_blocks.0.attn1"])
-    layer.set_processor(by_hand)
-    other = predict(unet, arguments)
-    torch.testing.assert_close(predict(torch.compile(unet, backend="eager"), arguments), other)
+    found = torch.compile(model, backend="eager")
+    torch.testing.assert_close(output_of(found, arguments), expected)
+    failing.append(True)
+    with pytest.raises(error):
+        output_of(found, arguments)
+    failing.clear()
+    torch.testing.assert_close(output_of(found, arguments), expected)
+    assert _get_current_function_mode_stack() == []
+
+
+@torch.no_grad()
+def test_what_ctrl_c_leaves_does_nothing_in_compiled_code_either() -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model, arguments = small_network("pixart")
+    other, their_arguments = small_network("clip_text_encoder")
+    base = output_of(other, their_arguments)
+    attach(model, trainable=False)
+    activate(model, coefficients(model, 1))
+    model.transformer_blocks[0].attn1.to_k.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        output_of(model, arguments)
+    torch.testing.assert_close(output_of(torch.compile(other, backend="eager"), their_arguments), base)
+    detach(model)
+
+
+@torch.no_grad()
+def test_a_processor_set_by_hand_breaks_the_graph_and_acts() -> None:
+    model, arguments = small_network("pixart")
+    layer = model.transformer_blocks[0].attn1
+    layer.set_processor(CoeffAttnProcessor(layer.processor))
+    layer.processor.act(torch.randn(4, 4))
+    expected = output_of(model, arguments)
+    torch.testing.assert_close(output_of(torch.compile(model, backend="eager"), arguments), expected)

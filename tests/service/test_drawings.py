@@ -13,7 +13,7 @@ from coeff_diffusion.images.files import read_parameters, save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.inference.request import DrawRequest, LayerStrengths, StudioError
 from coeff_diffusion.inference.studio import Studio
-from coeff_diffusion.service import Drawings, SubjectLoader, reach_of
+from coeff_diffusion.service import Drawings, SubjectLoader, limits_of
 from coeff_diffusion.sources.image_card import chunks, embed, extract
 from coeff_diffusion.sources.library import Library
 
@@ -220,7 +220,7 @@ def test_values_beyond_the_controls_come_back_as_near_as_they_reach(drawings: Dr
     )
     settings = drawings.settings_of(picture(tmp_path / "a.png", found))
     request, studio = settings.request, drawings.loader.studio
-    assert (reach_of(studio, SETTINGS["width"]), studio.multiple) == ((16, 64), 8)
+    assert (limits_of(studio, SETTINGS["width"]), studio.multiple) == ((16, 64), 8)
     assert request is not None
     assert (request.steps, request.guidance_scale, request.width, request.height) == (100, 7.5, 16, 64)
     assert (settings.subjects, request.end) == ({"dog": 0.0}, 1)

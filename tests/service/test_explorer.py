@@ -18,7 +18,7 @@ from coeff_diffusion.service.explorer import EMPTY, Explorer
 from coeff_diffusion.service.grid_cells import GridRequest, read_strengths, spread
 from coeff_diffusion.service.loading import SubjectLoader
 from coeff_diffusion.service.timelines import Timelines
-from coeff_diffusion.service.training_queue import Trainings
+from coeff_diffusion.service.training_queue import TrainingQueue
 from coeff_diffusion.sources.library import Library
 from coeff_diffusion.subject.errors import CoefficientsError
 from coeff_diffusion.training.timeline import save_timeline
@@ -45,7 +45,7 @@ def explorer(tiny_pipe: StableDiffusionPipeline, new_subject: Callable[..., Coef
     steps = {step: new_subject("run", trigger="sks pot", vectors=1, seed=step) for step in (2, 4, 6)}
     save_timeline(folder / "run" / "timeline.safetensors", steps)
     loader = SubjectLoader(Studio(tiny_pipe), Library(folder))
-    return Explorer(loader, Timelines(loader, Trainings(loader)), tmp_path / "pictures")
+    return Explorer(loader, Timelines(loader, TrainingQueue(loader)), tmp_path / "pictures")
 
 
 def test_subjects_of_one_trigger_share_batches(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from coeff_diffusion import Coefficients, CoefficientsError, describe_base, laye
 from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.inference.studio import Studio
-from coeff_diffusion.service import Exchange, PushRequest, ReplaceError, Shelf, library_view
+from coeff_diffusion.service import ImportExport, LibraryView, PushRequest, ReplaceError
+from coeff_diffusion.service import library_view as module
 from coeff_diffusion.service.thumbnails import SIDE, greyed, stand_in, thumbnail
 from coeff_diffusion.sources.hub import HubError
 from coeff_diffusion.sources.image_card import chunks, extract
@@ -61,13 +62,13 @@ def new_subject(pipe: StableDiffusionPipeline) -> Make:
 
 
 @pytest.fixture
-def shelf(pipe: StableDiffusionPipeline, library: Library) -> Shelf:
-    return Shelf(Studio(pipe), library)
+def library_view(pipe: StableDiffusionPipeline, library: Library) -> LibraryView:
+    return LibraryView(Studio(pipe), library)
 
 
 @pytest.fixture
-def exchange(shelf: Shelf) -> Exchange:
-    return Exchange(shelf)
+def import_export(library_view: LibraryView) -> ImportExport:
+    return ImportExport(library_view)
 
 
 def put_run(
@@ -94,13 +95,13 @@ def colour(image: Image.Image) -> tuple[int, ...]:
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_card_says(shelf: Shelf, library: Library, new_subject: Make) -> None:
+def test_what_a_card_says(library_view: LibraryView, library: Library, new_subject: Make) -> None:
     subject = new_subject(
         "Rex", "sks dog", class_word="dog", base_model="tiny", created="2025-01-31T12:00:00Z", license="cc0-1.0",
         train_steps=1_200, extra={"strength": 0.8},
     )  # fmt: skip
     subject.save(library.folder / "rex.safetensors")
-    (entry,) = shelf.entries()
+    (entry,) = library_view.entries()
     assert (entry.name, entry.caption, entry.problem) == ("rex", "rex · sks dog", "")
     assert entry.facts() == {
         "Called up by": "sks dog",
@@ -114,22 +115,22 @@ def test_what_a_card_says(shelf: Shelf, library: Library, new_subject: Make) -> 
         "Size": f"{entry.path.stat().st_size:,} bytes",
     }
     Coefficients(dict(subject)).save(library.folder / "plain.safetensors")
-    assert shelf.entry("plain").facts()["Called up by"] == "acts on every prompt"
-    assert {entry.remark for entry in shelf.entries()} == {""}
+    assert library_view.entry("plain").facts()["Called up by"] == "acts on every prompt"
+    assert {entry.remark for entry in library_view.entries()} == {""}
     new_subject(base_model="user/tiny", base_sample=(9.0,) * 24).save(library.folder / "tuned.safetensors")
-    tuned = shelf.entry("tuned")
+    tuned = library_view.entry("tuned")
     assert (tuned.caption, tuned.problem) == ("tuned · sks dog", "")
     assert re.match("The subject was trained on user/tiny, .* has other weights", tuned.remark)
     with pytest.raises(CoefficientsError, match="no subject 'cat' in"):
-        shelf.entry("cat")
+        library_view.entry("cat")
 
 
-def test_searching(shelf: Shelf, library: Library, new_subject: Make) -> None:
+def test_searching(library_view: LibraryView, library: Library, new_subject: Make) -> None:
     for name, trigger, word in [("Rex", "sks dog", "dog"), ("tom", "sks cat", "cat"), ("ÜBÜ", "zwx", "straße")]:
         new_subject(name, trigger, class_word=word).save(library.folder / f"{name}.safetensors")
 
     def found(text: str) -> list[str]:
-        return [entry.name for entry in shelf.entries(text)]
+        return [entry.name for entry in library_view.entries(text)]
 
     assert found("") == found("  ") == ["Rex", "tom", "ÜBÜ"]
     assert found("SKS") == ["Rex", "tom"]
@@ -138,7 +139,9 @@ def test_searching(shelf: Shelf, library: Library, new_subject: Make) -> None:
     assert found("[a-z") == found("x" * 9_000) == []
 
 
-def test_damaged_and_foreign_ones_are_listed_with_the_reason(shelf: Shelf, library: Library, new_subject: Make) -> None:
+def test_damaged_and_foreign_ones_are_listed_with_the_reason(
+    library_view: LibraryView, library: Library, new_subject: Make
+) -> None:
     new_subject().save(library.folder / "a-good-one.safetensors")
     data = new_subject().to_bytes()
     (library.folder / "empty.safetensors").touch()
@@ -152,7 +155,7 @@ def test_damaged_and_foreign_ones_are_listed_with_the_reason(shelf: Shelf, libra
     new_subject().replace(tokens=token).save(library.folder / "wide.safetensors")
     blocks = new_subject(blocks=("nowhere.*",))
     blocks.save(library.folder / "blocks.safetensors")
-    entries = {entry.name: entry for entry in shelf.entries()}
+    entries = {entry.name: entry for entry in library_view.entries()}
     assert entries["a-good-one"].problem == ""
     for name, why in {
         "empty": "truncated: it has 0 bytes",
@@ -167,7 +170,7 @@ def test_damaged_and_foreign_ones_are_listed_with_the_reason(shelf: Shelf, libra
         assert str(library.folder) not in entries[name].problem
         assert entries[name].caption == f"{name} · cannot be read"
         assert entries[name].facts().keys() == {"Date", "Size"}
-        assert shelf.picture(entries[name]).size == (SIDE, SIDE)
+        assert library_view.picture(entries[name]).size == (SIDE, SIDE)
     for name, why in {
         "foreign": "the subject is for some/base (custom, 14 layers), this base is custom with 14 layers",
         "wide": "the subject's token has 8 channels, but the text_encoder of this base has 32",
@@ -179,55 +182,55 @@ def test_damaged_and_foreign_ones_are_listed_with_the_reason(shelf: Shelf, libra
 
 
 def test_a_file_is_read_again_only_when_it_changed(
-    shelf: Shelf, library: Library, new_subject: Make, monkeypatch: pytest.MonkeyPatch
+    library_view: LibraryView, library: Library, new_subject: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = library.folder / "dog.safetensors"
     new_subject("one").save(path)
     read: list[Any] = []
-    load = library_view.open_subject
-    monkeypatch.setattr(library_view, "open_subject", lambda source: read.append(source) or load(source))
-    assert [entry.info.name for _ in range(3) for entry in shelf.entries()] == ["one"] * 3
+    load = module.open_subject
+    monkeypatch.setattr(module, "open_subject", lambda source: read.append(source) or load(source))
+    assert [entry.info.name for _ in range(3) for entry in library_view.entries()] == ["one"] * 3
     assert len(read) == 1
     new_subject("two", seed=2).save(path)
-    assert shelf.entry("dog").info.name == "two"
+    assert library_view.entry("dog").info.name == "two"
     assert len(read) == 2
 
 
 def test_the_list_does_not_wait_for_a_drawing(library: Library, tiny_pipe: Any, new_subject: Make) -> None:
-    shelf = Shelf(Studio(tiny_pipe), library)
+    library_view = LibraryView(Studio(tiny_pipe), library)
     new_subject().save(library.folder / "dog.safetensors")
     tiny_pipe.unet = None  # what draws is nobody's business here once the shelf is made
-    assert shelf.entry("dog").problem == ""
+    assert library_view.entry("dog").problem == ""
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_picture_is_the_newest_sample_of_the_subject_as_it_is(
-    shelf: Shelf, library: Library, new_subject: Make
+    library_view: LibraryView, library: Library, new_subject: Make
 ) -> None:
     then, now = new_subject(seed=1), new_subject(seed=2)
     run = put_run(library, "dog", now, {10: ("red", then), 20: ("lime", now), 30: ("blue", then)})
-    entry = shelf.entry("dog")
-    assert shelf.sample(entry) == run / "samples" / "step_000020_0.png"
-    assert colour(shelf.picture(entry)) == (0, 255, 0)
+    entry = library_view.entry("dog")
+    assert library_view.sample(entry) == run / "samples" / "step_000020_0.png"
+    assert colour(library_view.picture(entry)) == (0, 255, 0)
     (run / "samples" / "step_000020_0.png").unlink()
-    assert colour(shelf.picture(entry)) == (0, 0, 255)
+    assert colour(library_view.picture(entry)) == (0, 0, 255)
     (run / "samples" / "step_000030_0.png").write_bytes(b"no picture")
-    assert colour(shelf.picture(entry)) == colour(stand_in())
+    assert colour(library_view.picture(entry)) == colour(stand_in())
     shutil.rmtree(run / "samples")
-    assert shelf.sample(entry) is None
+    assert library_view.sample(entry) is None
 
 
-def test_links_are_no_samples(shelf: Shelf, library: Library, new_subject: Make, tmp_path: Path) -> None:
+def test_links_are_no_samples(library_view: LibraryView, library: Library, new_subject: Make, tmp_path: Path) -> None:
     run = put_run(library, "dog", new_subject(), {})
     secret = tmp_path / "secret.png"
     Image.new("RGB", (8, 8), "red").save(secret)
     (run / "samples" / "step_000010_0.png").symlink_to(secret)
-    assert shelf.sample(shelf.entry("dog")) is None
+    assert library_view.sample(library_view.entry("dog")) is None
     shutil.rmtree(run / "samples")
     (run / "samples").symlink_to(tmp_path)
-    assert shelf.sample(shelf.entry("dog")) is None
+    assert library_view.sample(library_view.entry("dog")) is None
 
 
 def with_thumbnail(subject: Coefficients, value: str) -> bytes:
@@ -236,18 +239,18 @@ def with_thumbnail(subject: Coefficients, value: str) -> bytes:
     return serialize(subject.named_tensors(), {**header["__metadata__"], "modelspec.thumbnail": value})
 
 
-def test_a_lone_file_shows_the_thumbnail_in_it(shelf: Shelf, library: Library, new_subject: Make) -> None:
+def test_a_lone_file_shows_the_thumbnail_in_it(library_view: LibraryView, library: Library, new_subject: Make) -> None:
     data = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(data, "PNG")
     encoded = base64.b64encode(data.getvalue()).decode()
     path = library.folder / "dog.safetensors"
     path.write_bytes(with_thumbnail(new_subject(), f"data:image/png;base64,{encoded}"))
-    assert colour(shelf.picture(shelf.entry("dog"))) == (255, 0, 0)
+    assert colour(library_view.picture(library_view.entry("dog"))) == (255, 0, 0)
     for number, wrong in enumerate(["", "x", "data:image/png;base64,%", f"data:image/svg+xml;base64,{encoded}"]):
         path = library.folder / f"{number}.safetensors"
         path.write_bytes(with_thumbnail(new_subject(), wrong))
-        assert shelf.entry(path.stem).problem == ""
-        assert shelf.picture(shelf.entry(path.stem)) == stand_in()
+        assert library_view.entry(path.stem).problem == ""
+        assert library_view.picture(library_view.entry(path.stem)) == stand_in()
 
 
 def test_bombs_are_not_decoded(tmp_path: Path, new_subject: Make) -> None:
@@ -268,33 +271,33 @@ def test_what_cannot_be_used_is_grey() -> None:
 
 def test_what_is_being_trained_stays(pipe: StableDiffusionPipeline, library: Library, new_subject: Make) -> None:
     training = {"dog"}
-    shelf = Shelf(Studio(pipe), library, writing=training.__contains__)
+    library_view = LibraryView(Studio(pipe), library, writing=training.__contains__)
     put_run(library, "dog", new_subject(), {})
-    for move in (shelf.delete, lambda name: shelf.rename(name, "x")):
+    for move in (library_view.delete, lambda name: library_view.rename(name, "x")):
         with pytest.raises(LibraryError, match="'dog' is being trained; stop its training first"):
             move("dog")
     training.clear()
-    assert shelf.rename("dog", "rex") == "rex"
-    assert shelf.delete("rex").name == "rex"
-    assert shelf.entries() == []
+    assert library_view.rename("dog", "rex") == "rex"
+    assert library_view.delete("rex").name == "rex"
+    assert library_view.entries() == []
 
 
 # --- coming in --------------------------------------------------------------------------------------------------------
 
 
-def test_importing_files_cards_and_codes(exchange: Exchange, tmp_path: Path, new_subject: Make) -> None:
+def test_importing_files_cards_and_codes(import_export: ImportExport, tmp_path: Path, new_subject: Make) -> None:
     dog, cat = new_subject("Rex"), new_subject("", "sks cat", seed=2)
     dog.save(tmp_path / "my dog.safetensors")
     dog.save(tmp_path / FILE_NAME)
     save_picture(Image.new("RGB", (8, 8)), tmp_path / "00001-7.png", chunks=chunks([dog, cat]))
     code = of_stable_diffusion(name="code", trigger="sks code")
     make_qr(code).convert("RGB").save(tmp_path / "photo.jpg")
-    assert exchange.add(tmp_path / "my dog.safetensors") == ["my-dog"]
-    assert exchange.add(tmp_path / FILE_NAME) == ["Rex"]
-    assert exchange.add(tmp_path / "00001-7.png") == ["Rex-2", "sks-cat"]
-    assert exchange.add(tmp_path / "photo.jpg") == ["code"]
-    assert Coefficients.load(exchange.library.path("sks-cat")) == cat
-    assert len(exchange.shelf.entries()) == 5
+    assert import_export.add(tmp_path / "my dog.safetensors") == ["my-dog"]
+    assert import_export.add(tmp_path / FILE_NAME) == ["Rex"]
+    assert import_export.add(tmp_path / "00001-7.png") == ["Rex-2", "sks-cat"]
+    assert import_export.add(tmp_path / "photo.jpg") == ["code"]
+    assert Coefficients.load(import_export.library.path("sks-cat")) == cat
+    assert len(import_export.library_view.entries()) == 5
 
 
 @pytest.mark.parametrize(
@@ -307,25 +310,27 @@ def test_importing_files_cards_and_codes(exchange: Exchange, tmp_path: Path, new
         (f"{'n' * 240}.safetensors", b"x", "truncated"),
     ],
 )
-def test_what_is_no_subject_is_refused(exchange: Exchange, tmp_path: Path, name: str, content: bytes, why: str) -> None:
+def test_what_is_no_subject_is_refused(
+    import_export: ImportExport, tmp_path: Path, name: str, content: bytes, why: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CoefficientsError, match=why) as error:
-        exchange.add(tmp_path / name)
+        import_export.add(tmp_path / name)
     assert str(tmp_path) not in str(error.value)
-    assert exchange.library.find() == {}
+    assert import_export.library.find() == {}
 
 
-def test_a_picture_without_a_subject_is_refused(exchange: Exchange, tmp_path: Path) -> None:
+def test_a_picture_without_a_subject_is_refused(import_export: ImportExport, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     with pytest.raises(CoefficientsError, match=r"^plain.png carries no subject, neither in a coEf chunk"):
-        exchange.add(tmp_path / "plain.png")
+        import_export.add(tmp_path / "plain.png")
 
 
-def test_pulling_from_the_hub(exchange: Exchange, server: HubServer, new_subject: Make) -> None:
+def test_pulling_from_the_hub(import_export: ImportExport, server: HubServer, new_subject: Make) -> None:
     server.add("anna/my-dog", {FILE_NAME: new_subject().to_bytes(), "README.md": b"# dog", "notes.txt": b"?"})
-    assert [exchange.pull(" anna/my-dog "), exchange.pull("anna/my-dog")] == ["my-dog", "my-dog-2"]
-    assert sorted(path.name for path in (exchange.library.folder / "my-dog").iterdir()) == ["README.md", FILE_NAME]
-    assert exchange.shelf.entry("my-dog").problem == ""
+    assert [import_export.pull(" anna/my-dog "), import_export.pull("anna/my-dog")] == ["my-dog", "my-dog-2"]
+    assert sorted(path.name for path in (import_export.library.folder / "my-dog").iterdir()) == ["README.md", FILE_NAME]
+    assert import_export.library_view.entry("my-dog").problem == ""
 
 
 @pytest.mark.parametrize(
@@ -343,41 +348,41 @@ def test_pulling_from_the_hub(exchange: Exchange, server: HubServer, new_subject
         ("./no/such/folder", "there is no folder"),
     ],
 )
-def test_what_cannot_be_pulled(exchange: Exchange, server: HubServer, source: str, why: str) -> None:
+def test_what_cannot_be_pulled(import_export: ImportExport, server: HubServer, source: str, why: str) -> None:
     with pytest.raises(CoefficientsError, match=why) as error:
-        exchange.pull(source)
+        import_export.pull(source)
     assert len(str(error.value)) < 400
-    assert list(exchange.library.folder.iterdir()) == []
+    assert list(import_export.library.folder.iterdir()) == []
 
 
-def test_pulling_from_a_folder(exchange: Exchange, tmp_path: Path, new_subject: Make) -> None:
+def test_pulling_from_a_folder(import_export: ImportExport, tmp_path: Path, new_subject: Make) -> None:
     source = tmp_path / "shared dog"
     source.mkdir()
     new_subject().save(source / FILE_NAME)
     (source / "secret.txt").touch()
-    assert exchange.pull(str(source)) == "shared-dog"
-    assert [path.name for path in (exchange.library.folder / "shared-dog").iterdir()] == [FILE_NAME]
-    exchange.folders = False
+    assert import_export.pull(str(source)) == "shared-dog"
+    assert [path.name for path in (import_export.library.folder / "shared-dog").iterdir()] == [FILE_NAME]
+    import_export.folders = False
     with pytest.raises(HubError, match="a folder cannot be named on this page"):
-        exchange.pull(str(source))
+        import_export.pull(str(source))
 
 
 # --- going out --------------------------------------------------------------------------------------------------------
 
 
-def test_exporting_the_file(exchange: Exchange, library: Library, new_subject: Make) -> None:
+def test_exporting_the_file(import_export: ImportExport, library: Library, new_subject: Make) -> None:
     new_subject().save(library.folder / "a <dog>.safetensors")
-    export = exchange.file("a <dog>")
+    export = import_export.file("a <dog>")
     assert (export.file_name, export.content) == ("a-dog.safetensors", new_subject().to_bytes())
     (library.folder / "bad.safetensors").touch()
-    for out in (exchange.file, exchange.card, exchange.qr):
+    for out in (import_export.file, import_export.card, import_export.qr):
         with pytest.raises(CoefficientsError, match="'bad' cannot be read: truncated"):
             out("bad")
 
 
-def test_a_card_is_made_of_the_newest_sample(exchange: Exchange, library: Library, new_subject: Make) -> None:
+def test_a_card_is_made_of_the_newest_sample(import_export: ImportExport, library: Library, new_subject: Make) -> None:
     put_run(library, "dog", new_subject(), {10: ("red", None), 20: ("lime", new_subject())})
-    export = exchange.card("dog")
+    export = import_export.card("dog")
     assert export.file_name == "dog-card.png"
     assert extract(export.content) == [new_subject()]
     assert Image.open(io.BytesIO(export.content)).getpixel((0, 0)) == (0, 255, 0)
@@ -385,23 +390,25 @@ def test_a_card_is_made_of_the_newest_sample(exchange: Exchange, library: Librar
     assert export.notes[0].startswith("dog-card.png carries 'dog'")
 
 
-def test_a_card_is_made_of_any_picture(exchange: Exchange, library: Library, new_subject: Make, tmp_path: Path) -> None:
+def test_a_card_is_made_of_any_picture(
+    import_export: ImportExport, library: Library, new_subject: Make, tmp_path: Path
+) -> None:
     new_subject().save(library.folder / "dog.safetensors")
     with pytest.raises(PictureError, match="there is no sample of 'dog' to make a card of; choose a picture"):
-        exchange.card("dog")
+        import_export.card("dog")
     photo = tmp_path / "photo.jpg"
     Image.new("RGB", (16, 8), "red").save(photo)
-    assert extract(exchange.card("dog", photo).content) == [new_subject()]
+    assert extract(import_export.card("dog", photo).content) == [new_subject()]
     photo.write_bytes(b"no picture")
     with pytest.raises(PictureError, match=r"^photo.jpg is not a readable picture"):
-        exchange.card("dog", photo)
+        import_export.card("dog", photo)
 
 
 def test_a_qr_code_says_how_much_it_rounds(
-    exchange: Exchange, library: Library, new_subject: Make, tmp_path: Path
+    import_export: ImportExport, library: Library, new_subject: Make, tmp_path: Path
 ) -> None:
     of_stable_diffusion(name="dog", trigger="sks dog").save(library.folder / "dog.safetensors")
-    export = exchange.qr("dog")
+    export = import_export.qr("dog")
     assert export.file_name == "dog-qr.png"
     assert export.notes[0].startswith("dog-qr.png: ")
     assert "rounded to 8 bits: no value changes by more than" in export.notes[1]
@@ -411,45 +418,45 @@ def test_a_qr_code_says_how_much_it_rounds(
     assert found.info.trigger == "sks dog"
     photo = tmp_path / "photo.png"
     Image.new("RGB", (16, 8), "red").save(photo)
-    assert len(exchange.qr("dog", photo).content) != len(export.content)
+    assert len(import_export.qr("dog", photo).content) != len(export.content)
     new_subject().save(library.folder / "tiny.safetensors")
     with pytest.raises(CoefficientsError, match="base"):
-        exchange.qr("tiny")
+        import_export.qr("tiny")
 
 
 def test_pushing_asks_before_it_replaces(
-    exchange: Exchange, server: HubServer, library: Library, new_subject: Make
+    import_export: ImportExport, server: HubServer, library: Library, new_subject: Make
 ) -> None:
     put_run(library, "dog", new_subject(), {10: ("red", new_subject())})
-    lines = exchange.push(PushRequest("dog", "anna/my-dog", private=True))
+    lines = import_export.push(PushRequest("dog", "anna/my-dog", private=True))
     assert lines[-1] == f"{server.url}/anna/my-dog"
     assert server.repositories["anna/my-dog"].private
     assert set(server.repositories["anna/my-dog"].files) >= {FILE_NAME, "README.md", "samples/step_000010_0.png"}
     new_subject(seed=2).save(library.folder / "other.safetensors")
     writes = len([line for line in server.log if not line.startswith("GET")])
     with pytest.raises(ReplaceError, match="anna/my-dog holds a subject already"):
-        exchange.push(PushRequest("other", "anna/my-dog", private=True))
+        import_export.push(PushRequest("other", "anna/my-dog", private=True))
     assert len([line for line in server.log if not line.startswith("GET")]) == writes
-    exchange.push(PushRequest("other", "anna/my-dog", private=True, replace=True))
+    import_export.push(PushRequest("other", "anna/my-dog", private=True, replace=True))
     assert server.repositories["anna/my-dog"].files[FILE_NAME] == new_subject(seed=2).to_bytes()
 
 
 def test_a_typed_token_is_used_and_kept_nowhere(
-    exchange: Exchange, server: HubServer, library: Library, new_subject: Make, tmp_path: Path,
+    import_export: ImportExport, server: HubServer, library: Library, new_subject: Make, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     new_subject().save(library.folder / "dog.safetensors")
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(HubError, match="there is no token: type one, or log in"):
-        exchange.push(PushRequest("dog", "anna/my-dog"))
+        import_export.push(PushRequest("dog", "anna/my-dog"))
     request = PushRequest("dog", "anna/my-dog", token=f" {WRITER} ")
     assert WRITER not in repr(request)
-    lines = exchange.push(request)
+    lines = import_export.push(request)
     assert server.repositories["anna/my-dog"].files[FILE_NAME] == new_subject().to_bytes()
     problems = []
     for token in (READER, "hf_wrongwrongwrong", "two words", "t" * 9_000, "ü"):
         with pytest.raises(HubError) as error:
-            exchange.push(PushRequest("dog", "anna/my-dog", token=token, replace=True))
+            import_export.push(PushRequest("dog", "anna/my-dog", token=token, replace=True))
         problems.append(str(error.value))
         assert token not in problems[-1]
     assert problems[0].startswith("the token does not allow this")
@@ -473,13 +480,13 @@ def test_a_typed_token_is_used_and_kept_nowhere(
     ],
 )
 def test_where_nothing_is_pushed(
-    exchange: Exchange, server: HubServer, library: Library, new_subject: Make, tmp_path: Path,
+    import_export: ImportExport, server: HubServer, library: Library, new_subject: Make, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, repo: str, why: str,
 ) -> None:  # fmt: skip
     new_subject().save(library.folder / "dog.safetensors")
     (tmp_path / "there" / "dog").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(HubError, match=why):
-        exchange.push(PushRequest("dog", repo))
+        import_export.push(PushRequest("dog", repo))
     assert not any(line.startswith(("POST", "PUT")) for line in server.log)
     assert list((tmp_path / "there" / "dog").iterdir()) == []

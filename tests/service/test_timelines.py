@@ -12,10 +12,10 @@ from training_runs import ENDLESS, over, wait
 from coeff_diffusion import Coefficients, CoefficientsError
 from coeff_diffusion.inference.request import DrawCancelled, DrawProgress, StudioError
 from coeff_diffusion.inference.studio import Studio
-from coeff_diffusion.service import SubjectLoader, Timelines, Training, TrainingRequest, Trainings
+from coeff_diffusion.service import SubjectLoader, Timelines, TrainingForm, TrainingJob, TrainingQueue
 from coeff_diffusion.sources.library import Library
 from coeff_diffusion.training.config import TrainConfig
-from coeff_diffusion.training.run_folder import OutputFolder
+from coeff_diffusion.training.run_folder import RunFolder
 from coeff_diffusion.training.timeline import keep_step, load_timeline, save_timeline
 
 LOSSES = [0.5, 0.4, 0.3, 0.2, 0.1, 0.1]
@@ -40,15 +40,15 @@ def loader(
 
 
 @pytest.fixture
-def trainings(loader: SubjectLoader) -> Iterator[Trainings]:
-    trainings = Trainings(loader)
-    yield trainings
-    trainings.close()
+def training_queue(loader: SubjectLoader) -> Iterator[TrainingQueue]:
+    training_queue = TrainingQueue(loader)
+    yield training_queue
+    training_queue.close()
 
 
 @pytest.fixture
-def timelines(loader: SubjectLoader, trainings: Trainings) -> Timelines:
-    return Timelines(loader, trainings)
+def timelines(loader: SubjectLoader, training_queue: TrainingQueue) -> Timelines:
+    return Timelines(loader, training_queue)
 
 
 def test_runs_are_found_and_read(timelines: Timelines, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_subject_that_is_on_no_step_is_not_overwritten(
         timelines.keep("rex", 2)
     assert Coefficients.load(file) == new_subject(seed=77)
     with pytest.raises(CoefficientsError, match="has no step 3; it has 2, 4, 5"):
-        keep_step(OutputFolder(file.parent), 3)
+        keep_step(RunFolder(file.parent), 3)
 
 
 def test_what_cannot_be_drawn_is_said(timelines: Timelines, tmp_path: Path) -> None:
@@ -152,17 +152,17 @@ def test_what_cannot_be_drawn_is_said(timelines: Timelines, tmp_path: Path) -> N
 
 
 def test_a_step_kept_while_training_outlives_its_end(
-    timelines: Timelines, trainings: Trainings, loader: SubjectLoader, subject_images: Path
+    timelines: Timelines, training_queue: TrainingQueue, loader: SubjectLoader, subject_images: Path
 ) -> None:
-    request = TrainingRequest(sorted(subject_images.iterdir()), "new", "dog", settings=ENDLESS)
-    job: Training = trainings.submit(replace(request, preset="careful"))
+    request = TrainingForm(sorted(subject_images.iterdir()), "new", "dog", settings=ENDLESS)
+    job: TrainingJob = training_queue.submit(replace(request, preset="careful"))
     wait(lambda: "new" in timelines.find() and len(timelines.read("new").steps) > 1)
     assert timelines.kept("new") is None
     assert len(timelines.losses("new")) >= 20
     assert timelines.keep("new", 10) == 10
     assert timelines.draw("new", 10, "a sks dog", 1).step == 10
-    assert trainings.writing("new") is job
-    trainings.stop(job.number)
+    assert training_queue.writing("new") is job
+    training_queue.stop(job.number)
     over(job)
     assert timelines.kept("new") == 10
     assert job.messages[-1] == "step 10 stays the subject, as it was chosen on the timeline"

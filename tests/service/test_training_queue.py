@@ -18,7 +18,7 @@ from coeff_diffusion import Coefficients
 from coeff_diffusion.inference.pipeline_subjects import loaded_coefficients
 from coeff_diffusion.inference.request import DrawRequest
 from coeff_diffusion.inference.studio import Studio
-from coeff_diffusion.service import SubjectLoader, TrainingRequest, Trainings
+from coeff_diffusion.service import SubjectLoader, TrainingForm, TrainingQueue
 from coeff_diffusion.service.loss_curve import EACH, MARK, MEAN, WINDOW, loss_curve
 from coeff_diffusion.service.picture_check import MAX_PICTURES, check_pictures
 from coeff_diffusion.service.presets import PRESETS
@@ -38,15 +38,15 @@ def loader(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> SubjectLoader:
 
 
 @pytest.fixture
-def trainings(loader: SubjectLoader) -> Iterator[Trainings]:
-    trainings = Trainings(loader)
-    yield trainings
-    trainings.close()
+def training_queue(loader: SubjectLoader) -> Iterator[TrainingQueue]:
+    training_queue = TrainingQueue(loader)
+    yield training_queue
+    training_queue.close()
 
 
 @pytest.fixture
-def request_(subject_images: Path) -> TrainingRequest:
-    return TrainingRequest(sorted(subject_images.iterdir()), "My  Dog!", "dog", settings=SHORT)
+def request_(subject_images: Path) -> TrainingForm:
+    return TrainingForm(sorted(subject_images.iterdir()), "My  Dog!", "dog", settings=SHORT)
 
 
 def files(folder: Path) -> list[str]:
@@ -57,10 +57,10 @@ def files(folder: Path) -> list[str]:
 
 
 def test_from_dropped_pictures_to_a_subject_in_the_library(
-    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest
+    training_queue: TrainingQueue, loader: SubjectLoader, request_: TrainingForm
 ) -> None:
     settings = {**SHORT, "validation_steps": 2, "num_validation_images": 1, "seed": 3}
-    job = over(trainings.submit(replace(request_, settings=settings)))
+    job = over(training_queue.submit(replace(request_, settings=settings)))
     assert (job.state, job.error, job.step, list(job.previews)) == ("done", "", 3, [2, 3])
     assert job.status(0) == "my-dog has learned all 3 steps and is in the library: write “a sks dog” in a prompt"
     assert job.messages[-1].startswith("saved ")
@@ -76,8 +76,8 @@ def test_from_dropped_pictures_to_a_subject_in_the_library(
     assert list(loader.library.find()) == ["my-dog"]
     info = Coefficients.load(loader.library.path("my-dog")).info
     assert (info.name, info.trigger, info.train_steps, info.seed) == ("My Dog!", "sks dog", 3, 3)
-    assert trainings.jobs == [job]
-    assert not trainings.busy
+    assert training_queue.jobs == [job]
+    assert not training_queue.busy
 
     # The settings that it leaves make the same subject again.
     config = TrainConfig.from_yaml(job.folder / "config.yaml", output_dir=str(job.folder.parent.parent / "again"))
@@ -86,13 +86,16 @@ def test_from_dropped_pictures_to_a_subject_in_the_library(
 
 
 def test_loaded_subjects_stay_out_of_it_and_drawing_goes_on(
-    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest, new_subject: Callable[..., Coefficients]
+    training_queue: TrainingQueue,
+    loader: SubjectLoader,
+    request_: TrainingForm,
+    new_subject: Callable[..., Coefficients],
 ) -> None:
-    expected = over(trainings.submit(request_))
+    expected = over(training_queue.submit(request_))
     request = DrawRequest("a sks dog", subjects={"rex": 1.0}, seed=1, steps=2)
     with loader.using((), {"rex": new_subject(vectors=1)}) as studio:
         picture = studio.draw(request)[0].image.tobytes()
-    job = trainings.submit(replace(request_, name="second"))
+    job = training_queue.submit(replace(request_, name="second"))
     with loader.using((), {"rex": new_subject(vectors=1)}) as studio:
         assert studio.draw(request)[0].image.tobytes() == picture
         assert list(loaded_coefficients(studio.pipe)) == ["rex"]
@@ -101,59 +104,63 @@ def test_loaded_subjects_stay_out_of_it_and_drawing_goes_on(
     assert Coefficients.load(job.folder).sha256 == Coefficients.load(expected.folder).sha256
 
 
-def test_stopping_keeps_what_it_has(trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest) -> None:
-    job = trainings.submit(replace(request_, settings=ENDLESS))
+def test_stopping_keeps_what_it_has(
+    training_queue: TrainingQueue, loader: SubjectLoader, request_: TrainingForm
+) -> None:
+    job = training_queue.submit(replace(request_, settings=ENDLESS))
     wait(lambda: job.step > 1)
     assert job.status(0).startswith("my-dog: step ")
     assert job.status(0).endswith(" left")
-    trainings.stop(job.number)
+    training_queue.stop(job.number)
     over(job)
     assert job.state == "stopped"
     assert "of 100000 and is in the library" in job.status(0)
     assert Coefficients.load(loader.library.path("my-dog")).info.train_steps == job.step
-    trainings.stop(job.number)  # once more does nothing
-    trainings.stop(77)
+    training_queue.stop(job.number)  # once more does nothing
+    training_queue.stop(77)
 
 
 def test_one_at_a_time_the_rest_wait_in_line(
-    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest
+    training_queue: TrainingQueue, loader: SubjectLoader, request_: TrainingForm
 ) -> None:
-    first = trainings.submit(replace(request_, settings=ENDLESS))
+    first = training_queue.submit(replace(request_, settings=ENDLESS))
     wait(lambda: first.step)
-    waiting = [trainings.submit(replace(request_, name=f"{i}")) for i in range(MAX_WAITING)]
-    assert [trainings.place(job) for job in (first, *waiting)] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    waiting = [training_queue.submit(replace(request_, name=f"{i}")) for i in range(MAX_WAITING)]
+    assert [training_queue.place(job) for job in (first, *waiting)] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert waiting[1].status(2) == "1 waits, number 2 in line"
     with pytest.raises(ConfigError, match="8 trainings wait already"):
-        trainings.submit(replace(request_, name="too many"))
+        training_queue.submit(replace(request_, name="too many"))
     assert not (loader.library.folder / "too-many").exists()
     for job in waiting[1:]:
-        trainings.stop(job.number)
+        training_queue.stop(job.number)
     assert {job.state for job in waiting[1:]} == {"stopped"}
     assert waiting[1].status(0) == "1 was stopped before its first step; nothing is left of it"
-    assert trainings.place(waiting[0]) == 1
+    assert training_queue.place(waiting[0]) == 1
     assert not (loader.library.folder / "1").exists()
-    trainings.stop(first.number)
+    training_queue.stop(first.number)
     assert over(waiting[0]).state == "done"
     assert list(loader.library.find()) == ["0", "my-dog"]
 
 
-def test_closing_stops_and_saves(trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest) -> None:
-    running = trainings.submit(replace(request_, settings=ENDLESS))
-    waiting = trainings.submit(replace(request_, name="waiting"))
+def test_closing_stops_and_saves(training_queue: TrainingQueue, loader: SubjectLoader, request_: TrainingForm) -> None:
+    running = training_queue.submit(replace(request_, settings=ENDLESS))
+    waiting = training_queue.submit(replace(request_, name="waiting"))
     wait(lambda: running.step)
-    trainings.close()
+    training_queue.close()
     assert (running.state, waiting.state) == ("stopped", "stopped")
     assert list(loader.library.find()) == ["my-dog"]
     with pytest.raises(ConfigError, match="the studio is closing"):
-        trainings.submit(replace(request_, name="late"))
+        training_queue.submit(replace(request_, name="late"))
     assert not any(thread.name == "trainings" for thread in threading.enumerate())
 
 
 def test_a_failure_is_one_sentence_and_the_line_goes_on(
-    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest
+    training_queue: TrainingQueue, loader: SubjectLoader, request_: TrainingForm
 ) -> None:
-    broken = trainings.submit(replace(request_, settings={**SHORT, "learning_rate": 1e9, "token_learning_rate": 1e9}))
-    next_one = trainings.submit(replace(request_, name="next"))
+    broken = training_queue.submit(
+        replace(request_, settings={**SHORT, "learning_rate": 1e9, "token_learning_rate": 1e9})
+    )
+    next_one = training_queue.submit(replace(request_, name="next"))
     over(broken)
     assert broken.state == "failed"
     assert "lower" in broken.error
@@ -163,10 +170,13 @@ def test_a_failure_is_one_sentence_and_the_line_goes_on(
 
 
 def test_a_base_with_a_subject_of_someone_else_is_refused(
-    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest, new_subject: Callable[..., Coefficients]
+    training_queue: TrainingQueue,
+    loader: SubjectLoader,
+    request_: TrainingForm,
+    new_subject: Callable[..., Coefficients],
 ) -> None:
     loader.studio.load(new_subject(), name="theirs")
-    job = over(trainings.submit(request_))
+    job = over(training_queue.submit(request_))
     assert job.error == "the base has subjects loaded (theirs); unload them before training"
     assert not job.folder.exists()  # the name is free again
 
@@ -193,23 +203,23 @@ def test_a_base_with_a_subject_of_someone_else_is_refused(
     ],
 )
 def test_refusals(
-    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest, changes: dict[str, Any], said: str
+    training_queue: TrainingQueue, loader: SubjectLoader, request_: TrainingForm, changes: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        trainings.submit(replace(request_, **changes))
+        training_queue.submit(replace(request_, **changes))
     assert said in str(error.value)
     assert not loader.library.folder.exists()
-    assert trainings.jobs == []
+    assert training_queue.jobs == []
 
 
-def test_all_that_is_wrong_is_said_at_once(trainings: Trainings, request_: TrainingRequest) -> None:
+def test_all_that_is_wrong_is_said_at_once(training_queue: TrainingQueue, request_: TrainingForm) -> None:
     with pytest.raises(ConfigError) as error:
-        trainings.submit(TrainingRequest([], "", "", settings={"seed": -1}))
+        training_queue.submit(TrainingForm([], "", "", settings={"seed": -1}))
     assert len(error.value.problems) == 4
 
 
 def test_a_name_never_leaves_the_library_and_never_overwrites(
-    trainings: Trainings, loader: SubjectLoader, request_: TrainingRequest
+    training_queue: TrainingQueue, loader: SubjectLoader, request_: TrainingForm
 ) -> None:
     assert [folder_name(text) for text in ("../../etc/passwd", "C:\\x", "Möwe 2", ".hidden", "a_b")] == [
         "etc-passwd",
@@ -218,12 +228,12 @@ def test_a_name_never_leaves_the_library_and_never_overwrites(
         "hidden",
         "a-b",
     ]
-    over(trainings.submit(request_))
+    over(training_queue.submit(request_))
     written = (loader.library.folder / "my-dog" / "coefficients.safetensors").read_bytes()
     (loader.library.folder / "cat.safetensors").write_bytes(written)
     for name in ("my dog", "Cat"):
         with pytest.raises(ConfigError, match="there is a subject '(my-dog|cat)' in the library already"):
-            trainings.submit(replace(request_, name=name))
+            training_queue.submit(replace(request_, name=name))
     assert (loader.library.folder / "my-dog" / "coefficients.safetensors").read_bytes() == written
 
 
@@ -238,26 +248,26 @@ def test_presets_are_what_the_files_for_the_command_line_say() -> None:
 
 
 def test_settings_win_over_the_preset_and_none_leaves_it(
-    trainings: Trainings, request_: TrainingRequest, tmp_path: Path
+    training_queue: TrainingQueue, request_: TrainingForm, tmp_path: Path
 ) -> None:
     chosen = replace(request_, preset="careful", settings={"max_train_steps": 50, "lr_warmup_steps": None})
-    config = trainings.config(chosen, tmp_path)
+    config = training_queue.config(chosen, tmp_path)
     assert (config.max_train_steps, config.lr_warmup_steps, config.lr_scheduler) == (50, 20, "cosine")
-    prior = trainings.config(replace(request_, settings={"with_prior_preservation": True}), tmp_path)
-    assert prior.class_data_dir == str(trainings.loader.library.folder / ".class-pictures" / "tiny-dog")
+    prior = training_queue.config(replace(request_, settings={"with_prior_preservation": True}), tmp_path)
+    assert prior.class_data_dir == str(training_queue.loader.library.folder / ".class-pictures" / "tiny-dog")
 
 
 def test_the_pace_is_measured_and_then_remembered(
-    trainings: Trainings, request_: TrainingRequest, tmp_path: Path
+    training_queue: TrainingQueue, request_: TrainingForm, tmp_path: Path
 ) -> None:
-    config = trainings.config(request_, tmp_path)
-    first = trainings.pace.seconds(config)
+    config = training_queue.config(request_, tmp_path)
+    first = training_queue.time_estimate.seconds(config)
     assert first > 0
-    assert trainings.pace.seconds(config) == first
-    assert trainings.pace.seconds(replace(config, max_train_steps=6)) == pytest.approx(2 * first)
+    assert training_queue.time_estimate.seconds(config) == first
+    assert training_queue.time_estimate.seconds(replace(config, max_train_steps=6)) == pytest.approx(2 * first)
     for _ in range(2):
-        trainings.pace.stepped(8.0, replace(config, train_batch_size=2))
-    assert trainings.pace.seconds(config) == pytest.approx(3 * 4.0)
+        training_queue.time_estimate.stepped(8.0, replace(config, train_batch_size=2))
+    assert training_queue.time_estimate.seconds(config) == pytest.approx(3 * 4.0)
     words = [about(seconds) for seconds in (1, 42, 75, 3300, 9000)]
     assert words == ["about 5 s", "about 40 s", "about 1 min", "about 55 min", "about 2.5 h"]
 
@@ -316,7 +326,7 @@ def test_tiny_and_nearly_identical_pictures_are_pointed_out(tmp_path: Path) -> N
 
 
 def test_what_is_no_picture_is_refused_by_its_name(
-    trainings: Trainings, request_: TrainingRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    training_queue: TrainingQueue, request_: TrainingForm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "text.png").write_text("not a picture")
     whole = photo(tmp_path / "whole.png", 5).read_bytes()
@@ -337,7 +347,7 @@ def test_what_is_no_picture_is_refused_by_its_name(
     assert "gone.png" in refused[4]
     assert str(tmp_path) not in " ".join(refused)
     with pytest.raises(ConfigError, match=r"cut\.png is not a readable picture"):
-        trainings.submit(replace(request_, pictures=[tmp_path / "whole.png", tmp_path / "cut.png"]))
+        training_queue.submit(replace(request_, pictures=[tmp_path / "whole.png", tmp_path / "cut.png"]))
     many = check_pictures([tmp_path / "whole.png"] * (MAX_PICTURES + 1), 32)
     assert many.refused == ["there are 101 pictures, expected at most 100; five good ones do"]
     assert torch.initial_seed() == 0  # looking at pictures draws from no generator but its own

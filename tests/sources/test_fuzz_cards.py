@@ -25,7 +25,7 @@ from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
 from coeff_diffusion.images.files import MAX_TEXT, read_parameters
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.images.png import SIGNATURE, with_chunks
-from coeff_diffusion.inference.replay import Part, Recipe
+from coeff_diffusion.inference.replay import Part, Replay
 from coeff_diffusion.inference.request import StudioError
 from coeff_diffusion.sources.image_card import CHUNK, MAX_BYTES, embed, extract
 from coeff_diffusion.subject.info import MAX_INFO
@@ -178,7 +178,7 @@ def test_any_card_is_read_or_refused(path: Path, data: bytes) -> None:
         assert extract(embed(PNG, carried)) == carried
     if parameters is not None:
         format_parameters(parameters)
-        recipe = Recipe(path, parameters, carried or [])
+        recipe = Replay(path, parameters, carried or [])
         attempt(recipe.request, StudioError)
         attempt(lambda: recipe.parts([Part(SUBJECT, source="dog.safetensors")]), StudioError)
 

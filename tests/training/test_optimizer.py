@@ -9,16 +9,16 @@ from torch import nn
 
 from coeff_diffusion.training.checkpoint import Checkpoint, CheckpointError, find_checkpoint, prune_checkpoints
 from coeff_diffusion.training.config import TrainConfig
-from coeff_diffusion.training.optimizer import Optimization
+from coeff_diffusion.training.optimizer import Optimizer
 
 CPU = torch.device("cpu")
 
 
-def parts(seed: int = 0, **changes: object) -> tuple[nn.Parameter, nn.Parameter, Optimization]:
+def parts(seed: int = 0, **changes: object) -> tuple[nn.Parameter, nn.Parameter, Optimizer]:
     generator = torch.Generator().manual_seed(seed)
     coeff, token = (nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((3, 3), (1, 5)))
     config = TrainConfig(**{"adam_weight_decay": 0.0, "max_train_steps": 10, **changes})  # type: ignore[arg-type]
-    return coeff, token, Optimization([coeff], [token], config, CPU)
+    return coeff, token, Optimizer([coeff], [token], config, CPU)
 
 
 def test_each_kind_has_its_rate() -> None:
@@ -100,7 +100,7 @@ def test_a_checkpoint_goes_on_exactly(tmp_path: Path, precision: str) -> None:
     settings = {"lr_scheduler": "cosine", "lr_warmup_steps": 2, "mixed_precision": precision}
     coeff, token, optimization = parts(**settings)
 
-    def steps(of: Optimization, coeff: nn.Parameter, token: nn.Parameter, count: int) -> list[float]:
+    def steps(of: Optimizer, coeff: nn.Parameter, token: nn.Parameter, count: int) -> list[float]:
         return [of.update([lambda: (coeff.sin().sum() + token.cos().sum()) ** 2]) for _ in range(count)]
 
     losses = steps(optimization, coeff, token, 4)

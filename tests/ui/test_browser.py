@@ -65,7 +65,10 @@ class Draw:
         self.problems: list[str] = []
         self.page.on("request", lambda sent: self.hosts.add(sent.url.split("/")[2] if "://" in sent.url else ""))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
+        self.page.on(
+            "console",
+            lambda status_line: self.problems.append(status_line.text) if status_line.type == "error" else None,
+        )
         self.page.goto(address)
         self.button = self.page.locator("#draw-button")
         self.status = self.page.locator("#draw-status")

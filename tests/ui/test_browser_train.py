@@ -113,7 +113,7 @@ def test_train_reload_scrub_and_keep(
     # The page comes back to where the training is; a second one waits in line and is taken out of it.
     page.reload()
     expect(status).to_contain_text("of 5000", timeout=WAIT)
-    before = service.trainings.latest
+    before = service.training_queue.latest
     assert before is not None
     assert before.state == "running"
     page.set_input_files("#train-pictures input[type=file]", photos[:5])
@@ -169,7 +169,7 @@ def test_a_script_trains_and_asks_how_far_it_is(address: str, service: StudioSer
         files = [handle_file(path) for path in photos[:2]]
         job = client.predict(files, "rex", "dog", "quick", settings, api_name="/train")
         assert (job["name"], job["total"], job["trigger"]) == ("rex", 2, "sks dog")
-        found = service.trainings.find(job["number"])
+        found = service.training_queue.find(job["number"])
         assert found is not None
         while not found.over:
             found.stop.wait(0.05)

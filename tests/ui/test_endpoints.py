@@ -14,7 +14,7 @@ gradio_client = pytest.importorskip("gradio_client")
 
 from coeff_diffusion.images.files import read_parameters  # noqa: E402
 from coeff_diffusion.inference.request import StudioError  # noqa: E402
-from coeff_diffusion.service import StudioService, check_reach  # noqa: E402
+from coeff_diffusion.service import StudioService, check_limits  # noqa: E402
 from coeff_diffusion.ui import PageConfig  # noqa: E402
 from coeff_diffusion.ui.api import draw_request  # noqa: E402
 from coeff_diffusion.ui.page import build, launch  # noqa: E402
@@ -76,7 +76,7 @@ def test_draw_and_subjects(client: Any, service: StudioService) -> None:
 )
 def test_what_cannot_be_drawn_is_said(service: StudioService, subjects: Any, settings: Any, sentence: str) -> None:
     with pytest.raises(Exception, match=re.escape(sentence)):
-        service.drawings.draw(check_reach(service.studio, draw_request("a dog", subjects, settings)), False)
+        service.drawings.draw(check_limits(service.studio, draw_request("a dog", subjects, settings)), False)
 
 
 def test_a_refusal_reaches_the_script(client: Any) -> None:
@@ -99,7 +99,7 @@ def test_the_script_in_the_docs_works(
     script = script.replace('"steps": 20', '"steps": 2').replace("time.sleep(1)", "time.sleep(0.1)")
     with contextlib.chdir(tmp_path):
         exec(compile(script, "docs/studio.md", "exec"), {})
-    said = capsys.readouterr().out
-    assert "done 3 of 3" in said
-    assert "['dog', 'my-dog', 'other-dog']" in said
+    status_line = capsys.readouterr().out
+    assert "done 3 of 3" in status_line
+    assert "['dog', 'my-dog', 'other-dog']" in status_line
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2

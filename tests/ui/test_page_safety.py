@@ -15,7 +15,7 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio")
 
-from coeff_diffusion.service import StudioService, TrainingRequest  # noqa: E402
+from coeff_diffusion.service import StudioService, TrainingForm  # noqa: E402
 from coeff_diffusion.subject.errors import CoefficientsError  # noqa: E402
 from coeff_diffusion.training.config import ConfigError  # noqa: E402
 from coeff_diffusion.ui import PageConfig  # noqa: E402
@@ -90,7 +90,7 @@ def test_a_bomb_is_refused_by_name(service: StudioService, tmp_path: Path) -> No
     path = tmp_path / "bomb.png"
     path.write_bytes(bomb())
     with pytest.raises(ConfigError, match="bomb.png"):
-        service.trainings.submit(TrainingRequest([path], "boom", "dog"))
+        service.training_queue.submit(TrainingForm([path], "boom", "dog"))
     with pytest.raises(CoefficientsError, match="bomb.png"):
         service.drawings.settings_of(path)
     assert Image.MAX_IMAGE_PIXELS is not None
@@ -106,8 +106,8 @@ def test_no_name_of_a_subject_leaves_the_library(
     before = {path for path in tmp_path.rglob("*") if subject_images not in path.parents}
     pictures = sorted(subject_images.iterdir())[:1]
     with contextlib.suppress(ConfigError):
-        job = service.trainings.submit(TrainingRequest(pictures, name, "dog", settings={"max_train_steps": 1}))
-        service.trainings.stop(job.number)
+        job = service.training_queue.submit(TrainingForm(pictures, name, "dog", settings={"max_train_steps": 1}))
+        service.training_queue.stop(job.number)
         assert job.folder.resolve().parent == service.library.folder.resolve()
     service.close()
     new = {path for path in tmp_path.rglob("*") if subject_images not in path.parents} - before
@@ -124,8 +124,8 @@ def test_more_than_can_wait_are_told_that_the_page_is_busy(page: str, service: S
 
 
 def test_markup_in_a_prompt_stays_text(service: StudioService) -> None:
-    from coeff_diffusion.ui.common import said
+    from coeff_diffusion.ui.common import status_line
 
-    shown: Any = said("<script>alert(1)</script> & <b>bold</b>")
+    shown: Any = status_line("<script>alert(1)</script> & <b>bold</b>")
     assert "<script>" not in shown
     assert "<b>" not in shown
