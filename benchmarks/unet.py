@@ -124,7 +124,7 @@ def sampling(unet: UNet2DConditionModel, inputs: dict[str, Any], subjects: int =
     return way
 
 
-def import_export(topology: str, unet: UNet2DConditionModel, inputs: dict[str, Any], repeats: int = 20) -> None:
+def swap(topology: str, unet: UNet2DConditionModel, inputs: dict[str, Any], repeats: int = 20) -> None:
     """Print how long it takes to let another subject act."""
     way = sampling(unet, inputs)
     subjects = [coefficients(way.unet, seed=seed) for seed in (1, 2)]
@@ -179,7 +179,7 @@ def measure(topology: str, args: argparse.Namespace) -> None:
             columns["naive"] = sampling(unet, inputs, kernel=naive).sample
         columns["LoRA rank 4"] = lora(unet, inputs).sample
         compare(f"{topology}, sampling, batch {batch}", columns, args.repeats)
-    import_export(topology, unet, make_inputs(unet, args.batch[0]))
+    swap(topology, unet, make_inputs(unet, args.batch[0]))
     inputs = make_inputs(unet, args.train_batch)
     columns = {"LoRA rank 4": lora(unet, inputs).train, "recombined": training(unet, inputs).train}
     if args.naive:

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..images.files import check_output, find_parameters
+from ..images.files import find_parameters
 from ..images.generation_info import PictureError, parse_parameters
 from ..sources.image_card import as_png, called, embed
 from ..sources.open import open_subject
 from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
 from ..subject.errors import shown
+from .output import check_output
 
 
 @dataclass
@@ -32,10 +33,10 @@ def make_card_file(config: CardConfig, say: Callable[[str], None] = print) -> Pa
 
     Raises:
         CoefficientsError: the subject is damaged, or the picture carries it, or too many, already.
-        PictureError: the picture cannot be read or kept without loss, was drawn with other subjects only, or the card
-            would replace a file.
+        PictureError: the picture cannot be read or kept without loss, or was drawn with other subjects only.
+        OutputError, OSError: the output exists or cannot be written; what was there is as before.
     """
-    output = check_output(config.output, config.overwrite)
+    output = check_output(config.output, ".png", config.overwrite, make_folder=True)
     subject = open_subject(config.subject)
     png = as_png(config.picture)
     _check_drawn_with(config.picture, png, subject)

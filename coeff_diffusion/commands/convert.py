@@ -1,6 +1,5 @@
 """`coeff-diffusion convert` and `blend`: a subject's file out of one or several others."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,8 @@ from ..inference.request import split_strength
 from ..sources.open import PICTURES, locate, open_subject, read
 from ..subject.blend import blend
 from ..subject.coefficients import Coefficients
-from ..subject.errors import CoefficientsError, shown
+from ..subject.errors import shown
+from .output import check_output
 
 
 @dataclass
@@ -49,10 +49,10 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Path:
     """Write the file that `config` asks for and return it.
 
     Raises:
-        CoefficientsError: the subject cannot be read, a number is too large for the type, or the output exists.
-        OSError: the output cannot be written; what was there is as before.
+        CoefficientsError: the subject cannot be read, or a number is too large for the type.
+        OutputError, OSError: the output exists or cannot be written; what was there is as before.
     """
-    path = check_output(config.output, config.overwrite)
+    path = check_output(config.output, ".safetensors", config.overwrite)
     subject, dtype = _any_version(config.file), getattr(torch, config.dtype)
     written = Coefficients.from_bytes(subject.to_bytes(dtype)).named_tensors()
     error = max(float((tensor - written[name]).abs().max()) for name, tensor in subject.named_tensors().items())
@@ -72,11 +72,10 @@ def blend_files(config: BlendConfig, say: Callable[[str], None] = print) -> Path
     """Write the blend that `config` asks for and return its file.
 
     Raises:
-        CoefficientsError: a subject cannot be read, they cannot be blended, or the output exists.
-        StudioError: a weight is not finite.
-        OSError: the output cannot be written; what was there is as before.
+        CoefficientsError: a subject cannot be read, or they cannot be blended. StudioError: a weight is not finite.
+        OutputError, OSError: the output exists or cannot be written; what was there is as before.
     """
-    path = check_output(config.output, config.overwrite)
+    path = check_output(config.output, ".safetensors", config.overwrite)
     parts = [split_strength(text) for text in config.subject]
     subjects = [(open_subject(source), weight) for source, weight in parts]
     mixed = blend(subjects)
@@ -90,22 +89,4 @@ def blend_files(config: BlendConfig, say: Callable[[str], None] = print) -> Path
     if not info.trigger and len(triggers) > 1:
         acts += f", for its parts have different triggers ({', '.join(map(shown, triggers))})"
     say(f"{path}: {shown(info.name)}, {path.stat().st_size:,} bytes; {acts}")
-    return path
-
-
-def check_output(output: str, overwrite: bool) -> Path:
-    """The file that is to be written, before anything is read.
-
-    Raises:
-        CoefficientsError: its name is no subject's, it is there and may not be replaced, or its folder is missing.
-    """
-    path = Path(output).expanduser()
-    if path.suffix != ".safetensors":
-        raise CoefficientsError(f"{path} is no name of a subject's file; expected one that ends in .safetensors")
-    if path.is_dir():
-        raise CoefficientsError(f"{path} is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise CoefficientsError(f"there is no folder {path.parent} to write {path.name} to")
-    if os.path.lexists(path) and not overwrite:  # a link that leads nowhere is something, too
-        raise CoefficientsError(f"{path} exists; give another name, or --overwrite to replace it")
     return path

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..images.files import check_output, save_picture
+from ..images.files import save_picture
 from ..images.photo import read_image
 from ..sources.open import open_subject
 from ..sources.qr_code import make_qr, make_sheet
 from ..sources.qr_payload import CAPACITY, largest_change, pack, unpack
+from .output import check_output
 
 
 @dataclass
@@ -35,9 +36,10 @@ def make_qr_file(config: QrConfig, say: Callable[[str], None] = print) -> Path:
 
     Raises:
         CoefficientsError: the subject cannot be read, or does not fit a QR code.
-        PictureError: the output exists or is no PNG; DatasetError: the picture cannot be read.
+        DatasetError, PictureError: the picture cannot be read, or is too large for a sheet.
+        OutputError, OSError: the output exists or cannot be written; what was there is as before.
     """
-    path = check_output(config.output, config.overwrite)
+    path = check_output(config.output, ".png", config.overwrite, make_folder=True)
     subject = open_subject(config.subject)
     code = make_qr(subject)
     picture = None if config.picture is None else read_image(Path(config.picture).expanduser())

@@ -6,8 +6,8 @@ of its `/draw` all follow from the fields here (see `Setting`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
+from ..subject.info import Gate
 from ..subject.layer_strengths import LayerStrengths
 from ..subject.setting import Setting, setting, settings_of
 
@@ -51,7 +51,7 @@ class DrawRequest:
     """Correction of overexposure by guidance, 0 to 1; left out, 0.7 for a base with zero terminal SNR, else 0."""
     scheduler: str | None = setting(None, text="Sampler", label="Sampler", hint="{} is the base's own", id="sampler")
     """Sampler: DDIM, "Euler a", "DPM++ 2M", UniPC, ... or a diffusers class name; left out, the base's own."""
-    gate: Literal["trigger", "always"] | None = setting(None, text="Gate")
+    gate: Gate | None = setting(None, text="Gate")  # noqa: RUF009 - the default is None
     """Let subjects act on prompts with their trigger only, or on all; left out, as each subject was saved."""
     layers: LayerStrengths = field(
         default_factory=LayerStrengths, metadata={"setting": Setting(text="Layer strengths")}

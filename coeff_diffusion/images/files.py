@@ -1,7 +1,6 @@
 """Pictures on disk: reading how one was drawn, and saving that never overwrites."""
 
 import io
-import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -66,20 +65,6 @@ def save_picture(
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(content)
-    return path
-
-
-def check_output(output: str | Path, overwrite: bool) -> Path:
-    """The PNG that is to be written, before anything is read or drawn.
-
-    Raises:
-        PictureError: its name is no PNG's, or it is there and may not be replaced.
-    """
-    path = Path(output).expanduser()
-    if path.suffix.lower() != ".png":
-        raise PictureError(f"{path} is no name of a PNG; give one that ends in .png")
-    if os.path.lexists(path) and not overwrite:  # a link that leads nowhere is something, too
-        raise PictureError(f"{path} exists; give another name, or --overwrite to replace it")
     return path
 
 

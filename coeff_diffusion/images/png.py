@@ -14,7 +14,7 @@ from typing import BinaryIO
 from ..subject.errors import UserError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MAX_WALKED = 100_000  # chunks: 800 MB of pixels in the smallest that encoders write, a tenth of a second to walk
+MAX_WALKED = 100_000  # chunks: 800 MB of pixels in the smallest that encoders write, 0.2 s to walk
 # What text chunks look like: the keyword, something where the text is compressed, the text.
 _TEXTS = {
     b"tEXt": re.compile(rb"([^\0]{1,79})\0()(.*)", re.DOTALL),

@@ -10,9 +10,9 @@ from typing import Literal
 
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
+from ..subject.info import Gate as Gate  # a part of what this module offers
 from ..subject.layer_strengths import LayerStrengths
 
-Gate = Literal["trigger", "always"]
 GuidanceRows = Literal["both", "cond"]
 
 

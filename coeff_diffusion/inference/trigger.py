@@ -1,31 +1,19 @@
-"""The trigger: the words that call a subject up, found in prompts and, where learned, read as tokens of their own.
+"""The trigger: the words that call a subject up, found in prompts.
 
 One rule, run by one regular expression engine, decides both what the gate sees and what the tokenizer replaces: case,
 Unicode form and runs of white space do not matter, word boundaries do. "Sks  dog" and "sks dog's" hold the trigger
 "sks dog"; "sks dogs" does not.
-
-Legend: D channels of a token embedding.
 """
 
-import copy
 import functools
 import re
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from tokenizers import AddedToken, Regex, normalizers
-from torch import Tensor, nn
-
-from ..subject.errors import CoefficientsError
+from tokenizers import Regex, normalizers
 
 # As CLIP's own tokenizer does it: composed, single spaces, lower case.
 CANONICAL = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
-# What configs of CLIP from before 2023 have for the id of the end: it means "where the highest id of a prompt stands".
-HIGHEST_ID = 2
 
 
 def canonical(text: str) -> str:
@@ -36,7 +24,7 @@ def canonical(text: str) -> str:
 def contains_trigger(prompt: str, trigger: str) -> bool:
     """Whether a prompt calls up the subject of `trigger`."""
     prompt = CANONICAL.normalize_str(prompt)
-    return _replaces(trigger, "").normalize_str(prompt) != prompt
+    return replacing(trigger, "").normalize_str(prompt) != prompt
 
 
 def reads_trigger(tokenizer: Any, prompt: str, trigger: str) -> bool:
@@ -48,7 +36,7 @@ def reads_trigger(tokenizer: Any, prompt: str, trigger: str) -> bool:
     if not contains_trigger(prompt, trigger):
         return False
     whole = canonical(prompt)
-    found = re.search(_pattern(trigger), whole)
+    found = re.search(trigger_pattern(trigger), whole)
     beginning = whole[: found.end()] if found else whole
     return token_count(tokenizer, beginning) <= tokenizer.model_max_length
 
@@ -75,252 +63,15 @@ def triggers_clash(first: str, second: str) -> bool:
 
 def replace_trigger(prompt: str, trigger: str, words: str) -> str:
     """The prompt with other words in place of the trigger, the rest as it was written."""
-    pattern = _pattern(trigger).replace(r"\ ", r"\s+")
+    pattern = trigger_pattern(trigger).replace(r"\ ", r"\s+")
     return re.sub(pattern, lambda _: words, unicodedata.normalize("NFC", prompt), flags=re.IGNORECASE)
 
 
-@dataclass
-class LearnedTrigger:
-    """One trigger with learned vectors in a text encoder."""
-
-    trigger: str
-    vectors: Tensor  # [vectors, D] float32; a parameter in training
-    first_id: int = -1  # token id of the first vector, the others follow; depends on what else is loaded
-    users: int = 1  # how often it was added: pipelines may share a text encoder
-
-
-class TriggerEmbedding(nn.Embedding):
-    """A text encoder's token embedding with the learned vectors of triggers beside the base's table.
-
-    Shares the base's weight and keeps the vectors out of the module's parameters, so that the text encoder's
-    `state_dict`, dtype and freezing are the stock model's, and the vectors stay float32.
-
-    Args:
-        base: the embedding that was there.
-        tokenizer: the tokenizer that goes with it. It stays the same object, so that all who have it read alike; what
-            it computes with is exchanged, and given back at the end.
-
-    Attributes:
-        learned: the triggers by the name of their subject.
-    """
-
-    def __init__(self, base: nn.Embedding, tokenizer: Any) -> None:
-        super().__init__(base.num_embeddings, base.embedding_dim, base.padding_idx, device="meta")
-        self.weight = base.weight
-        self.train(base.training)
-        self._base = (base,)  # in a tuple, to keep it out of the module tree, which has its weight already
-        self.tokenizer = tokenizer
-        self.base_backend = self.taught_backend = tokenizer._tokenizer
-        self.learned: dict[str, LearnedTrigger] = {}
-        self.pooled_at_highest = False
-
-    def reads_with(self, tokenizer: Any) -> bool:
-        """Whether this is the tokenizer that knows the triggers, with what it was taught."""
-        return tokenizer is self.tokenizer and tokenizer._tokenizer is self.taught_backend
-
-    def stand_on(self, base: nn.Embedding) -> None:
-        """Put the learned vectors beside another table: the base's, after someone has added words to it."""
-        self.num_embeddings, self.weight, self._base = base.num_embeddings, base.weight, (base,)
-        self.base_backend = self.tokenizer._tokenizer
-
-    @property
-    def base(self) -> nn.Embedding:
-        """The embedding that was there."""
-        return self._base[0]
-
-    @property
-    def vectors(self) -> dict[str, Tensor]:
-        """The learned vectors by subject, `[vectors, D]` float32; parameters where they are in training."""
-        return {name: learned.vectors for name, learned in self.learned.items()}
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Token ids `[B, L]` to embeddings `[B, L, D]`; ids of the base's table give its rows, bitwise."""
-        hidden: Tensor = self.base(input.clamp(max=self.num_embeddings - 1))
-        for learned in self.learned.values():
-            index = input - learned.first_id  # [B, L]
-            ours = (index >= 0) & (index < len(learned.vectors))
-            vectors = learned.vectors.to(input.device)[index.where(ours, 0)]  # [B, L, D]
-            hidden = torch.where(ours.unsqueeze(-1), vectors.to(hidden.dtype), hidden)
-        return hidden
-
-
-def add_trigger(
-    tokenizer: Any, text_encoder: Any, name: str, trigger: str, vectors: Tensor, *, trainable: bool = False
-) -> str:
-    """Teach a text encoder and its tokenizer a trigger with vectors of its own.
-
-    Args:
-        tokenizer: reads the whole trigger as these tokens from now on, anywhere.
-        text_encoder: its token embedding becomes a `TriggerEmbedding`.
-        name: the subject's name.
-        vectors: `[vectors, D]`, one token per vector.
-        trainable: make `text_encoder.get_input_embeddings().vectors[name]` a float32 parameter.
-
-    Returns:
-        What to remove it by: the name, or that of another pipeline's subject that has the very same trigger and vectors
-        already.
-
-    Raises:
-        CoefficientsError: the trigger has no letter, clashes with another one or with an added token, the name is
-            taken, the width does not fit, or the tokenizer is another one; nothing has changed then.
-    """
-    embedding = text_encoder.get_input_embeddings()
-    if not isinstance(embedding, TriggerEmbedding):
-        embedding = TriggerEmbedding(embedding, tokenizer)
-    for key, learned in embedding.learned.items():
-        same = learned.trigger == canonical(trigger) and learned.vectors.shape == vectors.shape
-        if same and not trainable and torch.equal(learned.vectors.cpu(), vectors.float().cpu()):
-            learned.users += 1
-            return key
-    _check(embedding, tokenizer, name, trigger, vectors)
-    own = vectors.detach().to(embedding.weight.device, torch.float32, copy=True)
-    learned = LearnedTrigger(canonical(trigger), nn.Parameter(own) if trainable else own)
-    _teach(embedding, {**embedding.learned, name: learned})
-    embedding.learned[name] = learned
-    _take_over(text_encoder, embedding)
-    return name
-
-
-def remove_trigger(text_encoder: Any, name: str) -> None:
-    """Undo `add_trigger`. With the last trigger out, embedding and tokenizer are as they were, with the same parts.
-
-    Raises:
-        CoefficientsError: there is no trigger of this name.
-    """
-    embedding = text_encoder.get_input_embeddings()
-    if not isinstance(embedding, TriggerEmbedding) or name not in embedding.learned:
-        raise CoefficientsError(f"the text encoder knows no trigger of {name!r}")
-    learned = embedding.learned[name]
-    learned.users -= 1
-    if learned.users:
-        return
-    del embedding.learned[name]
-    if embedding.learned:
-        _teach(embedding, embedding.learned)
-    else:
-        _give_back(text_encoder, embedding)
-
-
-def forget_trigger(text_encoder: Any, embedding: TriggerEmbedding, name: str) -> None:
-    """`remove_trigger`, also where someone has put another embedding in place of ours, resized it, or the tokenizer.
-
-    What they put there stays: it was asked for later. The words are read as words again.
-    """
-    if text_encoder.get_input_embeddings() is embedding and embedding.reads_with(embedding.tokenizer):
-        remove_trigger(text_encoder, name)
-        return
-    embedding.learned.pop(name, None)
-    if text_encoder.get_input_embeddings() is embedding and not embedding.learned:
-        text_encoder.set_input_embeddings(embedding.base)
-    embedding.tokenizer._tokenizer.normalizer = embedding.base_backend.normalizer
-
-
-@contextmanager
-def without_triggers(text_encoder: Any) -> Iterator[None]:
-    """The text encoder and its tokenizer as they were before any trigger, for others to change; then taught again."""
-    embedding = text_encoder.get_input_embeddings()
-    if not isinstance(embedding, TriggerEmbedding):
-        yield
-        return
-    _give_back(text_encoder, embedding)
-    try:
-        yield
-    finally:
-        embedding.stand_on(text_encoder.get_input_embeddings())
-        _teach(embedding, embedding.learned)
-        _take_over(text_encoder, embedding)
-
-
-@torch.no_grad()
-def initial_vectors(tokenizer: Any, text_encoder: Any, class_word: str, vectors: int = 1) -> Tensor:
-    """Where the learned vectors start: the mean embedding of the class word, `[vectors, D]` float32 on the CPU.
-
-    Further vectors get a little noise, always the same, or they would learn the same.
-
-    Raises:
-        CoefficientsError: the class word gives no token, or `vectors` is below one.
-    """
-    ids = tokenizer(class_word, add_special_tokens=False).input_ids
-    if not ids or vectors < 1:
-        raise CoefficientsError(
-            f"cannot start {vectors} vectors from the class word {class_word!r}; expected a word and 1 or more vectors"
-        )
-    embedding = text_encoder.get_input_embeddings()
-    mean = embedding(torch.tensor(ids, device=embedding.weight.device)).float().mean(0).cpu()  # [D]
-    start = mean.repeat(vectors, 1)  # [vectors, D]
-    noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
-    start[1:] += 0.1 * mean.std() * noise[1:]
-    return start
-
-
-def _pattern(trigger: str) -> str:
+def trigger_pattern(trigger: str) -> str:
     """A regular expression that finds the trigger in canonical text; valid for Python and for tokenizers."""
     return rf"(?<!\w){re.escape(canonical(trigger))}(?!\w)"
 
 
 @functools.lru_cache
-def _replaces(trigger: str, words: str) -> normalizers.Replace:
-    return normalizers.Replace(Regex(_pattern(trigger)), words)
-
-
-def _check(embedding: TriggerEmbedding, tokenizer: Any, name: str, trigger: str, vectors: Tensor) -> None:
-    if not re.search(r"\w", trigger):
-        raise CoefficientsError(f"the trigger is {trigger!r}, expected at least one letter or digit")
-    if tokenizer is not embedding.tokenizer:
-        raise CoefficientsError("the text encoder has learned triggers with another tokenizer; unload them first")
-    if name in embedding.learned:
-        raise CoefficientsError(f"{name!r} already has a trigger, {embedding.learned[name].trigger!r}; remove it first")
-    if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != embedding.embedding_dim:
-        raise CoefficientsError(
-            f"the token of {trigger!r} is {list(vectors.shape)}, but this text encoder takes [vectors, "
-            f"{embedding.embedding_dim}]"
-        )
-    for other, learned in embedding.learned.items():
-        if triggers_clash(trigger, learned.trigger):
-            raise CoefficientsError(
-                f"the trigger {trigger!r} of {name!r} clashes with {learned.trigger!r} of {other!r}"
-            )
-    for token in (added.content for added in embedding.base_backend.get_added_tokens_decoder().values()):
-        if canonical(token) in canonical(trigger):
-            raise CoefficientsError(f"the trigger {trigger!r} of {name!r} clashes with the tokenizer's token {token!r}")
-
-
-def _teach(embedding: TriggerEmbedding, triggers: dict[str, LearnedTrigger]) -> None:
-    """Let the tokenizer read each trigger as its own tokens, whose ids are noted in `triggers`.
-
-    The normalizer puts placeholders where a trigger stands. They are joined by underscores, which count as letters, so
-    no trigger is ever found inside a placeholder.
-    """
-    backend = copy.deepcopy(embedding.base_backend)
-    steps = [backend.normalizer]
-    for learned in triggers.values():
-        # With the size of the vocabulary in it a name is new, even if the tokenizer was saved with such tokens before.
-        word, size = re.sub(r"\W+", "_", learned.trigger), backend.get_vocab_size()
-        places = [f"<{word}_{size}_{i}>" for i in range(len(learned.vectors))]
-        backend.add_tokens([AddedToken(place, normalized=True) for place in places])
-        learned.first_id = backend.token_to_id(places[0])
-        steps.append(_replaces(learned.trigger, "".join(places)))
-    backend.normalizer = normalizers.Sequence([step for step in steps if step is not None])
-    embedding.tokenizer._tokenizer = embedding.taught_backend = backend
-
-
-def _take_over(text_encoder: Any, embedding: TriggerEmbedding) -> None:
-    text_encoder.set_input_embeddings(embedding)
-    pools = _pooling(text_encoder)
-    if getattr(pools, "eos_token_id", None) == HIGHEST_ID:
-        # The same place, as long as the end's id is the highest; learned words have higher ones.
-        pools.eos_token_id = embedding.tokenizer.eos_token_id
-        embedding.pooled_at_highest = True
-
-
-def _pooling(text_encoder: Any) -> Any:
-    """The module that makes one vector of a whole prompt."""
-    return getattr(text_encoder, "text_model", text_encoder)
-
-
-def _give_back(text_encoder: Any, embedding: TriggerEmbedding) -> None:
-    if embedding.pooled_at_highest:
-        _pooling(text_encoder).eos_token_id, embedding.pooled_at_highest = HIGHEST_ID, False
-    embedding.base.weight = embedding.weight  # another object where the weights have moved to another kind of device
-    text_encoder.set_input_embeddings(embedding.base)
-    embedding.tokenizer._tokenizer = embedding.base_backend
+def replacing(trigger: str, words: str) -> normalizers.Replace:
+    return normalizers.Replace(Regex(trigger_pattern(trigger)), words)

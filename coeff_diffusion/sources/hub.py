@@ -99,8 +99,9 @@ def fetch_coefficients(text: str) -> Path:
         wanted({name: size for name, size in sizes.items() if name == FILE_NAME}, "it")
         return hub.download(repo, FILE_NAME, commit, revision)
     except CoefficientsError as error:
-        cached = try_to_load_from_cache(repo, FILE_NAME, revision=revision)
-        if isinstance(error, HubUnreachableError) and isinstance(cached, str):
+        unreachable = isinstance(error, HubUnreachableError)
+        cached = try_to_load_from_cache(repo, FILE_NAME, revision=revision) if unreachable else None
+        if isinstance(cached, str):
             return Path(cached).resolve()  # the cache holds links into its own store; a subject may not be one
         raise type(error)(f"there is no file {text}, and the Hub does not give it: {error}") from None
 
@@ -143,7 +144,7 @@ class Hub:
             return Listing(str(info.sha), {f.rfilename: f.size for f in info.siblings or []}, bool(info.private))
 
     def download(self, repo: str, name: str, commit: str, revision: str | None = None) -> Path:
-        """A file of a repository, in the Hub's cache. Raises HubError, also if `commit` is the last no more.
+        """A regular file, in the Hub's cache. Raises HubError, also where the revision is no longer `commit`.
 
         It is asked for by `revision`, so that the cache learns which commit that is and serves it without a network.
         """
@@ -178,6 +179,15 @@ class Hub:
         elif says.startswith(BAD_README):
             keys, says = [BAD_README], says.partition("\n")[2]
         error_type, sentence = next((REFUSALS[key] for key in keys if key in REFUSALS), OTHER)
+        for secret in filter(None, (self.api.token, _logged_in())):  # a server may say it back
+            says = says.replace(str(secret), "<token>")
         says = cut("".join(filter(str.isprintable, " ".join(LIKE_TOKENS.sub("<token>", says).split()))), 300)
         facts = {"repo": repo, "owner": repo.partition("/")[0], "revision": revision, "page": self.url(repo)}
         return error_type(sentence.format(**facts, kind=kinds[0], status=status, says=says, hub=self.api.endpoint))
+
+
+def _logged_in() -> str | None:
+    try:
+        return get_token()
+    except Exception:  # noqa: BLE001 - only asked to take the token out of a message
+        return None

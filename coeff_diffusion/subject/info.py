@@ -10,6 +10,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 from .errors import CoefficientsError, listed, shown
 
+Gate = Literal["trigger", "always"]  # on which prompts a subject acts: on those with its trigger, or on all
 MAX_TEXT = 2_000  # characters of any one text in CoefficientsInfo
 MAX_LIST = 256  # entries of any one list in it; the largest UNet of Stable Diffusion has 140 attention layers
 MAX_INFO = 256 * 1024  # characters of all of it as JSON: fields that nobody knows yet are kept, but not without end
@@ -50,7 +51,7 @@ class CoefficientsInfo:
     """The block patterns they were chosen by (see `CoeffConfig`)."""
     train_steps: int | None = None
     seed: int | None = None
-    gate: Literal["trigger", "always"] = "trigger"
+    gate: Gate = "trigger"
     """Whether the coefficients act on prompts with the trigger only, or on all. Without a trigger they act on all."""
     license: str = ""
     created: str = ""

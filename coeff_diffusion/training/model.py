@@ -19,7 +19,7 @@ from ..families.fingerprint import describe_base
 from ..families.load import base_name
 from ..families.registry import denoiser_of, encoders_of, family_of, tokenizer_name
 from ..families.shared_weights import shared_pipeline
-from ..inference.trigger import add_trigger, initial_vectors
+from ..inference.trigger_tokens import add_trigger, initial_vectors
 from ..method.attachment import CoeffConfig, attach_heads, attached_layers, collect, is_attached, trainable_parameters
 from ..subject.coefficients import Coefficients
 from ..subject.info import CoefficientsInfo

@@ -7,6 +7,8 @@ by measurement stands here and nowhere else.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..subject.info import Gate
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
@@ -71,7 +73,7 @@ class TrainSettings:
     """Chance that an entry of a coefficient matrix is left out of a training step. The paper's best rate is 0.2."""
     num_vectors: int = 1
     """Vectors that make up the trigger's embedding. More can hold more, and take as many places in the prompt."""
-    gate: Literal["trigger", "always"] = "trigger"
+    gate: Gate = "trigger"
     """How the file acts later: only on prompts with the trigger (all others are the base's, bit for bit), or always."""
 
     # --- Learning

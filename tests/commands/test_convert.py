@@ -12,6 +12,7 @@ from PIL import Image
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, blend
 from coeff_diffusion.commands.convert import BlendConfig, ConvertConfig, blend_files, convert
+from coeff_diffusion.commands.output import OutputError
 from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.inference.request import StudioError
 from coeff_diffusion.sources.image_card import embed
@@ -118,7 +119,7 @@ def test_nothing_is_overwritten_unless_asked_for(command: str, dog: Path, tmp_pa
             blend_files(BlendConfig([f"{dog}:0.5"], str(output), overwrite=overwrite), lambda _: None)
 
     out.write_bytes(b"mine")
-    with pytest.raises(CoefficientsError, match="exists; give another name, or --overwrite"):
+    with pytest.raises(OutputError, match="exists; give another name, or --overwrite"):
         write(out)
     assert out.read_bytes() == b"mine"
     write(out, overwrite=True)
@@ -126,13 +127,13 @@ def test_nothing_is_overwritten_unless_asked_for(command: str, dog: Path, tmp_pa
     (tmp_path / "link.safetensors").symlink_to(tmp_path / "nowhere.safetensors")
     for path, message in {
         tmp_path / "link.safetensors": "exists",
-        tmp_path / "out.png": "expected one that ends in .safetensors",
+        tmp_path / "out.png": "does not end in .safetensors; give a name that does",
         tmp_path / "none" / "out.safetensors": "there is no folder .*none to write out.safetensors to",
     }.items():
-        with pytest.raises(CoefficientsError, match=message):
+        with pytest.raises(OutputError, match=message):
             write(path)
     (tmp_path / "folder.safetensors").mkdir()
-    with pytest.raises(CoefficientsError, match="is a folder"):
+    with pytest.raises(OutputError, match="is a folder"):
         write(tmp_path / "folder.safetensors", overwrite=True)
     assert not (tmp_path / "nowhere.safetensors").exists()
     write(dog, overwrite=True)  # in place

@@ -589,6 +589,7 @@ def test_ids_that_are_none(run_folder: Path, tmp_path: Path) -> None:
             push, PushConfig(str(run_folder), repo, dry_run=True)
         )
     assert "is no id of a repository" in refused(pull, PullConfig("anna/my--dog", str(tmp_path / "dog")))
+    assert "is no id of a repository" in refused(Coefficients.load, "anna/my--dog")
     assert "give anna/dog alone" in refused(push, PushConfig(str(run_folder), "anna/dog@v1"))
     assert "there is no ./none; give a training run's folder" in refused(push, PushConfig("./none", REPO))
 

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, load_coefficients, loaded_coefficients
 from coeff_diffusion.base import embedded_path
 from coeff_diffusion.commands.card import CardConfig, make_card_file
+from coeff_diffusion.commands.output import OutputError
 from coeff_diffusion.images.files import read_parameters, save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.images.png import read_chunks, with_chunks
@@ -346,10 +347,10 @@ def test_pictures_that_cannot_be_cards(dog_file: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten_unless_asked_for(dog_file: Path, dog: Coefficients, card: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PNG)
-    with pytest.raises(PictureError, match=r"card.png exists; .* --overwrite"):
+    with pytest.raises(OutputError, match=r"card.png exists; .* --overwrite"):
         make(dog_file, tmp_path / "a.png", card)
     assert extract(make(dog_file, tmp_path / "a.png", tmp_path / "a.png", overwrite=True)[0]) == [dog]
-    with pytest.raises(PictureError, match=r"no name of a PNG; give one that ends in \.png"):
+    with pytest.raises(OutputError, match=r"out.jpg does not end in \.png; give a name that does"):
         make(dog_file, card, tmp_path / "out.jpg")
 
 

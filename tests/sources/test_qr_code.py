@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, load_base, load_coefficients
 from coeff_diffusion.cli import main
+from coeff_diffusion.commands.output import OutputError
 from coeff_diffusion.commands.qr import QrConfig, make_qr_file
 from coeff_diffusion.families.fingerprint import describe_base
 from coeff_diffusion.families.layout import Layout, _known
@@ -316,8 +317,8 @@ def test_what_the_command_refuses_leaves_nothing(tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     dog, out = str(tmp_path / "dog.safetensors"), str(tmp_path / "out.png")
     for config, error, message in [
-        (QrConfig(dog, str(tmp_path / "out.jpg")), PictureError, "no name of a PNG"),
-        (QrConfig(dog, str(tmp_path / "large.png")), PictureError, "exists"),
+        (QrConfig(dog, str(tmp_path / "out.jpg")), OutputError, "does not end in .png"),
+        (QrConfig(dog, str(tmp_path / "large.png")), OutputError, "exists"),
         (QrConfig(dog, out, picture=str(tmp_path / "large.png")), PictureError, r"a sheet of \d+ x \d+"),
         (QrConfig(dog, out, picture=str(tmp_path / "text.png")), DatasetError, "not a readable picture"),
         (QrConfig(str(tmp_path / "other.safetensors"), out), CoefficientsError, "coeff-diffusion card"),

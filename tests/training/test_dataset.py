@@ -11,7 +11,7 @@ from PIL import Image
 
 from coeff_diffusion.families.stable_diffusion import StableDiffusion
 from coeff_diffusion.images.photo import read_image
-from coeff_diffusion.inference.trigger import add_trigger, initial_vectors
+from coeff_diffusion.inference.trigger_tokens import add_trigger, initial_vectors
 from coeff_diffusion.training.dataset import (
     Latents,
     PictureViews,

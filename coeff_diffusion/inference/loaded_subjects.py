@@ -1,0 +1,242 @@
+"""All that is loaded in one pipeline, and what acts in each of its drawings.
+
+The pipeline stays the stock one. Loading attaches recombination to its denoiser, teaches its text encoders the trigger,
+and follows its prompts (`prompt_watch`) and the denoiser's forward, which tells how many rows the guidance makes of the
+pictures. Unloading the last subject takes all of that away again. Pipelines that share a denoiser, as `from_pipe` makes
+them, may have subjects loaded each.
+
+Legend: B rows of the denoiser's batch (pictures, or twice as many with guidance), S subjects, H heads.
+"""
+
+import functools
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..families.fingerprint import other_weights, weight_sample
+from ..families.layout import layout_of
+from ..families.registry import FamilyError, denoiser_of, encoders_of, family_of, tokenizer_name
+from ..method.attachment import activate, attach_heads, detach, unwrapped
+from ..subject.coefficients import Coefficients
+from ..subject.errors import CoefficientsError
+from .gating import Choice, GuidanceRows, Subject
+from .prompt_watch import PromptWatch, Texts
+from .trigger import triggers_clash
+from .trigger_tokens import TriggerEmbedding, add_trigger, forget_trigger, remove_trigger, without_triggers
+
+ATTRIBUTE, USERS = "_coeff_subjects", "_coeff_users"
+WORD_CHANGES = ("load_textual_inversion", "unload_textual_inversion")
+
+
+class Users:
+    """The pipelines that draw with one denoiser; lives on it while any of them has subjects.
+
+    Attributes:
+        drawing: the one whose prompts were encoded last; None between drawings.
+    """
+
+    def __init__(self, denoiser: Any) -> None:
+        self.all: list[Subjects] = []
+        self.drawing: Subjects | None = None
+        self.handle = denoiser.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+
+    @torch.compiler.disable  # runs before a compiled network, not in it
+    def _before_forward(self, denoiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        drawing = self.drawing or (self.all[0] if len(self.all) == 1 else None)
+        if drawing is None:
+            raise CoefficientsError(
+                "several pipelines with subjects share this network, and none of them is drawing; draw with one of them"
+            )
+        drawing.act(args[0] if args else kwargs["sample" if "sample" in kwargs else "hidden_states"])
+
+
+class Subjects:
+    """All that is loaded in one pipeline; lives on it as an attribute while anything is."""
+
+    def __init__(self, pipe: Any) -> None:
+        try:
+            family = family_of(pipe)
+        except FamilyError as error:
+            raise CoefficientsError(str(error)) from error
+        self.pipe, self.denoiser, self.component = pipe, denoiser_of(pipe), family.denoiser
+        self.sites, self.encoders = family.sites(self.denoiser), encoders_of(pipe)
+        self.watch = PromptWatch(pipe, self.encoders, self._before_encoding)
+        self.loaded: dict[str, Subject] = {}
+        self.keys: dict[str, dict[str, str]] = {}  # by name: what to remove the trigger by, for each text encoder
+        self.choice = Choice()
+        self.embeddings: dict[str, TriggerEmbedding] = {}  # by text encoder
+        self._made_for: tuple[int, ...] = ()  # the batch and prompts that the active coefficients were made for
+
+    def add(self, name: str, subject: Subject, strength: float, guidance_rows: GuidanceRows | None) -> None:
+        if name in self.loaded:
+            raise CoefficientsError(f"a subject {name!r} is already loaded; give another name, or unload it first")
+        choice = replace(
+            self.choice,
+            strengths=[{**one, name: strength} for one in self.choice.strengths],
+            guidance_rows=self.choice.guidance_rows if guidance_rows is None else guidance_rows,
+        )
+        choice.check({**self.loaded, name: subject})
+        self._check_in_place()
+        self._check_fits(name, subject.coefficients)
+        users = getattr(self.denoiser, USERS, None)
+        if users is None:
+            attach_heads(self.denoiser, self.sites, trainable=False)
+        try:
+            self.keys[name] = self._add_tokens(name, subject.coefficients)
+        except CoefficientsError:
+            if users is None:
+                detach(self.denoiser)
+            raise
+        if not self.loaded:
+            self._open()
+        self.loaded[name] = subject
+        self.choose(choice)
+
+    def remove(self, name: str) -> None:
+        for owner, key in self.keys.pop(name).items():
+            forget_trigger(self.encoders[owner], self.embeddings[owner], key)
+        del self.loaded[name]
+        strengths = [{other: value for other, value in one.items() if other != name} for one in self.choice.strengths]
+        self.choose(replace(self.choice, strengths=strengths))
+        if not self.loaded:
+            self._close()
+
+    def choose(self, choice: Choice) -> None:
+        choice.check(self.loaded)
+        self.choice = replace(choice, strengths=[dict(one) for one in choice.strengths])  # the caller may change theirs
+        self._made_for = ()
+
+    # --- loading ------------------------------------------------------------------------------------------------------
+
+    def _check_fits(self, name: str, coefficients: Coefficients) -> None:
+        if coefficients and coefficients.denoiser != self.component:
+            raise CoefficientsError(
+                f"the subject is for a {coefficients.denoiser}, but {type(self.pipe).__name__} draws with a "
+                f"{self.component}"
+            )
+        for other, subject in self.loaded.items():
+            mine, theirs = coefficients.info.trigger, subject.coefficients.info.trigger
+            if (coefficients.tokens or subject.coefficients.tokens) and triggers_clash(mine, theirs):
+                raise CoefficientsError(
+                    f"the trigger {mine!r} of {name!r} clashes with {theirs!r} of {other!r}: a prompt could not call "
+                    "up one without the other; they cannot be loaded together, unless one is given another trigger"
+                )
+        layout_of(self.pipe).check_fits(coefficients)
+        if difference := other_weights(coefficients.info, weight_sample(self.denoiser)):
+            warnings.warn(difference, stacklevel=4)
+
+    def _add_tokens(self, name: str, coefficients: Coefficients) -> dict[str, str]:
+        added: dict[str, str] = {}
+        try:
+            for owner, vectors in coefficients.tokens.items():
+                tokenizer, trigger = getattr(self.pipe, tokenizer_name(owner)), coefficients.info.trigger
+                added[owner] = add_trigger(tokenizer, self.encoders[owner], name, trigger, vectors)
+                self.embeddings[owner] = self.encoders[owner].get_input_embeddings()
+        except CoefficientsError:
+            for owner, key in added.items():
+                remove_trigger(self.encoders[owner], key)
+            raise
+        return added
+
+    def _open(self) -> None:
+        """Follow the pipeline's prompts and the denoiser's batches; let others change the words meanwhile."""
+        users = getattr(self.denoiser, USERS, None)
+        if users is None:
+            users = Users(self.denoiser)
+            setattr(self.denoiser, USERS, users)
+        users.all.append(self)
+        self.users = users
+        self.watch.open()
+        for method in WORD_CHANGES:
+            if (original := getattr(self.pipe, method, None)) is not None:
+                setattr(self.pipe, method, self._aside(original))
+        setattr(self.pipe, ATTRIBUTE, self)
+
+    def _close(self) -> None:
+        for method in WORD_CHANGES:
+            vars(self.pipe).pop(method, None)
+        self.watch.close()
+        delattr(self.pipe, ATTRIBUTE)
+        self.users.all.remove(self)
+        if self.users.drawing is self:
+            self.users.drawing = None
+        if not self.users.all:
+            self.users.handle.remove()
+            delattr(self.denoiser, USERS)
+            detach(self.denoiser)
+
+    def _aside(self, original: Any) -> Any:
+        """A method that adds or removes words, run while no trigger is in its way."""
+
+        @functools.wraps(original)
+        def aside(*args: Any, **kwargs: Any) -> Any:
+            with ExitStack() as stack:
+                for encoder in self.encoders.values():
+                    stack.enter_context(without_triggers(encoder))
+                return original(*args, **kwargs)
+
+        return aside
+
+    def _check_in_place(self) -> None:
+        """What someone exchanged in the pipeline would silently go without its subjects."""
+        exchanged = [] if unwrapped(getattr(self.pipe, self.component)) is self.denoiser else [self.component]
+        for owner in sorted({owner for keys in self.keys.values() for owner in keys}):
+            embedding = getattr(self.pipe, owner).get_input_embeddings()
+            if not isinstance(embedding, TriggerEmbedding):
+                exchanged.append(owner)
+            elif not embedding.reads_with(getattr(self.pipe, tokenizer_name(owner))):
+                exchanged.append(tokenizer_name(owner))
+        if exchanged:
+            raise CoefficientsError(
+                f"the pipeline's {' and '.join(exchanged)} was exchanged or resized after coefficients were loaded, so "
+                "it would draw without the subject; unload the coefficients and load them again"
+            )
+
+    # --- drawing ------------------------------------------------------------------------------------------------------
+
+    def _before_encoding(self) -> None:
+        self._check_in_place()
+        self.users.drawing = self
+
+    def act(self, sample: Tensor) -> None:
+        """Activate what acts on each row of this batch, once for each prompt and size."""
+        rows, pictures = len(sample), self.watch.pictures
+        made_for = (rows, self.watch.version)
+        if made_for == self._made_for:
+            return
+        names = list(self.loaded)
+        strengths = self.choice.of_rows(rows, None if pictures is None else self._called(pictures), self.loaded)
+        weights = torch.tensor([[float(one.get(name, 0)) for name in names] for one in strengths])  # [B, S] or [1, S]
+        if (weights == weights[0]).all():
+            weights = weights[0]  # [S]
+        stacks: dict[str, list[tuple[int, Tensor]]] = {}
+        for number, name in enumerate(names):
+            for path, coeff in self.loaded[name].coefficients.items():
+                stacks.setdefault(path, []).append((number, coeff))
+        blended = {
+            path: torch.tensordot(weights[..., [number for number, _ in stack]], torch.stack([c for _, c in stack]), 1)
+            * self.choice.layers.factor(self.sites[path].kind, self.sites[path].stage)
+            for path, stack in stacks.items()
+        }  # [H, H] or [B, H, H]
+        activate(self.denoiser, blended, sample.device)
+        self._made_for = made_for
+
+    def _called(self, pictures: Sequence[Texts | None]) -> list[set[str] | None]:
+        """The subjects whose trigger the text encoders read in each picture's prompt; None where it is not known."""
+        triggers = {name: subject.coefficients.info.trigger for name, subject in self.loaded.items()}
+        for name, trigger in triggers.items():
+            if trigger and any(texts is not None and self.watch.cuts_off(texts, trigger) for texts in pictures):
+                warnings.warn(
+                    f"the trigger {trigger!r} of {name!r} stands behind the tokens that the text encoder reads of the "
+                    "prompt, so the subject does not act; move it to the front or shorten the prompt",
+                    stacklevel=2,
+                )
+        return [
+            None if texts is None else {n for n, t in triggers.items() if t and self.watch.calls(texts, t)}
+            for texts in pictures
+        ]
