@@ -1,6 +1,7 @@
 """The `coeff-diffusion` command: wiring only. Every error is one line on stderr and exit code 2.
 
-Heavy imports wait until a command runs, so that `--help` answers at once.
+Heavy imports wait until a command runs, so that `--help` answers at once. (The subcommands of argparse and jsonargparse
+need the arguments of all commands before they know which it is, and with them torch and diffusers.)
 """
 
 import os
@@ -17,37 +18,23 @@ from . import __version__
 from .commands.terminal import printable
 from .subject.errors import UserError
 
-# Each command: what it does, its settings, and the function that takes them. Imported when the command runs.
-COMMANDS: dict[str, tuple[str, str, str]] = {
-    "train": ("learn a subject from a folder of pictures", "training.config:TrainConfig", "training.trainer:train"),
+# What a command does; its arguments: a dataclass, or a function that reads them; and what runs it.
+COMMANDS = {
+    "train": ("learn a subject from a folder of pictures",
+              "training.config:parse_train_config", "training.trainer:train"),
     "generate": ("draw with subjects", "commands.generate:GenerateConfig", "commands.generate:generate"),
     "studio": ("open the page", "ui:PageConfig", "ui:open_page"),
     "info": ("show what a subject's file or a picture carries", "commands.info:InfoConfig", "commands.info:show_info"),
-    "verify": (
-        "check that a subject fits a base, without loading the base's weights",
-        "commands.verify:VerifyConfig",
-        "commands.verify:verify",
-    ),
-    "convert": (
-        "write a subject again with wider or narrower numbers",
-        "commands.convert:ConvertConfig",
-        "commands.convert:convert",
-    ),
+    "verify": ("check that a subject fits a base, without loading the base's weights",
+               "commands.verify:VerifyConfig", "commands.verify:verify"),
+    "convert": ("write a subject again with wider or narrower numbers",
+                "commands.convert:ConvertConfig", "commands.convert:convert"),
     "blend": ("mix several subjects into one", "commands.convert:BlendConfig", "commands.convert:blend_files"),
     "card": ("put a subject into a picture", "commands.card:CardConfig", "commands.card:make_card_file"),
     "qr": ("write a subject as a QR code", "commands.qr:QrConfig", "commands.qr:make_qr_file"),
     "push": ("upload a subject to the Hub", "commands.push_pull:PushConfig", "commands.push_pull:push"),
     "pull": ("fetch a subject from the Hub", "commands.push_pull:PullConfig", "commands.push_pull:pull"),
-}
-USAGE = f"""\
-usage: coeff-diffusion COMMAND [options]
-
-Teach Stable Diffusion a new subject with a file of about 10 KB.
-
-commands:
-{"".join(f"  {name:<10} {what}{chr(10)}" for name, (what, _, _) in COMMANDS.items())}
-coeff-diffusion COMMAND --help lists the options of a command; --debug shows the traceback of an error.
-"""
+}  # fmt: skip
 
 # The base has two names, and every command takes both: what a diffusers user types, and the short one.
 LONG, SHORT = "--pretrained_model_name_or_path", "--base"
@@ -61,9 +48,7 @@ class UsageError(UserError, ValueError):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for an error, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    return guarded(lambda: _run(arguments), debug)
+    return guarded(lambda: _run([one for one in arguments if one != "--debug"]), debug="--debug" in arguments)
 
 
 def guarded(run: Callable[[], int], debug: bool = False) -> int:
@@ -83,30 +68,29 @@ def guarded(run: Callable[[], int], debug: bool = False) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE, end="")
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print("usage: coeff-diffusion COMMAND [options]\n")
+        print("Teach Stable Diffusion a new subject with a file of about 10 KB.\n\ncommands:")
+        print("".join(f"  {name:<10} {about}\n" for name, (about, _, _) in COMMANDS.items()))
+        print("coeff-diffusion COMMAND --help lists the options of a command; --debug shows the traceback of an error.")
         return 0 if arguments else 2
-    if arguments[0] == "--version":
+    if command == "--version":
         print(f"coeff-diffusion {__version__}")
         return 0
-    name, *rest = arguments
-    if name not in COMMANDS:
-        raise UsageError(f"no command {name!r}; use one of {', '.join(COMMANDS)}")
-    _, config, function = COMMANDS[name]
-    settings = _train_config(rest) if name == "train" else parse(name, _imported(config), rest)
-    _imported(function)(settings)
+    if command not in COMMANDS:
+        raise UsageError(f"no command {command!r}; use one of {', '.join(COMMANDS)}")
+    reader, runner = map(_named, COMMANDS[command][1:])
+    if isinstance(reader, type):
+        runner(parse(command, reader, arguments[1:]))
+    else:
+        runner(reader(_renamed(arguments[1:], SHORT, LONG)))
     return 0
 
 
-def _train_config(arguments: list[str]) -> Any:
-    """Those of training have files of their own, and sections."""
-    parse_flags = _imported("training.config:parse_train_config")
-    return parse_flags(_renamed(arguments, SHORT, LONG))
-
-
-def _imported(where: str) -> Any:
-    """`"commands.info:show_info"` -> the function."""
-    module, _, name = where.partition(":")
+def _named(place: str) -> Any:
+    """What stands at `module:name` in this package."""
+    module, _, name = place.partition(":")
     return getattr(import_module(f".{module}", __package__), name)
 
 
@@ -125,32 +109,26 @@ def parse(command: str, config: type[Config], arguments: Sequence[str]) -> Confi
     from jsonargparse import ArgumentError, ArgumentParser
 
     assert is_dataclass(config)
-    documented = parse_from_object(config)
+    documented, hints = parse_from_object(config), get_type_hints(config)
     helps = {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in documented.params}
-    hints = get_type_hints(config)
-    parser = ArgumentParser(
-        prog=f"coeff-diffusion {command}",
-        description=documented.description,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    about = documented.description
+    parser = ArgumentParser(f"coeff-diffusion {command}", description=about, exit_on_error=False, allow_abbrev=False)
     # `--json FILE`: where something may follow a flag, it is not the flag's value.
     bare_flags = any(item.metadata.get("positional") for item in fields(config))
-    flags = {item.name: item.metadata["flags"]() for item in fields(config) if "flags" in item.metadata}
+    many = {item.name: item.metadata["flags"]() for item in fields(config) if "flags" in item.metadata}
     for item in fields(config):
-        for name, (kind, text) in flags.get(item.name, {}).items():
-            parser.add_argument(f"--{name}", type=kind, help=text)
-        if item.name not in flags:
+        for flag, (kind, text) in many.get(item.name, {}).items():
+            parser.add_argument(f"--{flag}", type=kind, help=text)
+        if item.name not in many:
             names, options = _argument(item, hints[item.name], bare_flags)
             parser.add_argument(*names, help=helps[item.name], **options)
     try:
         found = parser.parse_args(_renamed(arguments, LONG, SHORT))
     except ArgumentError as error:
         shown = {item.name: _shown(item) for item in fields(config)}
-        shown |= {flag: f"--{flag}" for of in flags.values() for flag in of}
         raise UsageError(_flag_error(str(error), command, shown)) from error
-    given = {name: {flag: found[flag] for flag in of if found[flag] is not None} for name, of in flags.items()}
-    return config(**{item.name: found[item.name] for item in fields(config) if item.name not in flags}, **given)
+    given = {name: {flag: found[flag] for flag in flags if found[flag] is not None} for name, flags in many.items()}
+    return config(**{item.name: found[item.name] for item in fields(config) if item.name not in many}, **given)
 
 
 def _argument(item: "Field[Any]", hint: Any, bare_flags: bool) -> tuple[list[str], dict[str, Any]]:
@@ -158,20 +136,16 @@ def _argument(item: "Field[Any]", hint: Any, bare_flags: bool) -> tuple[list[str
     from jsonargparse import ActionYesNo
 
     is_list = get_origin(hint) is list
+    options: dict[str, Any] = {"type": str if is_list else hint}
     if item.metadata.get("positional"):
-        return [item.name], {"metavar": _shown(item), **({"nargs": "+", "type": str} if is_list else {"type": hint})}
-    names = [*filter(None, [item.metadata.get("short")]), _shown(item)]
-    options: dict[str, Any] = {"dest": item.name}
-    if item.default_factory is not MISSING:
-        options["default"] = item.default_factory()
-    elif item.default is not MISSING:
-        options["default"] = item.default
-    else:
-        options["required"] = True
-    if hint is bool:
-        yes_or_no = ActionYesNo(yes_prefix="", no_prefix="no_")  # `--grid` alone means true
-        return names, {**options, "action": yes_or_no, "nargs": 0 if bare_flags else "?"}
-    return names, {**options, "action": "append", "type": str} if is_list else {**options, "type": hint}
+        return [item.name], {**options, "metavar": _shown(item), **({"nargs": "+"} if is_list else {})}
+    if hint is bool:  # `--grid` alone means true
+        options = {"action": ActionYesNo(yes_prefix="", no_prefix="no_"), "nargs": 0 if bare_flags else "?"}
+    elif is_list:
+        options["action"] = "append"
+    default = item.default if item.default_factory is MISSING else item.default_factory()
+    options |= {"required": True} if default is MISSING else {"default": default}
+    return [*filter(None, [item.metadata.get("short")]), _shown(item)], {**options, "dest": item.name}
 
 
 def _shown(item: "Field[Any]") -> str:
@@ -179,28 +153,26 @@ def _shown(item: "Field[Any]") -> str:
     return item.name.upper() if item.metadata.get("positional") else item.metadata.get("flag", f"--{item.name}")
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
 def _renamed(arguments: Sequence[str], old: str, new: str) -> list[str]:
     """The arguments with one flag under its other name."""
-    return [new + argument[len(old) :] if argument.partition("=")[0] == old else argument for argument in arguments]
+    return [new + one[len(old) :] if one.partition("=")[0] == old else one for one in arguments]
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+# What jsonargparse says of a wrong value: the field, the first type it may have, and the value.
+WRONG = re.compile(r"""(?s)Parser key "(\w+)":.*?Expected an? (?:<class '(\w+)'>|\S*Literal\[(.*?)\]).*?value: (.*)""")
 
 
 def _flag_error(message: str, command: str, shown: Mapping[str, str]) -> str:
     """argparse's and jsonargparse's reports in one line that names the argument as `shown` to the user."""
-    help_hint = f"(coeff-diffusion {command} --help lists the options)"
+    if wrong := WRONG.match(message):
+        name, kind, choices, value = wrong.groups()
+        return f"{shown.get(name, f'--{name}')} is {value.strip()!r}, expected {kind or f'one of {choices}'}"
     if missing := re.search(r"arguments are required: (.*)", message):
-        names = [shown.get(name, name) for name in missing[1].split(", ")]
-        return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing {help_hint}"
-    key = re.search(r'Parser key "([^"]+)"', message)
-    if key and (choice := re.search(r"Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)", message)):
-        return f"{shown[key[1]]} is {choice[2].strip()!r}, expected one of {choice[1]}"
-    if key and (given := re.search(r"Given value: (.*)", message)):
-        wanted = list(dict.fromkeys(re.findall(r"Expected an? <class '(\w+)'>", message)))
-        kinds = " or ".join(kind for kind in wanted if kind != "NoneType") or "another value"
-        return f"{shown[key[1]]} is {given[1].strip()!r}, expected {kinds}"
-    return f"{' '.join(message.split())} {help_hint}"
+        names = [shown[name] for name in missing[1].split(", ")]
+        message = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
+    return f"{' '.join(message.split())} (coeff-diffusion {command} --help lists the options)"
 
 
 def _sentence(error: Exception) -> str:

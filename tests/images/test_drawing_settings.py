@@ -12,7 +12,7 @@ from coeff_diffusion.commands.generate import drawing_flags
 from coeff_diffusion.images.drawing_settings import LAYERS, SETTINGS
 
 PACKAGE = Path(__file__).parents[2] / "coeff_diffusion"
-PLACE = "    gate: Literal["
+PLACE = "    def acts_in("
 MADE_UP = '''\
     softness: float = setting(0.25, text="Softness", low=0, high=1, label="Softness", hint="1 is softest")
     """How soft the picture is; left out, 0.25."""
@@ -73,7 +73,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     source = folder / "coeff_diffusion" / "images" / "drawing_settings.py"
     before = source.read_text()
     assert before.count(PLACE) == 1
-    source.write_text(before.replace(PLACE, MADE_UP + PLACE))
+    source.write_text(before.replace(PLACE, f"{MADE_UP}\n{PLACE}"))
     done = subprocess.run([sys.executable, "-c", QUESTIONS], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
