@@ -2,16 +2,19 @@
 
 python benchmarks/attention.py
 python benchmarks/attention.py --dtype bfloat16 --repeats 15
+python benchmarks/attention.py --interception      # what it costs to get in between, before anything is computed
 """
 
 import argparse
 from collections.abc import Callable
 
 import torch
+from diffusers.models.attention_processor import Attention
 from timing import in_turns, machine, peak_memory
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from coeff_diffusion.method.interception import Call, Interceptor
 from coeff_diffusion.method.kernels import recombined_attention
 from coeff_diffusion.method.recombination import recombined_attention as naive_attention
 
@@ -77,14 +80,44 @@ def measure(name: str, dtype: torch.dtype, repeats: int, naive: bool) -> None:
     print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
+class PassedOn(Interceptor):
+    """Intercepts a layer, and lets PyTorch compute its attention all the same."""
+
+    def attention(self, layer: nn.Module, call: Call) -> Tensor:
+        return call.plain()
+
+
+def interception(repeats: int) -> None:
+    """Print what a call of a layer costs that has next to nothing to compute, as it is and intercepted."""
+    states = torch.randn(1, 4, 16)
+    layers = {"base": Attention(16, heads=2, dim_head=8), "intercepted": Attention(16, heads=2, dim_head=8)}
+    PassedOn().register(layers["intercepted"])
+
+    def turn(layer: nn.Module) -> Callable[[], None]:
+        def several() -> None:
+            for _ in range(20 * RUNS):
+                layer(states)
+
+        return several
+
+    with torch.no_grad():
+        found = in_turns({label: turn(layer.eval()) for label, layer in layers.items()}, repeats)
+    for label, timing in found.items():
+        print(f"{label}: {1e6 * timing.median / (20 * RUNS):.0f} us a call ({timing.ratio:.2f}x)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--layers", nargs="*", choices=list(LAYERS), default=list(LAYERS))
     parser.add_argument("--naive", action="store_true", help="also materialize all maps: slow, and takes gigabytes")
+    parser.add_argument("--interception", action="store_true", help="only what it costs to get into a layer")
     args = parser.parse_args()
     torch.manual_seed(0)
+    if args.interception:
+        interception(args.repeats)
+        return
     labels = ["base", "recombined"] + ["naive"] * args.naive
     print(f"{machine()}, {args.dtype}; medians, ratios turn by turn\n")
     print("| layer | " + " | ".join(f"{kind}, {label}" for kind in ("forward", "training") for label in labels) + " |")

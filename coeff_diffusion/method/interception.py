@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 # The number of the innermost hook, the same in every layer: `torch.compile` guards on the numbers of hooks that are
 # always called, and would compile each of a network's many equal blocks by itself.
 INNERMOST = -1
+UNFLATTEN = Tensor.unflatten
 
 
 class Call(NamedTuple):
@@ -39,7 +40,7 @@ class Call(NamedTuple):
 
     def spelled_out(self) -> "Call":
         """The same with all that SDPA does on the side done: one dtype, a key for every head, one mask for all."""
-        query, key, value, mask = self.query, self.key, self.value, self.attn_mask
+        query, key, value, mask = self[:4]
         batch, heads, queries, _ = query.shape
         device = query.device.type
         if torch.is_autocast_enabled(device) and query.dtype != torch.float64:
@@ -134,7 +135,7 @@ class Interception(TorchFunctionMode):
             self.calls += 1
             if self.calls == 1:
                 return self.interceptor.attention(self.layer, Call(*args, **(kwargs or {})))
-        if func is Tensor.unflatten:  # which the compiler takes as a method alone
+        if func is UNFLATTEN:  # which the compiler takes as a method alone
             return args[0].unflatten(*args[1:], **(kwargs or {}))
         return func(*args, **kwargs) if kwargs else func(*args)
 

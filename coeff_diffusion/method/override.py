@@ -49,7 +49,8 @@ class Override(Interceptor):
         acting = self._fitted(acting, call)
         if self.dropout and layer.training:  # of the coefficients themselves, as in the paper
             acting = acting._replace(coeff=dropout(acting.coeff, self.dropout))
-        acting = acting.to(call.query.device)
+        if acting.coeff.device != call.query.device:  # of a network whose weights come and go
+            acting = acting.to(call.query.device)
         if acting.rows is None:
             return _recombined(call.spelled_out(), acting)
         # PyTorch's own attention for the whole batch keeps the other samples bitwise.
