@@ -83,20 +83,20 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list
     Raises:
         StudioError, PictureError, BaseModelError, CoefficientsError, OSError: with a message of one line.
     """
-    recipe = None if config.from_picture is None else Replay.read(config.from_picture)
-    request, place = (DrawRequest(""), None) if recipe is None else recipe.request()
-    prompts = config.prompt or ([] if recipe is None else [request.prompt])
+    replay = None if config.from_picture is None else Replay.read(config.from_picture)
+    request, place = (DrawRequest(""), None) if replay is None else replay.request()
+    prompts = config.prompt or ([] if replay is None else [request.prompt])
     if not prompts:
         raise StudioError("nothing to draw; give a --prompt, or a picture to draw again with --from")
     parts = [_given(text) for text in config.subject]
     notes: list[str] = []
-    if recipe is not None:
-        parts, notes = recipe.parts(parts)
-        say(f"again from {recipe.path}: {shown(prompts[0])}")
+    if replay is not None:
+        parts, notes = replay.parts(parts)
+        say(f"again from {replay.path}: {shown(prompts[0])}")
     if config.embed_subjects:
         chunks([part.subject for part in parts])  # says now, not after the drawing, that they cannot be embedded
     request, place = _overridden(config, request, place)
-    studio, base_notes = _studio(config, recipe)
+    studio, base_notes = _studio(config, replay)
     check_folder(config.output_dir)
     request = replace(request, subjects=_load(studio, parts, say))
     for note in [*notes, *base_notes]:
@@ -168,19 +168,19 @@ def _overridden(config: GenerateConfig, request: DrawRequest, place: int | None)
     return replace(request, **given, layers=replace(request.layers, **layers)), place
 
 
-def _studio(config: GenerateConfig, recipe: Replay | None) -> tuple[Studio, list[str]]:
-    """The base to draw with, and a note where it is not the one of the recipe but the user wants it so.
+def _studio(config: GenerateConfig, replay: Replay | None) -> tuple[Studio, list[str]]:
+    """The base to draw with, and a note where it is not the one of the replay but the user wants it so.
 
     Raises:
-        StudioError: it is not the one of the recipe, and nobody said which to take.
+        StudioError: it is not the one of the replay, and nobody said which to take.
     """
-    if recipe is not None and config.base is None:
-        _refuse(recipe.other_base(Base(EMBEDDED)))
-    recorded = None if recipe is None else recipe.parameters.precision
+    if replay is not None and config.base is None:
+        _refuse(replay.other_base(Base(EMBEDDED)))
+    recorded = None if replay is None else replay.parameters.precision
     dtype = config.dtype or recorded or "float32"
     pipe = load_base(config.base or EMBEDDED, revision=config.revision, dtype=dtype, device=config.device,
                      config=config.base_config)  # fmt: skip
-    problem = None if recipe is None else recipe.other_base(Base.of(pipe))
+    problem = None if replay is None else replay.other_base(Base.of(pipe))
     if config.base is None:
         _refuse(problem)
     return Studio(pipe), [f"{problem}; it will not be the same picture"] if problem else []

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from .checkpoints import NOT_LOADED, PICKLES
 from .errors import CHOICES, BaseModelError, one_line
 from .family import Family
-from .registry import EXPECTED, by_pipeline
+from .registry import EXPECTED, by_pipeline, tokenizer_name
 
 INDEX = "model_index.json"
 VARIANT = "fp16"  # the one that people publish beside the full weights, or instead of them
@@ -126,11 +126,7 @@ def files_to_fetch(files: Sequence[str], family: Family) -> list[str]:
     """Of a repository's files those that drawing takes: settings, and one set of weights of each component."""
     variant = _variant(files, family)
     wanted = [INDEX]
-    for part in (
-        *_components(family),
-        "scheduler",
-        *(e.replace("text_encoder", "tokenizer") for e in family.text_encoders),
-    ):
+    for part in (*_components(family), "scheduler", *map(tokenizer_name, family.text_encoders)):
         inside = [file for file in files if file.startswith(f"{part}/")]
         weights = _weights(files, part)
         wanted += [file for file in inside if file not in weights and SETTINGS.fullmatch(file.partition("/")[2])]

@@ -17,7 +17,11 @@ class StableDiffusion(Family):
     denoiser_classes = ("UNet2DConditionModel", "UNetMotionModel")  # AnimateDiff's has layers between frames besides
     known: ClassVar[Mapping[str, Config]] = {  # the class's defaults are those of 1.x
         "Stable Diffusion 1.x": {"cross_attention_dim": 768, "attention_head_dim": 8},
-        "Stable Diffusion 2.x": {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20)},
+        "Stable Diffusion 2.x": {
+            "cross_attention_dim": 1024,
+            "attention_head_dim": (5, 10, 20, 20),
+            "use_linear_projection": True,
+        },
     }
     checkpoint: ClassVar[Mapping[str, str]] = {
         "the UNet": "model.diffusion_model.",

@@ -29,7 +29,7 @@ def load_coefficients(
     """Load a subject into a pipeline. It acts at once, beside the subjects that are loaded already.
 
     Args:
-        pipe: a stock Stable Diffusion pipeline of diffusers.
+        pipe: a pipeline of diffusers whose base is of a known family (`families.registry`).
         source: a file, a folder that holds `coefficients.safetensors`, a Hub id ("user/repo"), or `Coefficients`.
         name: what to call it in `set_coefficients`; default: the name it was saved under, or its trigger.
         strength: factor on its coefficients; 1 is as trained, 0 off.

@@ -248,11 +248,11 @@ class Studio:
         pictures = []
         for place, (image, request) in enumerate(zip(images, requests, strict=True)):
             assert request.seed is not None
-            recipe = recorded(self.pipe, request, scheduler_label(scheduler))
+            parameters = recorded(self.pipe, request, scheduler_label(scheduler))
             if is_one_request:
-                recipe = placed(recipe, place, len(requests))
-            subjects = {name: self.subjects[name] for name in recipe.subjects}
-            pictures.append(Picture(image, request, request.seed, format_parameters(recipe), subjects))
+                parameters = placed(parameters, place, len(requests))
+            subjects = {name: self.subjects[name] for name in parameters.subjects}
+            pictures.append(Picture(image, request, request.seed, format_parameters(parameters), subjects))
         return pictures
 
     def _resolve_all(self, requests: Sequence[DrawRequest]) -> list[DrawRequest]:

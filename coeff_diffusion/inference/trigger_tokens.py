@@ -154,6 +154,8 @@ def forget_trigger(text_encoder: Any, embedding: TriggerEmbedding, name: str) ->
     embedding.learned.pop(name, None)
     if text_encoder.get_input_embeddings() is embedding and not embedding.learned:
         text_encoder.set_input_embeddings(embedding.base)
+    if not embedding.learned:
+        _pool_as_before(text_encoder, embedding)
     embedding.tokenizer._tokenizer.normalizer = embedding.base_backend.normalizer
 
 
@@ -250,9 +252,13 @@ def _pooling(text_encoder: Any) -> Any:
     return getattr(text_encoder, "text_model", text_encoder)
 
 
-def _give_back(text_encoder: Any, embedding: TriggerEmbedding) -> None:
+def _pool_as_before(text_encoder: Any, embedding: TriggerEmbedding) -> None:
     if embedding.pooled_at_highest:
         _pooling(text_encoder).eos_token_id, embedding.pooled_at_highest = HIGHEST_ID, False
+
+
+def _give_back(text_encoder: Any, embedding: TriggerEmbedding) -> None:
+    _pool_as_before(text_encoder, embedding)
     embedding.base.weight = embedding.weight  # another object where the weights have moved to another kind of device
     text_encoder.set_input_embeddings(embedding.base)
     embedding.tokenizer._tokenizer = embedding.base_backend

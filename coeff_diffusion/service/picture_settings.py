@@ -53,27 +53,27 @@ def restored(loader: SubjectLoader, file: str | Path) -> Settings:
         carried = extract(path) if is_png else []
         if not text and not carried:
             carried = [open_subject(path)]  # in a QR code, or the error that says what the picture lacks
-        recipe = Replay(Path(path.name), parse_parameters(text), carried) if text else None
-        request = None if recipe is None else _alone(recipe)
+        replay = Replay(Path(path.name), parse_parameters(text), carried) if text else None
+        request = None if replay is None else _alone(replay)
     joined, left_out, notes = _join(loader, carried)
-    if recipe is None or request is None:
+    if replay is None or request is None:
         return Settings(None, dict.fromkeys(joined[:MAX_SUBJECTS], 1.0), [*notes, "it does not say how it was drawn"])
-    subjects, more = _subjects(recipe.parameters, loader.library, left_out)
+    subjects, more = _subjects(replay.parameters, loader.library, left_out)
     notes += more
-    other_base = recipe.other_base(Base.of(loader.studio.pipe))
+    other_base = replay.other_base(Base.of(loader.studio.pipe))
     if other_base:
         notes.append(f"{other_base}; it will not be the same picture")
     else:
         notes += _not_settable(request, loader.studio)
-    notes += _unsaid(recipe.parameters)
+    notes += _unsaid(replay.parameters)
     request, more = _within_reach(replace(request, subjects=subjects), loader.studio)
     return Settings(request, dict(request.subjects), notes + more)
 
 
-def _alone(recipe: Replay) -> DrawRequest:
+def _alone(replay: Replay) -> DrawRequest:
     """The request for this one picture, also where it was drawn as one of a batch."""
-    request, place = recipe.request()
-    return request if place is None else replace(request, seed=recipe.parameters.seed, batch_size=1)
+    request, place = replay.request()
+    return request if place is None else replace(request, seed=replay.parameters.seed, batch_size=1)
 
 
 # --- subjects ---------------------------------------------------------------------------------------------------------

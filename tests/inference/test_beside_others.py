@@ -82,7 +82,10 @@ def test_a_table_put_in_place_of_ours_is_said_and_can_be_left(
     tiny_pipe: StableDiffusionPipeline, new_subject: Subject
 ) -> None:
     base = draw(tiny_pipe, DOG)
+    pooling = getattr(tiny_pipe.text_encoder, "text_model", tiny_pipe.text_encoder)
+    pooling.eos_token_id = 2  # as the published configs have it: the pooled token is the one of the highest id
     load_coefficients(tiny_pipe, new_subject(vectors=2))
+    assert pooling.eos_token_id != 2
     other = torch.nn.Embedding.from_pretrained(tiny_pipe.text_encoder.get_input_embeddings().weight.detach().clone())
     tiny_pipe.text_encoder.set_input_embeddings(other)
     with pytest.raises(CoefficientsError, match="text_encoder was exchanged or resized"):
@@ -92,6 +95,7 @@ def test_a_table_put_in_place_of_ours_is_said_and_can_be_left(
     unload_coefficients(tiny_pipe)
     assert tiny_pipe.text_encoder.get_input_embeddings() is other
     assert torch.equal(draw(tiny_pipe, DOG), base)
+    assert pooling.eos_token_id == 2
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------

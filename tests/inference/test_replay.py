@@ -33,7 +33,7 @@ DRAWN = Parameters(
 OLD = replace(DRAWN, hashes={})
 
 
-def recipe(parameters: Parameters = DRAWN, *carried: Coefficients) -> Replay:
+def replay(parameters: Parameters = DRAWN, *carried: Coefficients) -> Replay:
     return Replay(Path("card.png"), parameters, carried)
 
 
@@ -41,8 +41,8 @@ def given(one: Coefficients, strength: float | None = None) -> Part:
     return Part(one, strength=strength, source=f"{one.info.name}.safetensors")
 
 
-def found(recipe: Replay, *parts: Part) -> tuple[list[tuple[str | None, Coefficients, float | None]], list[str]]:
-    chosen, notes = recipe.parts(parts)
+def found(replay: Replay, *parts: Part) -> tuple[list[tuple[str | None, Coefficients, float | None]], list[str]]:
+    chosen, notes = replay.parts(parts)
     return [(part.name, part.subject, part.strength) for part in chosen], notes
 
 
@@ -51,9 +51,9 @@ def found(recipe: Replay, *parts: Part) -> tuple[list[tuple[str | None, Coeffici
 
 def test_carried_subjects_have_their_names_and_strengths_in_the_order_of_the_picture() -> None:
     expected = [("dog", DOG, 0.5), ("cat", CAT, -1.0)]
-    assert found(recipe(DRAWN, CAT, DOG)) == (expected, [])
+    assert found(replay(DRAWN, CAT, DOG)) == (expected, [])
     renamed = replace(DRAWN, subjects={"x": 0.5, "": -1.0}, hashes={"x": DOG.sha256[:12], "": CAT.sha256[:12]})
-    assert found(recipe(renamed, CAT, DOG)) == ([("x", DOG, 0.5), ("", CAT, -1.0)], [])
+    assert found(replay(renamed, CAT, DOG)) == ([("x", DOG, 0.5), ("", CAT, -1.0)], [])
 
 
 def test_subjects_of_one_name_are_told_apart() -> None:
@@ -61,58 +61,58 @@ def test_subjects_of_one_name_are_told_apart() -> None:
     drawn = replace(
         DRAWN, subjects={"dog": 1.0, "dog-2": 0.5}, hashes={"dog": DOG.sha256[:12], "dog-2": other.sha256[:12]}
     )
-    assert found(recipe(drawn, other, DOG))[0] == [("dog", DOG, 1.0), ("dog-2", other, 0.5)]
+    assert found(replay(drawn, other, DOG))[0] == [("dog", DOG, 1.0), ("dog-2", other, 0.5)]
     twin = subject("dog", 0.1, trigger="sks dog")  # the same tensors for other words
     drawn = replace(drawn, hashes={"dog": DOG.sha256[:12], "dog-2": DOG.sha256[:12]})
-    assert found(recipe(drawn, DOG, twin))[0] == [("dog", DOG, 1.0), ("dog-2", twin, 0.5)]
-    assert found(recipe(drawn, DOG))[0] == [("dog", DOG, 1.0), ("dog-2", DOG, 0.5)]
+    assert found(replay(drawn, DOG, twin))[0] == [("dog", DOG, 1.0), ("dog-2", twin, 0.5)]
+    assert found(replay(drawn, DOG))[0] == [("dog", DOG, 1.0), ("dog-2", DOG, 0.5)]
 
 
 def test_what_is_not_carried_has_to_be_given_and_its_hash_has_to_agree() -> None:
-    assert found(recipe(), given(CAT), given(DOG)) == ([("dog", DOG, 0.5), ("cat", CAT, -1.0)], [])
-    assert found(recipe(DRAWN, DOG), given(CAT, 2.0)) == ([("dog", DOG, 0.5), ("cat", CAT, 2.0)], [])
+    assert found(replay(), given(CAT), given(DOG)) == ([("dog", DOG, 0.5), ("cat", CAT, -1.0)], [])
+    assert found(replay(DRAWN, DOG), given(CAT, 2.0)) == ([("dog", DOG, 0.5), ("cat", CAT, 2.0)], [])
     with pytest.raises(
         StudioError,
         match=rf"^card.png was drawn with 'dog' \({DOG.sha256[:12]}\), 'cat' \({CAT.sha256[:12]}\), which it does not "
         "carry; give the file with --subject$",
     ):
-        recipe().parts([])
+        replay().parts([])
     with pytest.raises(
         StudioError,
         match=rf"^card.png was drawn with 'cat' \({CAT.sha256[:12]}\), which it does not carry; but bird.safetensors "
         rf"is 'bird' \({BIRD.sha256[:12]}\)$",
     ):
-        recipe(DRAWN, DOG).parts([given(BIRD)])
+        replay(DRAWN, DOG).parts([given(BIRD)])
 
 
 def test_flags_win_over_what_is_carried() -> None:
-    assert found(recipe(DRAWN, DOG, CAT), given(CAT, 0.1)) == ([("dog", DOG, 0.5), ("cat", CAT, 0.1)], [])
-    chosen, notes = found(recipe(DRAWN, DOG, CAT), given(BIRD), given(DOG))
+    assert found(replay(DRAWN, DOG, CAT), given(CAT, 0.1)) == ([("dog", DOG, 0.5), ("cat", CAT, 0.1)], [])
+    chosen, notes = found(replay(DRAWN, DOG, CAT), given(BIRD), given(DOG))
     assert chosen == [(None, BIRD, None), ("dog", DOG, 0.5)]
     (note,) = notes
     assert note.startswith(f"bird.safetensors is 'bird' ({BIRD.sha256[:12]}); card.png was drawn with")
     assert f"'cat' ({CAT.sha256[:12]})" in note
-    chosen, notes = found(recipe(replace(DRAWN, subjects={}, hashes={})), given(BIRD))
+    chosen, notes = found(replay(replace(DRAWN, subjects={}, hashes={})), given(BIRD))
     assert chosen == [(None, BIRD, None)]
     assert notes[0].endswith("card.png was drawn with no subject")
 
 
 def test_a_carried_subject_that_took_no_part_takes_none() -> None:
-    chosen, notes = found(recipe(DRAWN, DOG, CAT, BIRD))
+    chosen, notes = found(replay(DRAWN, DOG, CAT, BIRD))
     assert [name for name, _, _ in chosen] == ["dog", "cat"]
     assert notes == [f"card.png also carries 'bird' ({BIRD.sha256[:12]}), which took no part in it"]
 
 
 def test_older_pictures_without_hashes_go_by_the_name() -> None:
-    chosen, notes = found(recipe(OLD), given(CAT), given(DOG))
+    chosen, notes = found(replay(OLD), given(CAT), given(DOG))
     assert chosen == [("dog", DOG, 0.5), ("cat", CAT, -1.0)]
     assert notes == [
         f"card.png does not record the hash of '{name}'; it is taken that {name}.safetensors is '{name}' ({digits})"
         for name, digits in DRAWN.hashes.items()
     ]
-    assert found(recipe(OLD, DOG, CAT))[0] == chosen
+    assert found(replay(OLD, DOG, CAT))[0] == chosen
     with pytest.raises(StudioError, match=r"drawn with 'cat' \(its hash is not recorded\)"):
-        recipe(OLD).parts([given(DOG)])
+        replay(OLD).parts([given(DOG)])
 
 
 # --- settings and base ------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_a_request_comes_back_from_its_text(tiny_pipe: StableDiffusionPipeline) 
     )
     for place, picture in enumerate(studio.draw(asked)):
         text = parse_parameters(picture.parameters)
-        request, position = recipe(text).request()
+        request, position = replay(text).request()
         assert position == place
         assert replace(request, subjects=text.subjects) == asked
         assert list(picture.subjects) == ["dog"]
@@ -148,7 +148,7 @@ def test_a_request_comes_back_from_its_text(tiny_pipe: StableDiffusionPipeline) 
 
 def test_what_is_open_in_a_request_is_settled_in_the_text(tiny_pipe: StableDiffusionPipeline) -> None:
     (picture,) = Studio(tiny_pipe).draw(DrawRequest("a dog", steps=1))
-    request, position = recipe(parse_parameters(picture.parameters)).request()
+    request, position = replay(parse_parameters(picture.parameters)).request()
     assert position is None
     assert request == replace(picture.request, scheduler="DDIM")
     # The guidance of a base with zero terminal SNR is rescaled unless the request says 0, and then so does the text.
@@ -156,7 +156,7 @@ def test_what_is_open_in_a_request_is_settled_in_the_text(tiny_pipe: StableDiffu
 
 
 def test_text_of_other_tools_leaves_the_rest_to_the_defaults() -> None:
-    request, position = recipe(parse_parameters("a cat\nSteps: 28, Seed: 12, Sampler: Euler a, CFG scale: 7")).request()
+    request, position = replay(parse_parameters("a cat\nSteps: 28, Seed: 12, Sampler: Euler a, CFG scale: 7")).request()
     assert (request.steps, request.seed, request.guidance_scale, position) == (28, 12, 7.0, None)
     assert (request.width, request.height, request.batch_size) == (None, None, 1)
 
@@ -164,11 +164,11 @@ def test_text_of_other_tools_leaves_the_rest_to_the_defaults() -> None:
 @pytest.mark.parametrize(("size", "place"), [(2, 2), (2, -1), (10**9, 1), (MAX_BATCH + 1, 0), (9, 8), (-1, 0)])
 def test_a_batch_that_cannot_be(size: int, place: int) -> None:
     with pytest.raises(StudioError, match=f"picture {place} of a batch of {size} with seed 7"):
-        recipe(replace(DRAWN, batch_size=size, batch_position=place)).request()
+        replay(replace(DRAWN, batch_size=size, batch_position=place)).request()
 
 
 def test_another_base_is_noticed() -> None:
-    drawn = recipe(replace(DRAWN, base_hash="0123456789ab"))
+    drawn = replay(replace(DRAWN, base_hash="0123456789ab"))
     assert drawn.other_base(Base("embedded")) is None
     assert drawn.other_base(Base("embedded", "0123456789ab")) is None
     assert "drawn by the base 'embedded', this base is 'tiny'" in str(drawn.other_base(Base("tiny", "0123456789ab")))
@@ -177,7 +177,7 @@ def test_another_base_is_noticed() -> None:
     assert "'0123456789ab'" in problem
     assert "'ba9876543210'" in problem
     assert drawn.other_base(Base("embedded", "ba9876543210", "float16")) is None  # rounded weights have another hash
-    assert "does not say" in str(recipe(replace(DRAWN, model=None)).other_base(Base("tiny")))
+    assert "does not say" in str(replay(replace(DRAWN, model=None)).other_base(Base("tiny")))
 
 
 def test_bases_are_told_apart_by_their_weights(tiny_pipe: StableDiffusionPipeline) -> None:

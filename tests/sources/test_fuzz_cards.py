@@ -178,9 +178,9 @@ def test_any_card_is_read_or_refused(path: Path, data: bytes) -> None:
         assert extract(embed(PNG, carried)) == carried
     if parameters is not None:
         format_parameters(parameters)
-        recipe = Replay(path, parameters, carried or [])
-        attempt(recipe.request, StudioError)
-        attempt(lambda: recipe.parts([Part(SUBJECT, source="dog.safetensors")]), StudioError)
+        replay = Replay(path, parameters, carried or [])
+        attempt(replay.request, StudioError)
+        attempt(lambda: replay.parts([Part(SUBJECT, source="dog.safetensors")]), StudioError)
 
 
 def test_the_cards_are_worth_trying(path: Path) -> None:
