@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..method.attachment import CoeffConfig
-from ..method.sites import unwrapped
+from ..method.sites import text_stages, unwrapped
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, cut, listed
 from ..subject.info import CoefficientsInfo
@@ -118,6 +118,12 @@ def check_fits(coefficients: Coefficients, unet: Any) -> None:
         for path, coeff in coefficients.items()
         if path in heads and len(coeff) != heads[path]
     ]
+    stages, width = text_stages(sites.values()), unet.config.get("cross_attention_dim")
+    for stage, token in coefficients.stage_tokens.items():
+        if stage not in stages:
+            wrong.append(f"{cut(stage)} is no stage of this base that reads the prompt")
+        elif token.shape[1] != width:
+            wrong.append(f"the token of {stage} has {token.shape[1]} channels, in this base {width}")
     if coefficients and not wrong:
         config = CoeffConfig(layers=info.layers, blocks=info.blocks)
         expected = [path for path, site in sites.items() if config.selects(site)]
