@@ -150,6 +150,16 @@ class Handler(BaseHTTPRequestHandler):
             }
         )
 
+    def tree(self, body: bytes, token: str, name: str, revision: str) -> None:
+        repository = self._visible(name, token)
+        commit = repository.find(revision) if repository else None
+        if repository is None or commit is None:
+            return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"} if repository else MISSING)
+        found = {**{file: len(data) for file, data in repository.history[commit].items()}, **self.server_hub.claims}
+        return self._json(
+            [{"type": "file", "path": file, "size": size or 0, "oid": "0" * 40} for file, size in found.items()]
+        )
+
     def resolve(self, body: bytes, token: str, name: str, revision: str, file: str) -> None:
         repository = self._visible(name, token)
         if repository is None:
@@ -226,6 +236,7 @@ class Handler(BaseHTTPRequestHandler):
 REPO = r"([\w.-]+/[\w.-]+)"
 ROUTES = {
     rf"GET /api/models/{REPO}(?:/revision/(.+))?": Handler.info,
+    rf"GET /api/models/{REPO}/tree/([^/]+)": Handler.tree,
     rf"(?:GET|HEAD) /{REPO}/resolve/([^/]+)/(.+)": Handler.resolve,
     r"POST /api/repos/create": Handler.create,
     r"POST /api/validate-yaml": Handler.validate,
