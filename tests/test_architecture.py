@@ -46,10 +46,8 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
                 found += [one if one in known else start for one in inner]
             case ast.Import():
                 found += [absolute(alias.name) for alias in node.names]
-            case ast.Call(
-                func=ast.Name(id=called) | ast.Attribute(attr=called), args=[ast.Constant(value=str(to)), *_]
-            ):
-                if called in ("import_module", "__import__"):
+            case ast.Call(func=ast.Name(id=call) | ast.Attribute(attr=call), args=[ast.Constant(value=str(to)), *_]):
+                if call in ("import_module", "__import__"):
                     found.append(absolute(to.lstrip("."), len(to) - len(to.lstrip("."))))
     yield from (target for target in found if target in known and target != name)
 
