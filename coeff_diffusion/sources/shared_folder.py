@@ -28,7 +28,6 @@ STARTS = {"png": rb"\x89PNG\r\n\x1a\n", "jpg": rb"\xff\xd8\xff", "jpeg": rb"\xff
 MAX_SAMPLE = 8 * 2**20
 MAX_BYTES = {FILE_NAME: MAX_FILE, README: 2**20}  # and `MAX_SAMPLE` of each picture
 MAX_SAMPLES = 32
-MAX_TOTAL = 64 * 2**20
 
 
 class LayoutError(CoefficientsError):
@@ -53,7 +52,6 @@ def wanted(sizes: Mapping[str, int | None], where: str) -> list[str]:
     names = [name for name in sizes if is_ours(name)]
     facts = [(f"{shown(name)} has", sizes[name], "bytes", MAX_BYTES.get(name, MAX_SAMPLE)) for name in names]
     facts.append(("there are", len(set(names) - set(MAX_BYTES)), "samples", MAX_SAMPLES))
-    facts.append(("there are", sum(sizes[name] or 0 for name in names), "bytes in all", MAX_TOTAL))
     if problems := [
         f"{start} {'an unknown number of' if size is None else size} {what}, expected at most {most}"
         for start, size, what, most in facts
