@@ -141,15 +141,16 @@ def _upload(files: Mapping[str, bytes], config: PushConfig, say: Say, token: str
     if others and FILE_NAME not in before.sizes:
         raise HubError(f"{repo} holds something else ({', '.join(map(shown, others[:3]))}); take another name")
     title = _title(Coefficients.from_bytes(files[FILE_NAME]))
-    with tempfile.TemporaryDirectory() as folder, asking(repo):
+    with tempfile.TemporaryDirectory() as folder:
         write_folder(files, Path(folder), replace=True)
-        after = hub.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            delete_patterns=list(filter(SAMPLE.fullmatch, before.sizes)) or None,  # those of the last version
-            commit_message=config.message or f"{title} (coeff-diffusion {__version__})",
-            parent_commit=before.commit,
-        )
+        with asking(repo):
+            after = hub.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                delete_patterns=list(filter(SAMPLE.fullmatch, before.sizes)) or None,  # those of the last version
+                commit_message=config.message or f"{title} (coeff-diffusion {__version__})",
+                parent_commit=before.commit,
+            )
     say("nothing has changed since the last push" if after.oid == before.commit else f"pushed {title}")
 
 

@@ -147,6 +147,29 @@ def test_a_second_push_updates(server: HubServer, run_folder: Path, tmp_path: Pa
     assert len(server.repositories[REPO].history) == 3
 
 
+def test_the_newer_way_to_upload(
+    server: HubServer, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What huggingface_hub does by default, where hf_xet is installed: it must come to the same commits."""
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    server.all_regular = True
+    said: list[str] = []
+    for _ in range(2):
+        push(PushConfig(str(run_folder), REPO), said.append)
+    assert "nothing has changed since the last push" in said
+    push(PushConfig(str(run_folder), str(tmp_path / "there")))
+    assert uploaded(server) == tree(tmp_path / "there")
+    subject().save(tmp_path / "dog.safetensors")
+    push(PushConfig(str(tmp_path / "dog.safetensors"), REPO))
+    assert uploaded(server).keys() == {FILE_NAME, "README.md"}
+    assert len(server.repositories[REPO].history) == 3
+    seen = hub_client.listing(REPO)
+    server.repositories[REPO].commit({"theirs": b"x"})
+    monkeypatch.setattr(push_pull, "listing", lambda *_, **__: seen)
+    assert "is being changed by someone else" in refused(push, PushConfig(str(run_folder), REPO))
+
+
 def test_a_lone_file_and_a_card_get_a_readme(server: HubServer, tmp_path: Path) -> None:
     subject(base_model="user/base", license="mit").save(tmp_path / "dog.safetensors")
     push(PushConfig(str(tmp_path / "dog.safetensors"), REPO))
