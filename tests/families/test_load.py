@@ -292,3 +292,8 @@ def test_hub_repository_from_the_cache(tiny_base_dir: Path, tmp_path: Path) -> N
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == "someone/tiny"
+
+
+def test_the_embedded_base_loads_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    load_base("embedded")
+    assert capfd.readouterr() == ("", "")
