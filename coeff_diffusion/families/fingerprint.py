@@ -20,6 +20,11 @@ from .registry import architecture, sites_of
 SAME_WEIGHTS_TOLERANCE = (0.005, 1e-7)
 
 
+EARLIER_EMBEDDED = {
+    "8b9a0c2314f331b18daf9e01ec78136be7c6e0002c8efb36eb1d732be166a395": "the first embedded base (131 concepts)",
+}
+
+
 def describe_base(unet: Any) -> dict[str, Any]:
     """The fields of `CoefficientsInfo` that a denoiser itself knows: architecture, fingerprint, a few weights."""
     return {
@@ -111,6 +116,11 @@ def check_fits(coefficients: Coefficients, unet: Any) -> None:
             but is missing, or layers of another width. The message names the first offenders and both sides.
     """
     info, sites = coefficients.info, sites_of(unet)
+    if info.base_fingerprint in EARLIER_EMBEDDED and fingerprint(unet) != info.base_fingerprint:
+        raise CoefficientsError(
+            f"the subject is for {EARLIER_EMBEDDED[info.base_fingerprint]}, which a better one has replaced: teach it anew "
+            "from its pictures"
+        )
     heads = {path: site.heads for path, site in sites.items()}
     wrong = [f"{cut(path)} is no attention layer of this base" for path in coefficients if path not in heads]
     wrong += [
