@@ -118,8 +118,8 @@ def check_fits(coefficients: Coefficients, unet: Any) -> None:
     info, sites = coefficients.info, sites_of(unet)
     if info.base_fingerprint in EARLIER_EMBEDDED and fingerprint(unet) != info.base_fingerprint:
         raise CoefficientsError(
-            f"the subject is for {EARLIER_EMBEDDED[info.base_fingerprint]}, which a better one has replaced: teach it anew "
-            "from its pictures"
+            f"the subject is for {EARLIER_EMBEDDED[info.base_fingerprint]}, which a better one has replaced: teach it "
+            "anew from its pictures"
         )
     heads = {path: site.heads for path, site in sites.items()}
     wrong = [f"{cut(path)} is no attention layer of this base" for path in coefficients if path not in heads]

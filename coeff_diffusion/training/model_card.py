@@ -108,7 +108,7 @@ def _page(coefficients: Coefficients, samples: Mapping[str, str]) -> str:
 
 {pictures}
 A subject for Stable Diffusion, learned with [Coeff-Tuning](https://arxiv.org/abs/2503.18337): {values:,} numbers
-({", ".join(parts)}) that make the base draw this {_plain(info.class_word) or "subject"}.
+({" and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))}) that make the base draw this {_plain(info.class_word) or "subject"}.
 
 {_trigger(info)}
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 
 TOOLS = Path(__file__).parents[2] / "tools" / "base"
+BASE = Path(__file__).parents[2] / "coeff_diffusion" / "base" / "model"
 
 
 @pytest.fixture(autouse=True)
@@ -198,10 +199,14 @@ def test_easy_pictures_show_one_upright_object_in_the_middle_of_a_plain_ground(s
 
 
 def test_the_curriculum_fades_and_then_stays() -> None:
-    from train_diffusion import Fade, draw_timesteps
+    from train_diffusion import Fade, FadeOfBatches, draw_timesteps, learning_rate_factor
 
-    fade = Fade(0.8, 0.2, 100)
-    assert [fade(step) for step in (0, 50, 100, 1000)] == pytest.approx([0.8, 0.5, 0.2, 0.2])
+    fade = Fade(0.8, 0.2, 0.5)
+    assert [fade(done) for done in (0, 0.25, 0.5, 1)] == pytest.approx([0.8, 0.5, 0.2, 0.2])
+    assert FadeOfBatches(fade, 100)(25) == pytest.approx(0.5)
+    assert [learning_rate_factor(step, step / 100, 10, 0.4) for step in (0, 30, 60, 80)] == pytest.approx(
+        [0.1, 1, 1, 0.5]
+    )
     generator = torch.Generator().manual_seed(0)
     even, high = (draw_timesteps(4000, 1000, share, generator) for share in (0.0, 0.5))
     assert (int(even.min()), int(even.max())) == (0, 999)
@@ -231,7 +236,7 @@ def test_muon_trains_the_hidden_matrices_in_place_and_resumes_exactly() -> None:
     whole = small_network()
     before = {name: p.detach().clone() for name, p in whole.named_parameters()}
     optimizer = MuonAdamW(whole, 1e-3, 1e-2, 0.0)
-    assert len(optimizer.hidden) == 2, "the first layer is AdamW's"
+    assert len(optimizer.optimizers["muon"].param_groups[0]["params"]) == 2, "the first layer is AdamW's"
     train(whole, optimizer, range(4))
     assert all(not torch.equal(p, before[name]) for name, p in whole.named_parameters())
 
@@ -246,25 +251,61 @@ def test_muon_trains_the_hidden_matrices_in_place_and_resumes_exactly() -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
 
 
-def test_muon_orthogonalizes_a_convolution_as_torch_does_its_matrix() -> None:
-    from optimizers import MuonAdamW, as_matrix
+def test_muon_steps_as_torchs_does_but_several_matrices_at_once() -> None:
+    from optimizers import Muon, as_matrix, from_matrix, orthogonal
+
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(8, 4, 3, 3, generator=generator)) for _ in range(3)]
+    before = [weight.detach().clone() for weight in weights]
+    matrices = [torch.nn.Parameter(as_matrix(weight.detach()).clone()) for weight in weights]
+    for weight, matrix in zip(weights, matrices, strict=True):
+        weight.grad = torch.randn(weight.shape, generator=generator)
+        matrix.grad = as_matrix(weight.grad).clone()
+        assert torch.equal(from_matrix(as_matrix(weight.detach()), weight), weight)
+    torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
+    Muon(weights, lr=1e-2, weight_decay=0.1).step()
+    for weight, matrix, start in zip(weights, matrices, before, strict=True):
+        ours, theirs = as_matrix((weight - start).detach()), matrix.detach() - as_matrix(start)
+        assert torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.999
+        torch.testing.assert_close(ours, theirs, atol=5e-4, rtol=0.02)
+    singular = torch.linalg.svdvals(orthogonal(torch.randn(2, 9, 40, generator=generator)))
+    assert bool(((singular > 0.6) & (singular < 1.3)).all())
+
+
+def test_a_pool_grows_and_gives_what_was_rendered(sprites: Path) -> None:
+    from diffusers import AutoencoderTiny
+    from pool import LatentPool, encode
+    from recipes import RecipeBatches, RecipeBook
+    from render import Renderer
+    from transformers import CLIPTokenizer
+
+    renderer = Renderer(sprites, scene_variants=1)
+    vae, tokenizer = AutoencoderTiny.from_pretrained(BASE / "vae"), CLIPTokenizer.from_pretrained(BASE / "tokenizer")
+
+    def batches() -> RecipeBatches:
+        return RecipeBatches(RecipeBook(renderer.catalogue), tokenizer, 4, seed=3)
+
+    pool = LatentPool(renderer, vae, iter(batches()), size=6)
+    assert [pool.grow(), pool.count, pool.grow(), pool.count, pool.grow()] == [True, 4, True, 6, False]
+    recipes, tokens = next(iter(batches()))
+    expected = encode(vae, renderer(recipes))
+    latents, drawn = pool.draw(64, torch.Generator().manual_seed(0))
+    rows = [row for row in range(4) if bool((latents - expected[row]).abs().amax((1, 2, 3)).lt(0.05).any())]
+    assert rows == [0, 1, 2, 3]
+    for row in rows:
+        same = (latents - expected[row]).abs().amax((1, 2, 3)).lt(0.05)
+        assert bool((drawn[same] == tokens[row]).all())
+
+
+def test_parameters_without_a_gradient_stop_the_training() -> None:
+    from train_diffusion import check_gradients
 
     network = small_network()
-    batch = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    network(batch).square().mean().backward()
-    hidden = network.hidden
-    matrix = torch.nn.Parameter(as_matrix(hidden.weight.detach()).clone())
-    matrix.grad = as_matrix(hidden.weight.grad).clone()
-    torch.optim.Muon([matrix], lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw").step()
-    MuonAdamW(network, 1e-3, 1e-2, 0.0).step(1.0)
-    torch.testing.assert_close(as_matrix(hidden.weight.detach()), matrix.detach())
-
-
-def test_muon_refuses_a_model_whose_convolutions_it_would_copy() -> None:
-    from optimizers import MuonAdamW
-
-    with pytest.raises(ValueError, match="channels_last"):
-        MuonAdamW(small_network().to(memory_format=torch.contiguous_format), 1e-3, 1e-2, 0.0)
+    network(torch.randn(1, 3, 8, 8)).square().mean().backward()
+    check_gradients(network)
+    network.hidden.weight.grad.zero_()
+    with pytest.raises(RuntimeError, match=r"1 parameters get no gradient: hidden.weight"):
+        check_gradients(network)
 
 
 def losses(script: str, folder: Path, sprites: Path, options: dict[str, object], *stops: int) -> list[float]:
@@ -278,10 +319,9 @@ def losses(script: str, folder: Path, sprites: Path, options: dict[str, object],
     return [line[next(key for key in ("loss", "pixels") if key in line)] for line in lines]
 
 
-BASE = Path(__file__).parents[2] / "coeff_diffusion" / "base" / "model"
 STAGES = {
     "train_autoencoder.py": {"--fit_batches": 1, "--scene_variants": 1},
-    "train_diffusion.py": {"--vae": BASE / "vae", "--decay_steps": 2, "--curriculum_steps": 3, "--scene_variants": 1},
+    "train_diffusion.py": {"--vae": BASE / "vae", "--scene_variants": 1},
 }
 
 
@@ -294,3 +334,16 @@ def test_the_same_command_gives_the_same_losses_and_a_killed_run_goes_on_exactly
     resumed = losses(script, tmp_path / "resumed", sprites, STAGES[script], 2, 4)
     assert len(whole) == 4
     assert whole == resumed
+
+
+@pytest.mark.slow
+def test_a_run_follows_the_clock_and_goes_on_from_weights(sprites: Path, tmp_path: Path) -> None:
+    options: dict[str, object] = {
+        "--vae": BASE / "vae", "--init_from": BASE, "--pool_size": 16, "--pool_start": 8, "--max_train_minutes": 0.3,
+        "--scene_variants": 1,
+    }  # fmt: skip
+    found = losses("train_diffusion.py", tmp_path, sprites, options, 10**6)
+    assert found
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "losses.jsonl").read_text().splitlines()]
+    assert max(seconds) < 60

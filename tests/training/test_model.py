@@ -54,8 +54,16 @@ def test_only_coefficients_and_token_get_gradients(tiny_pipe: StableDiffusionPip
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in frozen)
     heads = layer_heads(tiny_pipe.unet).values()
     trained = sum(parameter.numel() for parameter in learner.parameters.values())
-    assert trained == sum(h * h for h in heads) + 32
-    assert list(learner.parameters)[-1] == "token/text_encoder"
+    assert trained == sum(h * h for h in heads) + 32 + 5 * 32
+    assert list(learner.parameters)[-6:-4] == ["token/text_encoder", "stage/down_blocks.0"]
+
+
+def test_stage_tokens_come_with_the_token_unless_left_out(
+    tiny_pipe: StableDiffusionPipeline, config: TrainConfig
+) -> None:
+    assert len(Learner(tiny_pipe, config, CPU).snapshot(1, []).stage_tokens) == 5
+    for changes in ({"stage_tokens": False}, {"train": "coefficients"}):
+        assert not Learner(tiny_pipe, replace(config, **changes), CPU).snapshot(1, []).stage_tokens
 
 
 def test_dropout_is_on_the_coefficients_and_in_training_only(
@@ -108,6 +116,7 @@ def test_a_snapshot_predicts_what_the_learner_predicts(tiny_pipe: StableDiffusio
     with torch.no_grad():
         for parameter in learner.parameters.values():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(parameter.half())  # a snapshot is rounded to it
         expected = denoise(learner)[:1]
         load_coefficients(tiny_pipe, learner.snapshot(1, []))
         text = tiny_pipe.encode_prompt(["a sks dog"], "cpu", 1, do_classifier_free_guidance=False)[0]
