@@ -101,6 +101,7 @@ def _page(coefficients: Coefficients, samples: Mapping[str, str]) -> str:
     parts = ["coefficients of the attention maps"] * bool(len(coefficients))
     parts += ["the embedding of the trigger"] * bool(coefficients.tokens)
     parts += ["what the stages of the UNet read there"] * bool(coefficients.stage_tokens)
+    listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
     pictures = "".join(f"![{_plain(prompt)}]({sample})\n" for sample, prompt in samples.items())
     prompt = info.instance_prompt or info.trigger
     base = info.base_model if is_public(info.base_model) else "path/to/the/base"
@@ -108,7 +109,7 @@ def _page(coefficients: Coefficients, samples: Mapping[str, str]) -> str:
 
 {pictures}
 A subject for Stable Diffusion, learned with [Coeff-Tuning](https://arxiv.org/abs/2503.18337): {values:,} numbers
-({" and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))}) that make the base draw this {_plain(info.class_word) or "subject"}.
+({listed}) that make the base draw this {_plain(info.class_word) or "subject"}.
 
 {_trigger(info)}
 
