@@ -435,7 +435,8 @@ def test_captions(run: Callable[..., TrainResult], subject_images: Path) -> None
     plain = run("plain")
     (subject_images / "0.txt").write_text("a dog on a beach")
     captioned = run("captioned", callbacks={"say": lines.append})
-    assert lines[0] == "0.txt: 'a dog on a beach' lacks the trigger and is read as 'a sks dog on a beach'"
+    assert lines[0] == "found 5 pictures, 1 caption"
+    assert lines[1] == "0.txt: 'a dog on a beach' lacks the trigger and is read as 'a sks dog on a beach'"
     assert plain.losses != captioned.losses
     (subject_images / "1.txt").write_text("a dog " * 100 + "sks dog")
     with pytest.raises(DatasetError, match="its trigger is cut off"):
