@@ -366,3 +366,11 @@ def test_a_picture_of_another_subject_is_no_card_of_this_one(
     both = replace(drawn, hashes={**drawn.hashes, "dog": dog.sha256[:12]})
     (tmp_path / "a.png").write_bytes(png(text=format_parameters(both)))
     assert extract(make(dog_file, tmp_path / "a.png", tmp_path / "out.png")[0]) == [dog]
+
+
+def test_a_photo_of_a_phone_becomes_a_png(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (230, 40, 30))).save(tmp_path / "a.heic", quality=95)
+    with Image.open(io.BytesIO(as_png(tmp_path / "a.heic"))) as image:
+        assert (image.format, image.size) == ("PNG", (64, 48))
+        assert image.convert("RGB").getpixel((9, 9)) == pytest.approx((230, 40, 30), abs=4)
