@@ -21,7 +21,7 @@ from coeff_diffusion.images.files import read_parameters, save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.images.png import read_chunks, with_chunks
 from coeff_diffusion.method.attachment import layer_heads
-from coeff_diffusion.sources.image_card import CHUNK, MAX_BYTES, MAX_SUBJECTS, chunks, embed, extract
+from coeff_diffusion.sources.image_card import CHUNK, MAX_BYTES, MAX_SUBJECTS, as_png, chunks, embed, extract
 from coeff_diffusion.sources.library import Library
 
 GREY = Image.linear_gradient("L").resize((32, 24))
