@@ -58,7 +58,7 @@ class BaselineTrainer(Trainer):
         detach(unet)
         torch.manual_seed(mixed_seed(self.config.seed, -4))
         self.learner.coefficients = lora(unet, self.method.rank) if self.method.rank else attention_weights(unet)
-        self.optimization = Optimizer(list(self.learner.coefficients.values()), [], self.config, self.device)
+        self.optimization = Optimizer(self.learner.groups(self.config), self.config, self.device)
 
 
 def lora(unet: Any, rank: int) -> dict[str, nn.Parameter]:

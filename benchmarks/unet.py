@@ -21,6 +21,8 @@ from torch import Tensor
 from coeff_diffusion import attach, layer_heads
 from coeff_diffusion.base import embedded_path
 from coeff_diffusion.families.shared_weights import shared_copy
+from coeff_diffusion.families.stable_diffusion import StableDiffusion
+from coeff_diffusion.families.stable_diffusion_xl import StableDiffusionXL
 from coeff_diffusion.method import override as attention_module
 from coeff_diffusion.method import recombination
 from coeff_diffusion.method.attachment import activate
@@ -28,27 +30,11 @@ from coeff_diffusion.method.kernels import recombined_attention
 
 TOPOLOGIES: dict[str, dict[str, Any]] = {
     "embedded": {},
-    "sd15": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd21": {
-        "sample_size": 64,
-        "cross_attention_dim": 1024,
-        "attention_head_dim": (5, 10, 20, 20),
-        "use_linear_projection": True,
-    },
-    "sdxl": {
-        "sample_size": 64,
-        "cross_attention_dim": 2048,
-        "attention_head_dim": (5, 10, 20),
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
+    "sd15": {**StableDiffusion.known["Stable Diffusion 1.x"]},
+    "sd21": {**StableDiffusion.known["Stable Diffusion 2.x"]},
+    "sdxl": {**StableDiffusionXL.known["Stable Diffusion XL"]},
 }
+SIDE = 64  # of the latents, for all of them: 512 pixels
 LORA = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -58,7 +44,7 @@ def make_unet(topology: str, dtype: torch.dtype, device: str) -> UNet2DCondition
         unet = UNet2DConditionModel.from_pretrained(embedded_path() / "unet")
     else:
         with torch.device("meta"):
-            unet = UNet2DConditionModel(**TOPOLOGIES[topology])
+            unet = UNet2DConditionModel(**{**TOPOLOGIES[topology], "sample_size": SIDE})
         unet.to_empty(device="cpu")
         for name, weight in unet.named_parameters():
             if weight.ndim > 1:

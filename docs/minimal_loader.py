@@ -36,9 +36,11 @@ def load_subject(pipe, path):
     if (metadata.get("format"), metadata.get("format_version")) != ("coeff-diffusion", "1"):
         raise ValueError(f"{path} is no coeff-diffusion file of version 1")
     token = tensors.pop("text_encoder/token", None)  # [vectors, D]
+    stages = {name[5:-6]: tensors.pop(name) for name in list(tensors) if name.endswith(".token")}  # [vectors, D] each
     coeffs = {name.removeprefix("unet/").removesuffix(".coeff"): coeff for name, coeff in tensors.items()}
     layers = {path: attn for path, attn in pipe.unet.named_modules() if path in coeffs}
     wrong = [path for path, c in coeffs.items() if path not in layers or c.shape != (layers[path].heads,) * 2]
+    wrong += [stage for stage in stages if stage not in dict(pipe.unet.named_modules())]
     if wrong:
         raise ValueError(f"{path} does not fit this base: {wrong[:3]}")
     for name, attn in layers.items():
@@ -53,4 +55,27 @@ def load_subject(pipe, path):
     trigger, encode = re.compile(rf"(?<!\w){words}(?!\w)", re.IGNORECASE), pipe.encode_prompt
     swap = lambda x: trigger.sub("".join(places), x) if isinstance(x, str) else x  # noqa: E731
     read = lambda x: [swap(y) for y in x] if isinstance(x, list) else swap(x)  # noqa: E731
-    pipe.encode_prompt = lambda *args, **kw: encode(*map(read, args), **{k: read(v) for k, v in kw.items()})
+    seen = {}
+
+    def encode_prompt(prompt, *args, **kw):
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        ids = pipe.tokenizer(
+            list(map(read, texts)), padding="max_length", truncation=True, return_tensors="pt"
+        ).input_ids
+        seen["places"] = ids - first  # [pictures, T]: where a vector of the trigger stands its number, else others
+        return encode(read(prompt), *map(read, args), **{k: read(v) for k, v in kw.items()})
+
+    def add(vectors):
+        """A hook that adds a stage's vectors to the text it reads, on the rows that have the prompt."""
+
+        def hook(module, args, kwargs):
+            text, places = kwargs["encoder_hidden_states"], seen["places"].to(vectors.device)
+            added = sum((places == i)[..., None] * vector.float() for i, vector in enumerate(vectors)).to(text)
+            unguided = torch.zeros_like(text[: len(text) - len(added)])
+            return args, {**kwargs, "encoder_hidden_states": text + torch.cat([unguided, added])}
+
+        return hook
+
+    pipe.encode_prompt = encode_prompt
+    for stage, vectors in stages.items():
+        pipe.unet.get_submodule(stage).register_forward_pre_hook(add(vectors), with_kwargs=True)

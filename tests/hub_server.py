@@ -56,6 +56,7 @@ class HubServer:
         refuse: status, headers and text by the beginning of "METHOD path"; they go before anything else.
         claims: name and size of files that listings show beside those that are there.
         delays: seconds before the answer, by the beginning of "METHOD path".
+        all_regular: whether it takes every file as a part of the commit, and none by way of LFS.
         url: where it listens.
     """
 
@@ -65,6 +66,7 @@ class HubServer:
     refuse: dict[str, tuple[int, dict[str, str], str]] = field(default_factory=dict)
     claims: dict[str, int | None] = field(default_factory=dict)
     delays: dict[str, float] = field(default_factory=dict)
+    all_regular: bool = False
     url: str = ""
 
     def add(self, name: str, files: dict[str, bytes], **options: Any) -> Repository:
@@ -150,6 +152,16 @@ class Handler(BaseHTTPRequestHandler):
             }
         )
 
+    def tree(self, body: bytes, token: str, name: str, revision: str) -> None:
+        repository = self._visible(name, token)
+        commit = repository.find(revision) if repository else None
+        if repository is None or commit is None:
+            return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"} if repository else MISSING)
+        found = {**{file: len(data) for file, data in repository.history[commit].items()}, **self.server_hub.claims}
+        return self._json(
+            [{"type": "file", "path": file, "size": size or 0, "oid": "0" * 40} for file, size in found.items()]
+        )
+
     def resolve(self, body: bytes, token: str, name: str, revision: str, file: str) -> None:
         repository = self._visible(name, token)
         if repository is None:
@@ -190,9 +202,8 @@ class Handler(BaseHTTPRequestHandler):
         there = self.server_hub.repositories[name].files
         return self._json({"files": [self._mode(file["path"], there) for file in json.loads(body)["files"]]})
 
-    @staticmethod
-    def _mode(path: str, there: dict[str, bytes]) -> dict[str, Any]:
-        large, data = not path.endswith(".md"), there.get(path, b"")
+    def _mode(self, path: str, there: dict[str, bytes]) -> dict[str, Any]:
+        large, data = not path.endswith(".md") and not self.server_hub.all_regular, there.get(path, b"")
         oid = hashlib.sha256(data) if large else hashlib.sha1(b"blob %d\0%b" % (len(data), data))
         mode = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
         return {**mode, "oid": oid.hexdigest()} if path in there else mode
@@ -226,6 +237,7 @@ class Handler(BaseHTTPRequestHandler):
 REPO = r"([\w.-]+/[\w.-]+)"
 ROUTES = {
     rf"GET /api/models/{REPO}(?:/revision/(.+))?": Handler.info,
+    rf"GET /api/models/{REPO}/tree/([^/]+)": Handler.tree,
     rf"(?:GET|HEAD) /{REPO}/resolve/([^/]+)/(.+)": Handler.resolve,
     r"POST /api/repos/create": Handler.create,
     r"POST /api/validate-yaml": Handler.validate,

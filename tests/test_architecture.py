@@ -28,16 +28,28 @@ def modules(package: Path) -> dict[str, Path]:
 
 
 def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """Modules of the package that a file imports: at its top, late in a function, or for types alone."""
+    """Modules of the package that a file imports, relatively or by their full names: at its top, late in a function,
+    for types alone, or by `import_module` with a name that stands there."""
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+
+    def absolute(written: str, level: int = 0) -> str | None:
+        """The name below the package; None for a module of somebody else's."""
+        if not level:
+            return written.partition(".")[2] if written.partition(".")[0] == PACKAGE.name else None
+        return ".".join(filter(None, [*package[: len(package) - level + 1], written]))
+
+    found: list[str | None] = []
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
-            start = ".".join(filter(None, base))
-            for alias in node.names:
-                inner = f"{start}.{alias.name}" if start else alias.name
-                if (target := inner if inner in known else start) in known and target != name:
-                    yield target
+        match node:
+            case ast.ImportFrom() if (start := absolute(node.module or "", node.level)) is not None:
+                inner = [f"{start}.{alias.name}".lstrip(".") for alias in node.names]
+                found += [one if one in known else start for one in inner]
+            case ast.Import():
+                found += [absolute(alias.name) for alias in node.names]
+            case ast.Call(func=ast.Name(id=call) | ast.Attribute(attr=call), args=[ast.Constant(value=str(to)), *_]):
+                if call in ("import_module", "__import__"):
+                    found.append(absolute(to.lstrip("."), len(to) - len(to.lstrip("."))))
+    yield from (target for target in found if target in known and target != name)
 
 
 def circle(arrows: dict[str, set[str]]) -> list[str]:
@@ -99,6 +111,14 @@ def test_no_imports_go_round_in_a_circle() -> None:
         "def f():\n    from .low import x",
         "if TYPE_CHECKING:\n    from . import low",
         "def f():\n    from .inner import low",
+        "import coeff_diffusion.low",
+        "import torch, coeff_diffusion.low as below",
+        "def f():\n    from coeff_diffusion.low import x",
+        "from coeff_diffusion import low",
+        "from coeff_diffusion.inner import low",
+        "def f():\n    return importlib.import_module('coeff_diffusion.low').x",
+        "def f():\n    return import_module('.low', __package__).x",
+        "x = __import__('coeff_diffusion.inner.low')",
     ],
 )
 def test_a_circle_is_found_however_it_is_closed(tmp_path: Path, late: str) -> None:
@@ -109,6 +129,24 @@ def test_a_circle_is_found_however_it_is_closed(tmp_path: Path, late: str) -> No
     found = circle(arrows_of(tmp_path))
     assert found[0] == found[-1]
     assert set(found) == {"high", inner.replace("/", ".")}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "import low",
+        "from coeff_diffusion_extras import low",
+        "import torch.low",
+        "from high import x",
+        "x = import_module(name)",
+        "y = 'coeff_diffusion.low'",
+        "def f():\n    run('coeff_diffusion.low')",
+    ],
+)
+def test_what_is_no_import_of_the_package(tmp_path: Path, other: str) -> None:
+    (tmp_path / "low.py").touch()
+    (tmp_path / "high.py").write_text(other)
+    assert arrows_of(tmp_path) == {"high": set(), "low": set()}
 
 
 def test_heavy_libraries_stay_where_they_belong() -> None:

@@ -21,6 +21,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLP
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from coeff_diffusion.families.stable_diffusion import StableDiffusion
+from coeff_diffusion.families.stable_diffusion_xl import StableDiffusionXL
 from tools.clip_tokenizer import END, LENGTH, clip_tokenizer, write_tokenizer_files
 
 VOCABULARY = 49_408
@@ -94,7 +96,7 @@ class Family:
 
 FAMILIES = {
     "sd15": Family(
-        unet={"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+        unet={**StableDiffusion.known["Stable Diffusion 1.x"], "sample_size": 64},
         narrow={"sample_size": 8, "block_out_channels": (32, 64, 64, 64)},
         texts=(CLIP_L,),
         pads=(END,),
@@ -102,13 +104,7 @@ FAMILIES = {
         vae={"sample_size": 512},
     ),
     "sd21": Family(
-        unet={
-            "sample_size": 96,
-            "cross_attention_dim": 1024,
-            "attention_head_dim": (5, 10, 20, 20),
-            "use_linear_projection": True,
-            "upcast_attention": True,
-        },
+        unet={**StableDiffusion.known["Stable Diffusion 2.x"], "sample_size": 96, "upcast_attention": True},
         narrow={"sample_size": 8, "block_out_channels": (20, 40, 80, 80), "norm_num_groups": 20},
         texts=(CLIP_H,),
         pads=("!",),
@@ -119,19 +115,7 @@ FAMILIES = {
         vae={"sample_size": 768},
     ),
     "sdxl": Family(
-        unet={
-            "sample_size": 128,
-            "cross_attention_dim": 2048,
-            "attention_head_dim": (5, 10, 20),
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": (1, 2, 10),
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
+        unet={**StableDiffusionXL.known["Stable Diffusion XL"], "sample_size": 128},
         narrow={"sample_size": 8, "block_out_channels": (20, 40, 80), "norm_num_groups": 20},
         texts=(CLIP_L, CLIP_G),
         pads=(END, "!"),

@@ -86,6 +86,10 @@ def subject_facts(subject: Coefficients, size: int) -> Facts:
             owner: {"vectors": token.shape[0], "width": token.shape[1], "norm": float(token.norm())}
             for owner, token in subject.tokens.items()
         },
+        "stage_tokens": {
+            stage: {"vectors": token.shape[0], "width": token.shape[1], "norm": float(token.norm())}
+            for stage, token in subject.stage_tokens.items()
+        },
         "quantized": _quantized(subject.info.extra.get("quantized")),
         "size": size,
         "sha256": subject.sha256,
@@ -193,6 +197,7 @@ def _subject_page(facts: Facts) -> str:
             f"token of {owner}": f"{token['vectors']} x {token['width']}, norm {token['norm']:.4f}"
             for owner, token in facts["tokens"].items()
         },
+        "stage tokens": _stages(facts["stage_tokens"]),
         "rounded": rounded
         and f"to {rounded['bits']} bits, no number is off by more than {rounded['largest_error']:.2g}",
         "licence": info["license"],
@@ -201,6 +206,12 @@ def _subject_page(facts: Facts) -> str:
         "hash": facts["sha256"],
     }
     return "\n\n".join(filter(None, [_lines(shown), _table(facts["norms"], facts["norm"])]))
+
+
+def _stages(tokens: Mapping[str, Mapping[str, float]]) -> str | None:
+    """What the stages add to the text, on one line."""
+    norms = ", ".join(f"{stage} {token['norm']:.2f}" for stage, token in tokens.items())
+    return (norms and f"{len(tokens)}, norms {norms}") or None
 
 
 def _table(norms: Mapping[str, Mapping[str, float]], total: float) -> str:

@@ -4,22 +4,21 @@ What is shared is made in `publishing`, what may come in is decided in `shared_f
 files in memory, so that nothing is sent or written before all of it is checked.
 """
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
 from .. import __version__
+from ..hub import HubError, api, asking, find_token, listing, page, split_id
 from ..publishing.shareable import prepare
-from ..sources.hub import Hub, HubError, HubMissingError, find_token, split_id
-from ..sources.shared_folder import SAMPLE, check, check_target, read_bounded, read_folder, wanted, write_folder
+from ..sources.shared_folder import README, SAMPLE, check, check_target, fetch, read_folder, write_folder
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut, shown
 from ..subject.safetensors_file import FILE_NAME
 from .terminal import printable
 
-NEW_REPOSITORY = {".gitattributes", "README.md"}  # what the Hub itself puts into a new one
+NEW_REPOSITORY = {".gitattributes", README}  # what the Hub itself puts into a new one
 Say = Callable[[str], None]
 
 
@@ -70,20 +69,23 @@ def push(config: PushConfig, say: Say = print, token: str | None = None) -> str:
     Raises:
         CoefficientsError (also as HubError or LayoutError), OSError: with a message of one line; nothing was written.
     """
-    source, folder = Path(config.subject).expanduser(), local_folder(config.repo)
-    if not source.exists():
-        raise HubError(f"there is no {config.subject}; give a training run's folder, a .safetensors file or a card")
-    senseless = ("overwrite",) if folder is None else ("private", "message", "token_file")
-    if given := [f"--{name}" for name in senseless if getattr(config, name)]:
-        what = "is on the Hub, which keeps its old versions" if folder is None else "is a folder, not on the Hub"
-        raise HubError(f"there is no use for {' and '.join(given)}: {config.repo} {what}")
-    if folder is None and split_id(config.repo)[1] is not None:
-        raise HubError(f"a subject is pushed to the main branch; give {config.repo.partition('@')[0]} alone")
-    if folder is not None and folder.resolve() == source.resolve():
-        raise HubError(f"{config.repo} is the subject itself; give another folder")
+    source, folder, repo = Path(config.subject).expanduser(), local_folder(config.repo), config.repo
+    what = "is on the Hub, which keeps its old versions" if folder is None else "is a folder, not on the Hub"
+    useless = ("overwrite",) if folder is None else ("private", "message", "token_file")
+    given = [f"--{name}" for name in useless if getattr(config, name)]
+    for wrong, problem in (
+        (not source.exists(), f"there is no {source}; give a training run's folder, a .safetensors file or a card"),
+        (given, f"there is no use for {' and '.join(given)}: {repo} {what}"),
+        (
+            folder is None and split_id(repo)[1],
+            f"a subject is pushed to the main branch; give {repo.partition('@')[0]} alone",
+        ),
+    ):
+        if wrong:
+            raise HubError(problem)
     if folder is not None:
         check_target(folder, config.overwrite)
-    where = Hub().url(config.repo) if folder is None else str(folder)
+    where = page(repo) if folder is None else str(folder)
     files = prepare(source, config.license, say)
     _list(files, say)
     if config.dry_run:
@@ -107,7 +109,8 @@ def pull(config: PullConfig, say: Say = print) -> Path:
     check_target(target, config.overwrite)
     if folder is not None and config.revision is not None:
         raise HubError(f"--revision only means something for the Hub, but {config.repo} is a folder")
-    files = _download(config.repo, config.revision) if folder is None else read_folder(folder)
+    name = f"{config.repo}@{config.revision}" if config.revision else config.repo
+    files = fetch(name) if folder is None else read_folder(folder)
     subject = check(files, config.repo)
     write_folder(files, target, config.overwrite)
     _list(files, say)
@@ -127,33 +130,28 @@ def local_folder(text: str) -> Path | None:
 
 def _upload(files: Mapping[str, bytes], config: PushConfig, say: Say, token: str | None) -> None:
     """One commit, into a repository that is new or holds a subject already."""
-    repo, hub = config.repo, Hub(token or find_token(config.token_file))
-    try:
-        before = hub.listing(repo)
-    except HubMissingError:
-        with hub.asking(repo):  # not private: what the owner's default says, which mostly is public
-            hub.api.create_repo(repo, private=config.private or None, exist_ok=True)
-        before = hub.listing(repo)
+    repo, token = config.repo, token or find_token(config.token_file)
+    hub = api(token)
+    with asking(repo):  # not private: what the owner's default says, which mostly is public
+        hub.create_repo(repo, private=config.private or None, exist_ok=True)
+    before = listing(repo, token=token)
     if config.private and not before.private:
         raise HubError(f"{repo} is there and public; make it private in its settings first, or take another name")
     others = sorted(set(before.sizes) - NEW_REPOSITORY)
     if others and FILE_NAME not in before.sizes:
         raise HubError(f"{repo} holds something else ({', '.join(map(shown, others[:3]))}); take another name")
     title = _title(Coefficients.from_bytes(files[FILE_NAME]))
-    message = config.message or f"{title} (coeff-diffusion {__version__})"
-    # Not upload_folder: it may make several commits, and does not have the head of README.md checked.
-    adds = [CommitOperationAdd(*file) for file in files.items()]
-    deletes = [CommitOperationDelete(name) for name in before.sizes if SAMPLE.fullmatch(name) and name not in files]
-    with hub.asking(repo):
-        after = hub.api.create_commit(repo, [*adds, *deletes], commit_message=message, parent_commit=before.commit)
+    with tempfile.TemporaryDirectory() as folder:
+        write_folder(files, Path(folder), replace=True)
+        with asking(repo):
+            after = hub.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                delete_patterns=list(filter(SAMPLE.fullmatch, before.sizes)) or None,  # those of the last version
+                commit_message=config.message or f"{title} (coeff-diffusion {__version__})",
+                parent_commit=before.commit,
+            )
     say("nothing has changed since the last push" if after.oid == before.commit else f"pushed {title}")
-
-
-def _download(text: str, revision: str | None) -> dict[str, bytes]:
-    """The files of a repository, by way of the Hub's cache; nothing is fetched before all sizes are known."""
-    hub, (repo, revision) = Hub(), split_id(f"{text}@{revision}" if revision else text)
-    commit, sizes, _ = hub.listing(repo, revision)
-    return {name: read_bounded(hub.download(repo, name, commit, revision), name) for name in wanted(sizes, repo)}
 
 
 def _list(files: Mapping[str, bytes], say: Say) -> None:

@@ -17,7 +17,7 @@ from ..families.folders import INDEX
 from ..families.layout import MAX_CONFIG, Find, Layout, read_layout
 from ..families.load import EMBEDDED, kind_of_base
 from ..families.registry import FAMILIES
-from ..sources.hub import Hub, HubUnreachableError
+from ..hub import HubUnreachableError, api, asking, listing
 from ..sources.open import open_subject
 from ..subject.errors import CoefficientsError, listed, shown
 
@@ -59,6 +59,8 @@ def verify(config: VerifyConfig, say: Callable[[str], None] = print) -> None:
         base = subject.info.base_model
         layout = _recorded_base(base, subject.info.base_revision)
     holds = f"{len(subject)} layers" + "".join(f", a token of {t.shape[1]} channels" for t in subject.tokens.values())
+    if subject.stage_tokens:
+        holds += f", tokens of {len(subject.stage_tokens)} stages"
     if layout is None or base is None:
         why = f"{shown(base)} is neither embedded nor in the Hub's cache" if base else "it does not say for which"
         say(f"{config.file} is sound ({holds}), but was not checked against a base: {why}; give --base")
@@ -126,17 +128,16 @@ def _holds_base(find: Find) -> bool:
 
 def _in_hub(repo: str, revision: str | None) -> Find:
     """Fetch the configs, and nothing else; without a network those in the cache are taken."""
-    hub = Hub()
     try:
-        listing = hub.listing(repo, revision)
-        wanted = [name for name in CONFIGS if 0 < (listing.sizes.get(name) or 0) <= MAX_CONFIG]
-        found = {name: hub.download(repo, name, listing.commit, revision) for name in wanted}
+        sizes = listing(repo, revision).sizes
+        wanted = [name for name in CONFIGS if 0 < (sizes.get(name) or 0) <= MAX_CONFIG]
+        with asking(repo, revision):
+            return {name: Path(api().hf_hub_download(repo, name, revision=revision)) for name in wanted}.get
     except HubUnreachableError:
         cached = _in_cache(repo, revision)
         if not _holds_base(cached):
             raise
         return cached
-    return found.get
 
 
 # --- a single checkpoint ----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..method.attachment import CoeffConfig
-from ..method.sites import unwrapped
+from ..method.sites import text_stages, unwrapped
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, cut, listed
 from ..subject.info import CoefficientsInfo
@@ -18,6 +18,11 @@ from .registry import architecture, sites_of
 # Rounding to bfloat16 changes a weight by up to 0.4 % of itself; a fine-tune changes most by more. Below the second
 # number float16 has no steps of that size any more.
 SAME_WEIGHTS_TOLERANCE = (0.005, 1e-7)
+
+
+EARLIER_EMBEDDED = {
+    "8b9a0c2314f331b18daf9e01ec78136be7c6e0002c8efb36eb1d732be166a395": "the first embedded base (131 concepts)",
+}
 
 
 def describe_base(unet: Any) -> dict[str, Any]:
@@ -111,6 +116,11 @@ def check_fits(coefficients: Coefficients, unet: Any) -> None:
             but is missing, or layers of another width. The message names the first offenders and both sides.
     """
     info, sites = coefficients.info, sites_of(unet)
+    if info.base_fingerprint in EARLIER_EMBEDDED and fingerprint(unet) != info.base_fingerprint:
+        raise CoefficientsError(
+            f"the subject is for {EARLIER_EMBEDDED[info.base_fingerprint]}, which a better one has replaced: teach it anew "
+            "from its pictures"
+        )
     heads = {path: site.heads for path, site in sites.items()}
     wrong = [f"{cut(path)} is no attention layer of this base" for path in coefficients if path not in heads]
     wrong += [
@@ -118,6 +128,12 @@ def check_fits(coefficients: Coefficients, unet: Any) -> None:
         for path, coeff in coefficients.items()
         if path in heads and len(coeff) != heads[path]
     ]
+    stages, width = text_stages(sites.values()), unet.config.get("cross_attention_dim")
+    for stage, token in coefficients.stage_tokens.items():
+        if stage not in stages:
+            wrong.append(f"{cut(stage)} is no stage of this base that reads the prompt")
+        elif token.shape[1] != width:
+            wrong.append(f"the token of {stage} has {token.shape[1]} channels, in this base {width}")
     if coefficients and not wrong:
         config = CoeffConfig(layers=info.layers, blocks=info.blocks)
         expected = [path for path, site in sites.items() if config.selects(site)]

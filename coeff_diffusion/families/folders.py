@@ -3,23 +3,15 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 
+from ..hub import HubError, HubUnreachableError, api, asking, listing
 from .checkpoints import NOT_LOADED, PICKLES
 from .errors import CHOICES, BaseModelError, one_line
 from .family import Family
@@ -146,24 +138,18 @@ def download(repo: str, revision: str | None) -> Path:
     """
     where = repo if revision is None else f"{repo} (revision {revision})"
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[INDEX]))
-        family = check_model_index(_read_index(folder, repo), repo)  # before gigabytes of another come down the line
-        wanted = [INDEX, *(f"{part}/*" for part in _components(family))]
-        with suppress(ConnectionError, HfHubHTTPError, OSError):  # without the Hub, the cache has what it has
-            wanted = files_to_fetch(HfApi().list_repo_files(repo, revision=revision), family)
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
-    except GatedRepoError as error:
-        raise BaseModelError(
-            f"{where}: the Hub wants its terms accepted; do that on the page of the repository, then `hf auth login`"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise BaseModelError(f"{where}: the repository is there, the revision is not") from error
-    except RepositoryNotFoundError as error:
-        raise BaseModelError(
-            f"{where}: neither a folder here nor a repository on the Hub (if it is private: `hf auth login`)"
-        ) from error
-    except (LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise BaseModelError(
-            f"{where}: not a folder here, not in the Hub's cache, and the Hub cannot be reached; "
-            "check the name and the network, or use --base embedded"
-        ) from error
+        names = list(listing(repo, revision).sizes)
+        if INDEX not in names:
+            raise BaseModelError(f"{where} is not a diffusers repository: it has no {INDEX}; a base is {CHOICES}")
+        with asking(repo, revision):
+            index = Path(api().hf_hub_download(repo, INDEX, revision=revision))
+        family = check_model_index(_read_index(index.parent, repo), repo)  # before gigabytes of another come down
+        with asking(repo, revision):
+            wanted = files_to_fetch(names, family)
+            return Path(api().snapshot_download(repo, revision=revision, allow_patterns=wanted))
+    except HubError as error:
+        unreachable = isinstance(error, HubUnreachableError)
+        cached = try_to_load_from_cache(repo, INDEX, revision=revision) if unreachable else None
+        if isinstance(cached, str):
+            return Path(cached).parent
+        raise BaseModelError(f"{where}: not a folder here, and {error}") from None

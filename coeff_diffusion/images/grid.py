@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .generation_info import PictureError
 
-MAX_PIXELS = 64 * 1024 * 1024
+MAX_PIXELS = 85 * 2**20  # 8 x 8 cells of 1,024 pixels and their labels; Pillow warns of pictures a little larger
 
 
 def labelled_grid(
@@ -19,7 +19,7 @@ def labelled_grid(
     Cells are as large as the largest picture; labels are wrapped to their cell, in Pillow's own font scaled with it.
 
     Raises:
-        PictureError: no pictures, labels that do not match the rows or columns, or more than 64 million pixels.
+        PictureError: no pictures, labels that do not match the rows or columns, or more than `MAX_PIXELS`.
     """
     columns = max((len(row) for row in rows), default=0)
     if columns == 0:

@@ -22,6 +22,8 @@ from ..families.fingerprint import other_weights, weight_sample
 from ..families.layout import layout_of
 from ..families.registry import FamilyError, denoiser_of, encoders_of, family_of, tokenizer_name
 from ..method.attachment import activate, attach_heads, detach, unwrapped
+from ..method.sites import stage_of, text_stages
+from ..method.text_offsets import at_positions, attach_offsets, detach_offsets, set_offsets
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from .gating import Choice, GuidanceRows, Subject
@@ -86,11 +88,12 @@ class Subjects:
         users = getattr(self.denoiser, USERS, None)
         if users is None:
             attach_heads(self.denoiser, self.sites, trainable=False)
+            attach_offsets(self.denoiser, text_stages(self.sites.values()))
         try:
             self.keys[name] = self._add_tokens(name, subject.coefficients)
         except CoefficientsError:
             if users is None:
-                detach(self.denoiser)
+                self._detach()
             raise
         if not self.loaded:
             self._open()
@@ -168,7 +171,11 @@ class Subjects:
         if not self.users.all:
             self.users.handle.remove()
             delattr(self.denoiser, USERS)
-            detach(self.denoiser)
+            self._detach()
+
+    def _detach(self) -> None:
+        detach_offsets(self.denoiser)
+        detach(self.denoiser)
 
     def _aside(self, original: Any) -> Any:
         """A method that adds or removes words, run while no trigger is in its way."""
@@ -224,7 +231,43 @@ class Subjects:
             for path, stack in stacks.items()
         }  # [H, H] or [B, H, H]
         activate(self.denoiser, blended, sample.device)
+        offsets = self._offsets(rows, weights, pictures)
+        set_offsets(self.denoiser, {stage: offset.to(sample.device) for stage, offset in offsets.items()})
         self._made_for = made_for
+
+    def _offsets(self, rows: int, weights: Tensor, pictures: Sequence[Texts | None] | None) -> dict[str, Tensor]:
+        """What is added to the text of each row, `[B, T, D]` by stage, where a trigger with stage tokens stands in it.
+
+        Args:
+            weights: the strength of each subject, `[S]`, or `[B, S]` for each row.
+        """
+        telling = {
+            number: name
+            for number, name in enumerate(self.loaded)
+            if self.loaded[name].coefficients.stage_tokens and weights[..., number].any()
+        }
+        if not telling:
+            return {}
+        known = [texts for texts in pictures or () if texts is not None]
+        if not known or len(known) != len(pictures or ()) or rows not in (len(known), 2 * len(known)):
+            warnings.warn(
+                f"the stage tokens of {', '.join(map(repr, telling.values()))} act where the prompt has the trigger; "
+                "the prompt is not known, as prompt_embeds were given, so they do not act; give prompts",
+                stacklevel=2,
+            )
+            return {}
+        offsets: dict[str, Tensor] = {}
+        for number, name in telling.items():
+            subject = self.loaded[name].coefficients
+            owner = next(iter(subject.tokens))
+            places = self.embeddings[owner].places(self.keys[name][owner], [texts[owner] for texts in known])  # [P, T]
+            if rows > len(known):  # the unconditional half has none of the prompt's words
+                places = torch.cat([torch.full_like(places, -1), places])
+            strength = weights[..., number].view(-1, 1, 1)  # [1, 1, 1] or [B, 1, 1]
+            for stage, token in subject.stage_tokens.items():
+                factor = self.choice.layers.factor("cross", stage_of(stage))
+                offsets[stage] = offsets.get(stage, 0) + at_positions(token, places) * strength * factor
+        return offsets
 
     def _called(self, pictures: Sequence[Texts | None]) -> list[set[str] | None]:
         """The subjects whose trigger the text encoders read in each picture's prompt; None where it is not known."""

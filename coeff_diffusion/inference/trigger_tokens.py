@@ -1,11 +1,11 @@
 """Triggers with learned vectors: read as tokens of their own by a text encoder and its tokenizer, and back.
 
-Legend: D channels of a token embedding.
+Legend: D channels of a token embedding; P texts, T text positions.
 """
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +74,15 @@ class TriggerEmbedding(nn.Embedding):
     def vectors(self) -> dict[str, Tensor]:
         """The learned vectors by subject, `[vectors, D]` float32; parameters where they are in training."""
         return {name: learned.vectors for name, learned in self.learned.items()}
+
+    def places(self, name: str, texts: Sequence[str]) -> Tensor:
+        """Where a trigger's vectors stand in texts as the encoder reads them: `[P, T]`, the vector's number or -1."""
+        learned, longest = self.learned[name], self.tokenizer.model_max_length
+        ids = self.tokenizer(
+            list(texts), padding="max_length", max_length=longest, truncation=True, return_tensors="pt"
+        ).input_ids
+        number = ids - learned.first_id
+        return number.where((number >= 0) & (number < len(learned.vectors)), -1)
 
     def forward(self, input: Tensor) -> Tensor:
         """Token ids `[B, L]` to embeddings `[B, L, D]`; ids of the base's table give its rows, bitwise."""

@@ -18,6 +18,7 @@ from .acting import Acting
 from .errors import AttachmentError as AttachmentError  # a part of what this module offers
 from .interception import INNERMOST, pop_interrupted
 from .override import Override
+from .own_forward import give_own_forward, take_own_forward
 from .processors import remedy
 from .sites import Site, find_sites
 from .sites import unwrapped as unwrapped
@@ -153,7 +154,7 @@ def attach_heads(
         attachment.handles += overrides[path].register(site.module, innermost=True)
     setattr(module, ATTRIBUTE, attachment)
     for part in (module, *attached_layers(module).values()):
-        _give_own_forward(part)
+        give_own_forward(part)
     activate(module, attachment.parameters)
 
 
@@ -169,7 +170,7 @@ def detach(unet: Any) -> None:
     for handle in attachment.handles:
         handle.remove()
     for part in (unwrapped(unet), *attached_layers(unet).values()):
-        _take_own_forward(part)
+        take_own_forward(part)
     delattr(unwrapped(unet), ATTRIBUTE)
 
 
@@ -280,16 +281,3 @@ def _check_supported(sites: Mapping[str, Site]) -> None:
             f"{len(wrong)} of {len(sites)} attention layers cannot be recombined, they never call PyTorch's "
             f"scaled_dot_product_attention: {listed(wrong)}; {'; '.join(dict.fromkeys(reasons.values()))}"
         )
-
-
-def _give_own_forward(module: nn.Module) -> None:
-    """Let `torch.compile` notice the hooks of a module that it has compiled already.
-
-    It does not look for hooks again, but for a forward of the module's own; this one is what the module had.
-    """
-    vars(module).setdefault("forward", module.forward)
-
-
-def _take_own_forward(module: nn.Module) -> None:
-    if vars(module).get("forward") == type(module).forward.__get__(module):  # else it is somebody else's
-        del module.forward

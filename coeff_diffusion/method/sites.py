@@ -1,5 +1,6 @@
 """Where the attention layers of a network are."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,7 +45,15 @@ def find_sites(model: Any) -> dict[str, Site]:
             f"{type(model).__name__} has no attention layers that are known from diffusers, expected a UNet or "
             "transformer of diffusers; to recombine another network, give its layers to attach_heads()"
         )
-    return {path: Site(path, module, _heads(path, module), _kind(path, module), _stage(path)) for path, module in found}
+    return {
+        path: Site(path, module, _heads(path, module), _kind(path, module), stage_of(path)) for path, module in found
+    }
+
+
+def text_stages(sites: Iterable[Site]) -> list[str]:
+    """The parts of a UNet that read the text, by path ("down_blocks.0", "mid_block"), in the network's own order."""
+    reading = [site.path.split(".") for site in sites if site.kind == "cross" and site.stage]
+    return list(dict.fromkeys(".".join(path[: 1 if path[0] == "mid_block" else 2]) for path in reading))
 
 
 def unwrapped(model: Any) -> Any:
@@ -66,5 +75,6 @@ def _kind(path: str, module: nn.Module) -> Kind:
     return "cross" if getattr(module, "is_cross_attention", name == "attn2" or "cross" in name) else "self"
 
 
-def _stage(path: str) -> Stage:
+def stage_of(path: str) -> Stage:
+    """Which part of a UNet a module belongs to."""
     return STAGES.get(path.partition(".")[0], "")

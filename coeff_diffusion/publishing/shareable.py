@@ -1,16 +1,16 @@
 """What of a subject is shown to others, and what stays at home.
 
-Others get the coefficients, a card, and pictures that were drawn, which they need to judge and to draw again. They do
-not get settings, logs, checkpoints, the timeline or photos, and nothing that names a folder of this computer:
+Others get the coefficients, a model card, and pictures that were drawn, which they need to judge and to draw again.
+They do not get settings, logs, checkpoints, the timeline or photos, and nothing that names a folder of this computer:
 `config.yaml` consists of such names, and what else it says (steps, rates, seed) is in the card and in the file.
 """
 
 import io
+import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard
 from PIL import PngImagePlugin
@@ -20,19 +20,20 @@ from ..images.files import PARAMETERS, find_parameters
 from ..images.generation_info import Parameters, PictureError, format_parameters, parse_parameters
 from ..images.photo import read_image
 from ..sources.open import open_subject
-from ..sources.shared_folder import MAX_BYTES, MAX_SAMPLE, MAX_SAMPLES, README, check, is_ours
+from ..sources.shared_folder import MAX_SAMPLE, MAX_SAMPLES, README, check, is_ours
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, UserError
 from ..subject.safetensors_file import FILE_NAME
 from ..training.model_card import is_public, subject_card
 from ..training.run_folder import RunFolder
 
+Say = Callable[[str], None]
 # Paths from the root, with a drive letter, or of a network share; not the paths of web addresses.
 ROOTS = "home|Users|root|mnt|media|Volumes|tmp|var|opt|srv|data|workspace"
 LOCAL_PATH = re.compile(rf"(?:(?<![\w.:/\\-])|(?<=file://))(?:/(?:{ROOTS})/[\w.-]+|[A-Za-z]:[\\/][\w.-]+|\\\\[\w.-]+)")
 
 
-def prepare(source: Path, license: str | None = None, say: Callable[[str], None] = print) -> dict[str, bytes]:
+def prepare(source: Path, license: str | None = None, say: Say = print) -> dict[str, bytes]:
     """The files that others get, by their paths in the layout of a shared subject.
 
     Args:
@@ -41,13 +42,17 @@ def prepare(source: Path, license: str | None = None, say: Callable[[str], None]
         say: gets a line for everything that would be expected in there but is left out.
 
     Raises:
-        CoefficientsError: there is no subject, or its info names a folder of this computer.
+        CoefficientsError: there is no subject, it is too large, or its info names a folder of this computer.
     """
     found = open_subject(source)
-    subject = published(found, license)
+    subject = _published(found, license)
     samples = dict(_samples(source, say))
-    made = subject_card(subject, {name: _drawn(png).prompt for name, png in samples.items()})
-    card = _own_card(source / README, found.info.base_model, samples, say) or made
+    made = card = subject_card(subject, {name: _drawn(png).prompt for name, png in samples.items()})
+    if (source / README).is_file():
+        try:
+            card = _own_card(source / README, found.info.base_model, samples)
+        except (ValueError, YAMLError) as error:
+            say(f"the card is made anew, {README} is left out: {' '.join(str(error).split())[:200]}")
     if license is not None:
         own, new = ModelCard(card, ignore_metadata_errors=True), ModelCard(made)
         for key in ("license", "license_name"):
@@ -58,18 +63,15 @@ def prepare(source: Path, license: str | None = None, say: Callable[[str], None]
     return files
 
 
-def published(subject: Coefficients, license: str | None = None) -> Coefficients:
-    """A subject without the name of a base that only its maker has; its fingerprint still tells which one it is.
-
-    Raises:
-        CoefficientsError: its info names a folder of this computer.
-    """
+def _published(subject: Coefficients, license: str | None) -> Coefficients:
+    """A subject without the name of a base that only its maker has; its fingerprint still tells which one it is."""
     info = subject.info
     if not is_public(info.base_model):
         info = replace(info, base_model="", base_revision="")
     if license is not None:
         info = replace(info, license=license)
-    if path := next(filter(None, map(local_path_in, _texts(vars(info)))), None):
+    texts = map(json.loads, re.findall(r'"(?:[^"\\]|\\.)*"', info.to_json()))
+    if path := next(filter(None, map(local_path_in, texts)), None):
         raise CoefficientsError(
             f"the info of this subject holds the path {path!r}, which everybody could read; save it without: "
             "Coefficients.load(...).replace(info=...).save(...)"
@@ -84,16 +86,7 @@ def local_path_in(text: str) -> str | None:
     return found[0] if found else None
 
 
-def _texts(value: Any) -> list[str]:
-    """All texts in nested mappings and lists."""
-    if isinstance(value, Mapping):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list | tuple):
-        return [text for item in value for text in _texts(item)]
-    return [value] if isinstance(value, str) else []
-
-
-def _samples(source: Path, say: Callable[[str], None]) -> Iterator[tuple[str, bytes]]:
+def _samples(source: Path, say: Say) -> Iterator[tuple[str, bytes]]:
     """The pictures of the latest preview, of a folder that has none all samples, or the card itself."""
     if source.is_dir():
         paths = RunFolder(source).newest_samples() or sorted((source / "samples").glob("*"))
@@ -118,9 +111,7 @@ def _sample(path: Path, name: str) -> bytes:
     if not is_ours(name) or path.suffix != ".png" or path.is_symlink() or path.parent.is_symlink():
         raise PictureError("expected a .png file with a plain name, and no symbolic link")
     parameters = _drawn(path)
-    if not is_public(parameters.model or ""):
-        parameters = replace(parameters, model=None)
-    text = format_parameters(parameters)
+    text = format_parameters(parameters if is_public(parameters.model or "") else replace(parameters, model=None))
     if local := local_path_in(text):
         raise PictureError(f"its parameters name {local!r}")
     info, data, picture = PngImagePlugin.PngInfo(), io.BytesIO(), read_image(path)
@@ -139,31 +130,22 @@ def _drawn(picture: Path | bytes) -> Parameters:
     return parse_parameters(text)
 
 
-def _own_card(path: Path, base: str, samples: Collection[str], say: Callable[[str], None]) -> str | None:
-    """The card that lies beside the subject, if it is one that others may have."""
-    if not path.is_file():
-        return None
-    try:
-        if path.stat().st_size > MAX_BYTES[README]:
-            raise ValueError(f"it has more than {MAX_BYTES[README]} bytes")
-        text = path.read_text("utf-8")
-        missing = [name for name in re.findall(r"samples/[\w.-]*\w", text) if name not in samples]
-        if path.is_symlink():
-            raise ValueError("it is a symbolic link")
-        if local := local_path_in(text):
-            raise ValueError(f"it names {local!r}")
-        head = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
-        if not head:
-            raise ValueError("it does not begin with a YAML head between two lines of ---")
-        bases = head.get("base_model") or []
-        named = [str(one) for one in (bases if isinstance(bases, list) else [bases]) if not is_public(str(one))]
-        if base and not is_public(base) and re.search(rf"[`\"'/\\]{re.escape(base)}(?![\w-])", text):
-            named.append(base)
-        if named:
-            raise ValueError(f"it names the base {named[0]!r}, which is not public")
-        if missing:
-            raise ValueError(f"it shows {missing[0]}, which is not there")
-    except (ValueError, YAMLError) as error:
-        say(f"the card is made anew, {path.name} is left out: {' '.join(str(error).split())[:200]}")
-        return None
+def _own_card(path: Path, base: str, samples: Collection[str]) -> str:
+    """The card that lies beside the subject. Raises ValueError, YAMLError: others may not have it, and why."""
+    text = path.read_text("utf-8")
+    head = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
+    bases = head.get("base_model") or []
+    hidden = [str(one) for one in (bases if isinstance(bases, list) else [bases]) if not is_public(str(one))]
+    if base and not is_public(base) and re.search(rf"[`\"'/\\]{re.escape(base)}(?![\w-])", text):
+        hidden.append(base)
+    missing = [name for name in re.findall(r"samples/[\w.-]*\w", text) if name not in samples]
+    for reason, found in {
+        "it is a symbolic link": path.is_symlink(),
+        "it does not begin with a YAML head between two lines of ---": not head,
+        "it names {!r}": local_path_in(text),
+        "it names the base {!r}, which is not public": next(iter(hidden), None),
+        "it shows {}, which is not there": next(iter(missing), None),
+    }.items():
+        if found:
+            raise ValueError(reason.format(found))
     return text

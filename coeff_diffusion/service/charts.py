@@ -31,6 +31,7 @@ LAYER = re.compile(
 )
 WIDTH = 6.4  # inches
 DPI = 160
+MOST_NUMBERED = 40  # layers whose heads are all numbered; SDXL has 140, and text is what takes the time
 LEAST = 0.001  # of the attention: where all is less, nothing is blown up to look like much
 _lock = threading.Lock()  # matplotlib's fonts and layout are not made for several threads
 
@@ -90,10 +91,13 @@ def coefficient_chart(coeffs: Mapping[str, Tensor]) -> "Figure":
     grid = figure.subplots(len(lines), columns, squeeze=False)
     limit = max(float(coeff.abs().max()) for coeff in coeffs.values()) or 1.0
     for axes, line in zip(grid, lines, strict=True):
-        for panel, path in zip(axes, line, strict=False):
+        for number, (panel, path) in enumerate(zip(axes, line, strict=False)):
             heads = len(coeffs[path])
             shown = panel.imshow(coeffs[path].float().cpu().numpy(), cmap=SIGNED, vmin=-limit, vmax=limit)
-            panel.set_title(named[path], fontsize=9 if columns == 4 else 8)
+            panel.set_title(named[path], fontsize=9 if columns == 4 else 8 if len(named) <= MOST_NUMBERED else 7)
+            if len(named) > MOST_NUMBERED and number and heads == len(coeffs[line[number - 1]]):
+                panel.set_axis_off()
+                continue
             panel.set_xticks([0, heads - 1], ["1", str(heads)], fontsize=7)
             panel.set_yticks([0, heads - 1], ["1", str(heads)], fontsize=7)
             panel.tick_params(length=2, pad=2)

@@ -19,7 +19,8 @@ from .grid_cells import Actor, Cell, GridRequest, labels, lay_out, notes
 from .loading import SubjectLoader
 from .timelines import Timelines
 
-BATCH = 8  # cells drawn at once
+BATCH = 8  # cells drawn at once, where they are small
+MAX_PIXELS = 2**20  # of the cells drawn at once: one of SDXL's own size, four of SD 1.5's
 GLIMPSE = 192  # pixels of a cell's longer side while the grid forms: enough to see, quick to send
 EMPTY = "#e4e4e4"  # a cell that is not drawn yet; the sheet is white on any page
 
@@ -50,6 +51,11 @@ class Exploration:
     file: Path | None = None
     cancelled: bool = False
 
+    @property
+    def at_once(self) -> int:
+        """How many cells are drawn together."""
+        return max(1, min(BATCH, MAX_PIXELS // (self.size[0] * self.size[1])))
+
     def glimpse(self, step: int = 0, total: int = 1, forming: Sequence[Image.Image] = ()) -> Image.Image:
         """The grid as it is, in small.
 
@@ -57,7 +63,7 @@ class Exploration:
             step: of `Glimpse`, as are `total` and its pictures `forming`: they tell which cells these are.
         """
         per_picture = total // len(self.distinct)
-        first = (step - 1) // (BATCH * per_picture) * BATCH if step else 0
+        first = (step - 1) // (self.at_once * per_picture) * self.at_once if step else 0
         images = dict(enumerate(forming, start=first)) | dict(enumerate(picture.image for picture in self.pictures))
         scale = min(1, GLIMPSE / max(self.size))
         width, height = (max(1, round(side * scale)) for side in self.size)
@@ -161,7 +167,7 @@ class Explorer:
         others = {actor.key: actor.loaded for actor in exploration.actors}
         report = on_step and _overall(on_step, exploration)
         try:
-            while batch := exploration.distinct[len(exploration.pictures) :][:BATCH]:
+            while batch := exploration.distinct[len(exploration.pictures) :][: exploration.at_once]:
                 with self.loader.using((), others) as studio:
                     drawn = studio.draw_batch([cell.inner for cell in batch], report, should_stop)
                 pictures = [_told(picture, cell) for picture, cell in zip(drawn, batch, strict=True)]

@@ -10,8 +10,8 @@ from huggingface_hub import get_token
 from ..commands.card import CardConfig, make_card_file
 from ..commands.push_pull import PullConfig, PushConfig, local_folder, pull, push
 from ..commands.qr import QrConfig, make_qr_file
+from ..hub import TOKEN, HubError, api, asking, split_id
 from ..images.generation_info import PictureError
-from ..sources.hub import TOKEN, Hub, HubError, HubMissingError, split_id
 from ..sources.image_card import extract
 from ..sources.library import plain_name
 from ..sources.open import open_subject
@@ -218,7 +218,5 @@ def _short(text: str) -> str:
 
 
 def _holds_subject(repo: str, token: str) -> bool:
-    try:
-        return FILE_NAME in Hub(token or None).listing(repo).sizes
-    except HubMissingError:
-        return False
+    with asking(repo):
+        return api(token or None).file_exists(repo, FILE_NAME)

@@ -16,7 +16,7 @@ from ..training.timeline import keep_step, load_losses, load_timeline
 from .loading import SubjectLoader
 from .training_queue import TrainingQueue
 
-MAX_PIXELS = 20_000_000  # of all pictures that are remembered, 60 MB: 1,200 of 128 pixels, 76 of 512
+MAX_PIXELS = 64_000_000  # of all pictures that are remembered, 192 MB: 244 of 512 pixels, 61 of 1,024
 MAX_READ = 4  # timelines kept in memory
 
 

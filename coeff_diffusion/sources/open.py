@@ -6,9 +6,9 @@ from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..subject.hub_id import HUB_ID
 from ..subject.safetensors_file import FILE_NAME
-from .hub import fetch_coefficients
 from .image_card import CHUNK, choose, extract
 from .qr_code import read_qr
+from .shared_folder import fetch_coefficients
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # a subject is in a chunk of a PNG, or in a QR code in any of them
 

@@ -1,11 +1,11 @@
 """What a shared subject consists of, the same in a folder and in a repository of the Hub:
 
     coefficients.safetensors    the subject
-    README.md                   its card (may be missing)
+    README.md                   its model card (may be missing)
     samples/*.png               pictures that show it (may be missing; also .jpg, .jpeg and .webp)
 
-Whatever else lies beside these is not read, not fetched and not written. What comes from strangers is held against
-`MAX_...` before it is read, and written only when all of it is valid.
+Whatever else lies beside these is not read, not fetched and not written, so no name leads anywhere else. What comes
+from strangers is held against `MAX_...`, and appears only when all of it is valid.
 """
 
 import re
@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
+
+from ..hub import HubError, HubUnreachableError, api, asking, listing, split_id
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, listed, shown
 from ..subject.safetensors_file import FILE_NAME, MAX_FILE
@@ -25,7 +28,6 @@ STARTS = {"png": rb"\x89PNG\r\n\x1a\n", "jpg": rb"\xff\xd8\xff", "jpeg": rb"\xff
 MAX_SAMPLE = 8 * 2**20
 MAX_BYTES = {FILE_NAME: MAX_FILE, README: 2**20}  # and `MAX_SAMPLE` of each picture
 MAX_SAMPLES = 32
-MAX_TOTAL = 64 * 2**20
 
 
 class LayoutError(CoefficientsError):
@@ -33,52 +35,41 @@ class LayoutError(CoefficientsError):
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file belongs to a shared subject, by its path below the folder or repository."""
-    return name in (FILE_NAME, README) or SAMPLE.fullmatch(name) is not None
+    """Whether a file belongs to a shared subject, by its path below the folder."""
+    return name in MAX_BYTES or SAMPLE.fullmatch(name) is not None
 
 
 def wanted(sizes: Mapping[str, int | None], where: str) -> list[str]:
-    """The files to read, the subject first, if none is too large and no name plays tricks.
+    """The files of a shared subject among others, if they are neither too large nor too many.
 
     Args:
         sizes: bytes of each file, None if unknown, by its path below the folder or repository.
         where: what the errors call it.
 
     Raises:
-        LayoutError: it holds no subject, more or larger files than a subject has, or a name that leads out of it.
+        LayoutError: it holds no subject, or more or larger files than a subject has.
     """
-    names = sorted(filter(is_ours, sizes), key=lambda name: (name != FILE_NAME, name != README, name))
-    problems = [f"{shown(name)} leads out of it" for name in sizes if not _stays_inside(name)]
-    problems += [
-        f"{shown(name)} has {'an unknown number of' if size is None else size} bytes, expected at most {most}"
-        for name in names
-        for size, most in [(sizes[name], MAX_BYTES.get(name, MAX_SAMPLE))]
+    names = [name for name in sizes if is_ours(name)]
+    facts = [(f"{shown(name)} has", sizes[name], "bytes", MAX_BYTES.get(name, MAX_SAMPLE)) for name in names]
+    facts.append(("there are", len(set(names) - set(MAX_BYTES)), "samples", MAX_SAMPLES))
+    if problems := [
+        f"{start} {'an unknown number of' if size is None else size} {what}, expected at most {most}"
+        for start, size, what, most in facts
         if size is None or not 0 <= size <= most
-    ]
-    if (count := len(set(names) - set(MAX_BYTES))) > MAX_SAMPLES:
-        problems.append(f"there are {count} samples, expected at most {MAX_SAMPLES}")
-    if (total := sum(sizes[name] or 0 for name in names)) > MAX_TOTAL:
-        problems.append(f"there are {total} bytes in all, expected at most {MAX_TOTAL}")
-    if problems:
+    ]:
         raise LayoutError(f"{where} is refused: {listed(problems)}")
     if FILE_NAME not in names:
         raise LayoutError(f"{where} holds no {FILE_NAME}, so it is not a subject")
     return names
 
 
-def _stays_inside(name: str) -> bool:
-    """Whether a path is a plain relative one on every system: no `..`, no root, no drive letter, no UNC."""
-    plain = name.isprintable() and not {"\\", ":"} & set(name) and not name.startswith("~")
-    return plain and not {"", ".", ".."} & set(name.split("/"))
-
-
 def check(files: Mapping[str, bytes], where: str) -> Coefficients:
     """The subject in files that were read, with every check there is.
 
     Raises:
-        LayoutError: the subject is not valid, or another file is not what its name says.
+        LayoutError: the subject is not valid, or another file is too large or not what its name says.
     """
-    wanted({name: len(content) for name, content in files.items()}, where)  # the sizes they have, not those claimed
+    wanted({name: len(content) for name, content in files.items()}, where)
     for name, content in files.items():
         if (sample := SAMPLE.fullmatch(name)) and not re.match(STARTS[sample[1]], content, re.DOTALL):
             raise LayoutError(f"{where} is refused: {name} is not the kind of picture its name says")
@@ -92,25 +83,61 @@ def check(files: Mapping[str, bytes], where: str) -> Coefficients:
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
-    """The files of a shared subject in a folder; nothing is read before all sizes are known.
+    """The files of a shared subject in a folder, for `check`: of one that is too large no more than shows it.
 
     Raises:
-        LayoutError: see `wanted`; or one of the files is a symbolic link, which may lead anywhere.
+        LayoutError: there is no folder, or a symbolic link in it, which may lead anywhere.
     """
     if not folder.is_dir():
         raise LayoutError(f"there is no folder {folder}")
-    paths = [folder / FILE_NAME, folder / README, folder / "samples", *sorted(folder.glob("samples/*"))]
-    found = {path.relative_to(folder).as_posix(): path for path in paths}
-    if links := [shown(name) for name, path in found.items() if path.is_symlink()]:
+    samples = sorted(path for path in folder.glob("samples/*") if is_ours(f"samples/{path.name}"))[: MAX_SAMPLES + 1]
+    paths = [folder / FILE_NAME, folder / README, folder / "samples", *samples]
+    if links := [path.name for path in paths if path.is_symlink()]:
         raise LayoutError(f"the folder {folder} is refused: {listed(links)} is a symbolic link; give the file itself")
-    sizes: dict[str, int | None] = {name: path.stat().st_size for name, path in found.items() if path.is_file()}
-    return {name: read_bounded(found[name], name) for name in wanted(sizes, f"the folder {folder}")}
+    files = {}
+    for path in filter(Path.is_file, paths):
+        name = path.relative_to(folder).as_posix()
+        with path.open("rb") as file:
+            files[name] = file.read(MAX_BYTES.get(name, MAX_SAMPLE) + 1)
+    return files
 
 
-def read_bounded(path: Path, name: str) -> bytes:
-    """A file's content, and one byte more than it may have at most where it is larger; `check` refuses that."""
-    with path.open("rb") as file:
-        return file.read(MAX_BYTES.get(name, MAX_SAMPLE) + 1)
+def fetch(text: str) -> dict[str, bytes]:
+    """The files of "user/repo" or "user/repo@revision", for `check`; all sizes are known before any is fetched.
+
+    Raises:
+        HubError, LayoutError: there is no subject, it is too large, or the Hub does not give it.
+    """
+    repo, revision = split_id(text)
+    found = listing(repo, revision)
+    names = wanted(found.sizes, repo)
+    with tempfile.TemporaryDirectory() as folder:
+        with asking(repo, revision):
+            for name in names:  # no patterns: `samples\\a.png`, of any size, would match that of `samples/a.png`
+                api().hf_hub_download(repo, name, revision=found.commit, local_dir=folder)
+        return read_folder(Path(folder))
+
+
+def fetch_coefficients(text: str) -> Path:
+    """The file of coefficients of "user/repo" or "user/repo@revision", in the Hub's cache.
+
+    Its size is known before it is fetched. Without a network the cached one is taken.
+
+    Raises:
+        HubError, LayoutError: there is none, it is too large, or the Hub does not give it.
+    """
+    repo, revision = split_id(text)
+    try:
+        wanted({name: size for name, size in listing(repo, revision).sizes.items() if name == FILE_NAME}, "it")
+        with asking(repo, revision):  # by the revision, so that the cache learns which commit that is
+            found = api().hf_hub_download(repo, FILE_NAME, revision=revision)
+    except (HubError, LayoutError) as error:
+        unreachable = isinstance(error, HubUnreachableError)
+        cached = try_to_load_from_cache(repo, FILE_NAME, revision=revision) if unreachable else None
+        if not isinstance(cached, str):
+            raise type(error)(f"there is no file {text}, and the Hub does not give it: {error}") from None
+        found = cached
+    return Path(found).resolve()  # the cache holds links into its own store; a subject may not be one
 
 
 def check_target(folder: Path, replace: bool) -> None:
@@ -124,9 +151,8 @@ def check_target(folder: Path, replace: bool) -> None:
     if folder.exists() and not replace:
         raise LayoutError(f"the folder {folder} exists; take another name, or replace what is in it with --overwrite")
     present = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    foreign = (shown(name) for name in present if name != "samples" and not is_ours(name))
-    if first := list(islice(foreign, 3)):
-        raise LayoutError(f"the folder {folder} holds more than a subject, which would be lost: {listed(first)}")
+    if foreign := list(islice((shown(name) for name in present if name != "samples" and not is_ours(name)), 3)):
+        raise LayoutError(f"the folder {folder} holds more than a subject, which would be lost: {listed(foreign)}")
 
 
 def write_folder(files: Mapping[str, bytes], folder: Path, replace: bool = False) -> None:
@@ -146,9 +172,9 @@ def write_folder(files: Mapping[str, bytes], folder: Path, replace: bool = False
         for name, content in files.items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_bytes(content)
+        if folder.exists():
+            folder.rename(old)
         try:
-            if folder.exists():
-                folder.rename(old)
             new.rename(folder)
         except BaseException:
             if old.exists():

@@ -1,4 +1,4 @@
-"""Several subjects made into one: the weighted sum of their coefficients."""
+"""Several subjects made into one: the weighted sum of their coefficients and of what stages add to their triggers."""
 
 from collections.abc import Iterable, Mapping
 
@@ -15,7 +15,7 @@ def blend(parts: Mapping[Coefficients, float] | Iterable[tuple[Coefficients, flo
     """The weighted sum of several subjects' coefficients; a layer that a subject lacks counts as zero.
 
     Tokens: where one subject has a learned token, the blend has it, under its trigger. Where several have, they must be
-    for the same trigger and of the same shape, and are averaged with the weights.
+    for the same trigger and of the same shape, and are averaged with the weights. What stages add to it is summed.
 
     Args:
         parts: coefficients and their weights. Weights need not sum to one.
@@ -41,7 +41,13 @@ def blend(parts: Mapping[Coefficients, float] | Iterable[tuple[Coefficients, flo
                 )
             coeffs[path] = coeffs.get(path, 0) + weight * coeff
     with_token = [(part, weight) for part, weight in pairs if part.tokens]
-    return Coefficients(coeffs, _mean_tokens(with_token), _blended_info(pairs, with_token, tuple(coeffs)))
+    tokens, info = _mean_tokens(with_token), _blended_info(pairs, with_token, tuple(coeffs))
+    stage_tokens: dict[str, Tensor] = {}
+    for part, weight in with_token:
+        for stage, token in part.stage_tokens.items():
+            stage_tokens[stage] = stage_tokens.get(stage, 0) + weight * token
+    denoiser = next((part.denoiser for part, _ in pairs if part), "unet")
+    return Coefficients(coeffs, tokens, info, denoiser, stage_tokens)
 
 
 def _mean_tokens(parts: Weighted) -> dict[str, Tensor]:

@@ -22,13 +22,15 @@ MAX_MAGNITUDE = 100.0  # the identity is 1, token embeddings are about 0.03: mor
 LAYER_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 TOKEN_OWNERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DENOISERS = ("unet", "transformer")
-TENSOR_NAME = re.compile(rf"({'|'.join(DENOISERS)})/{LAYER_NAME.pattern}\.coeff|({'|'.join(TOKEN_OWNERS)})/token")
+TENSOR_NAME = re.compile(
+    rf"({'|'.join(DENOISERS)})/{LAYER_NAME.pattern}\.(coeff|token)|({'|'.join(TOKEN_OWNERS)})/token"
+)
 OLD_NAME = re.compile(rf"(unet|{'|'.join(TOKEN_OWNERS)})\.(.*\.coeff|token)")
 Opener = Callable[[str | Path, str | None], "Coefficients"]
 
 
 class Coefficients(Mapping[str, Tensor]):
-    """Residual matrices by attention path, the trigger's embedding where there is one, and where both came from.
+    """Residual matrices by attention path, what the trigger has learned where it has, and where both came from.
 
     Immutable: what is read from it is a copy. Equal if tensors and info are.
 
@@ -37,6 +39,8 @@ class Coefficients(Mapping[str, Tensor]):
         tokens: the learned vectors of the trigger, `[vectors, D]`, by text encoder ("text_encoder"), or none.
         info: where they came from.
         denoiser: the component of the pipeline that the paths lead into, "unet" or "transformer".
+        stage_tokens: what is added to the text that a stage of the denoiser reads, at the trigger's tokens:
+            `[vectors, D]` by the stage's path ("down_blocks.0", "mid_block"), as many vectors as the trigger has.
 
     Raises:
         CoefficientsError: a name, shape or value is not valid; the message names the first offenders.
@@ -52,13 +56,16 @@ class Coefficients(Mapping[str, Tensor]):
         tokens: Mapping[str, Tensor] | None = None,
         info: CoefficientsInfo | None = None,
         denoiser: str = "unet",
+        stage_tokens: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.info = info or CoefficientsInfo()
         self.denoiser = denoiser
         self._coeffs = {path: _own(coeff) for path, coeff in coeffs.items()}
         self._tokens = {owner: _own(token) for owner, token in (tokens or {}).items()}
+        self._stage_tokens = {stage: _own(token) for stage, token in (stage_tokens or {}).items()}
         problems = [
             *(f"{shown(path)} is no attention path" for path in self._coeffs if not LAYER_NAME.fullmatch(path)),
+            *(f"{shown(stage)} is no stage" for stage in self._stage_tokens if not LAYER_NAME.fullmatch(stage)),
             *(
                 f"{cut(path)}.coeff is {list(coeff.shape)}, expected square, 1 to {MAX_HEADS} heads"
                 for path, coeff in self._coeffs.items()
@@ -70,15 +77,20 @@ class Coefficients(Mapping[str, Tensor]):
                 if owner not in TOKEN_OWNERS
             ),
             *(
-                f"{cut(owner)}/token is {list(token.shape)}, expected [1 to {MAX_TOKEN[0]}, 1 to {MAX_TOKEN[1]}]"
-                for owner, token in self._tokens.items()
-                if token.ndim != 2 or any(not 1 <= n <= most for n, most in zip(token.shape, MAX_TOKEN, strict=True))
+                f"{cut(name)} is {list(token.shape)}, expected [1 to {MAX_TOKEN[0]}, 1 to {MAX_TOKEN[1]}]"
+                for name, token in self._named()
+                if name.endswith("token")
+                and (token.ndim != 2 or any(not 1 <= n <= most for n, most in zip(token.shape, MAX_TOKEN, strict=True)))
             ),
         ]
         if denoiser not in DENOISERS:
             problems.append(f"denoiser is {shown(denoiser)}, expected one of {', '.join(DENOISERS)}")
         if not self._coeffs and not self._tokens:
             problems.append("there are neither coefficients nor a token")
+        if self._stage_tokens and len({len(t) for t in [*self._tokens.values(), *self._stage_tokens.values()]}) > 1:
+            problems.append("the tokens of stages and text encoders have different numbers of vectors")
+        if self._stage_tokens and not self._tokens:
+            problems.append("there are tokens of stages, but none of a text encoder, at whose places they are added")
         if self._tokens and not self.info.trigger:
             problems.append("there is a token, but info.trigger does not say for which words")
         problems += [
@@ -103,13 +115,20 @@ class Coefficients(Mapping[str, Tensor]):
         """The learned vectors of the trigger by text encoder, `[vectors, D]`; empty without a learned token."""
         return {owner: token.clone() for owner, token in self._tokens.items()}
 
+    @property
+    def stage_tokens(self) -> dict[str, Tensor]:
+        """What stages of the denoiser read beside the text at the trigger, `[vectors, D]` by path; empty without."""
+        return {stage: token.clone() for stage, token in self._stage_tokens.items()}
+
     def named_tensors(self) -> dict[str, Tensor]:
-        """All tensors under their names in a file, sorted: `unet/<path>.coeff` and `<text encoder>/token`."""
+        """All tensors under their names in a file, sorted: `unet/<path>.coeff`, `unet/<stage>.token` and `<text
+        encoder>/token`."""
         return {name: tensor.clone() for name, tensor in self._named()}
 
     def _named(self) -> list[tuple[str, Tensor]]:
         """The same without copies, which add up when a stranger's file is as large as it may be."""
         named = [(f"{self.denoiser}/{path}.coeff", coeff) for path, coeff in self._coeffs.items()]
+        named += [(f"{self.denoiser}/{stage}.token", token) for stage, token in self._stage_tokens.items()]
         return sorted(named + [(f"{owner}/token", token) for owner, token in self._tokens.items()], key=itemgetter(0))
 
     @classmethod
@@ -128,9 +147,11 @@ class Coefficients(Mapping[str, Tensor]):
         if unexpected:
             raise CoefficientsError(
                 f"unexpected tensors {listed([shown(name) for name in unexpected])}; expected only "
-                "unet/<attention path>.coeff, transformer/<attention path>.coeff and text_encoder/token"
+                "unet/<attention path>.coeff, unet/<stage>.token (or transformer/... alike) and text_encoder/token"
             )
-        coeffs, tokens = {}, {}
+        coeffs: dict[str, Tensor] = {}
+        tokens: dict[str, Tensor] = {}
+        stage_tokens: dict[str, Tensor] = {}
         components = set()
         for name, tensor in sorted(named.items()):  # safetensors gives them in random order
             component, _, rest = name.partition("/")
@@ -138,10 +159,11 @@ class Coefficients(Mapping[str, Tensor]):
                 tokens[component] = tensor
             else:
                 components.add(component)
-                coeffs[rest.removesuffix(".coeff")] = tensor
+                path, _, kind = rest.rpartition(".")
+                (coeffs if kind == "coeff" else stage_tokens)[path] = tensor
         if len(components) > 1:
             raise CoefficientsError(f"coefficients of {' and '.join(sorted(components))}; a base has one of them")
-        return cls(coeffs, tokens, info, *components)
+        return cls(coeffs, tokens, info, next(iter(components), "unet"), stage_tokens)
 
     @cached_property
     def sha256(self) -> str:
@@ -162,15 +184,24 @@ class Coefficients(Mapping[str, Tensor]):
         values = sum(tensor.numel() for _, tensor in self._named())
         return f"<Coefficients {self.info.name!r}: trigger {self.info.trigger!r}, {len(self)} layers, {values} values>"
 
-    def to_bytes(self, dtype: torch.dtype = torch.float32) -> bytes:
+    def rounded(self) -> "Coefficients":
+        """A copy with every number rounded to float16, which a file then holds in half the size, exactly."""
+        narrow = {name: tensor.half() for name, tensor in self._named()}
+        return Coefficients.from_named_tensors(narrow, self.info)
+
+    def to_bytes(self, dtype: torch.dtype | None = None) -> bytes:
         """The content of a file of format version 1.
 
         Args:
-            dtype: of its numbers: float32 keeps every bit, float16 and bfloat16 round to half the size.
+            dtype: of its numbers. float16 and bfloat16 round to half the size of float32; None takes float16 where that
+                keeps every bit, as of `rounded` numbers, and float32 else.
 
         Raises:
             CoefficientsError: no such dtype in a file.
         """
+        if dtype is None:
+            exact = all(torch.equal(tensor.half().float(), tensor) for _, tensor in self._named())
+            dtype = torch.float16 if exact else torch.float32
         if dtype not in DTYPES.values():
             raise CoefficientsError(f"files hold {', '.join(map(str, DTYPES.values()))}, not {dtype}")
         return file_bytes({name: tensor.to(dtype) for name, tensor in self._named()}, self.info)
@@ -231,20 +262,27 @@ class Coefficients(Mapping[str, Tensor]):
         """
         return cls.opener(source, name)
 
-    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write one `.safetensors` file of format version 1, whole or not at all; the same subject, the same bytes."""
+    def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write one `.safetensors` file of format version 1, whole or not at all; the same subject, the same bytes.
+
+        Args:
+            dtype: see `to_bytes`; by default no number changes.
+        """
         data = self.to_bytes(dtype)
         with atomic_write(path) as file:
             file.write(data)
 
     def replace(self, **changes: Any) -> "Coefficients":
-        """A copy with other `coeffs`, `tokens` or `info`."""
+        """A copy with other `coeffs`, `tokens`, `stage_tokens` or `info`."""
         mine = {"coeffs": self._coeffs, "tokens": self._tokens, "info": self.info, "denoiser": self.denoiser}
-        return Coefficients(**{**mine, **changes})
+        return Coefficients(**{**mine, "stage_tokens": self._stage_tokens, **changes})
 
     def scaled(self, strength: float) -> "Coefficients":
-        """A copy with every coefficient times `strength`. The token is a word; it does not scale."""
-        return self.replace(coeffs={path: coeff * strength for path, coeff in self._coeffs.items()})
+        """A copy with every coefficient and stage token times `strength`. The token is a word; it does not scale."""
+        return self.replace(
+            coeffs={path: coeff * strength for path, coeff in self._coeffs.items()},
+            stage_tokens={stage: token * strength for stage, token in self._stage_tokens.items()},
+        )
 
 
 def _own(tensor: Tensor) -> Tensor:

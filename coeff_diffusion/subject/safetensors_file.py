@@ -1,8 +1,9 @@
 """The bytes of a file of format version 1: one safetensors file per subject, read with every check there is.
 
-Tensors: `unet/<attention path>.coeff` `[H, H]` and `text_encoder/token` `[vectors, D]`. Metadata: `format`,
-`format_version`, `info` (JSON of `CoefficientsInfo`) and ModelSpec 1.0.1 keys for other tools. What is read comes from
-strangers: it is never unpickled, its size is bounded before it is opened, and any damage is a `CoefficientsError`.
+Tensors: `unet/<attention path>.coeff` `[H, H]`, `unet/<stage>.token` and `text_encoder/token` `[vectors, D]`.
+Metadata: `format`, `format_version`, `info` (JSON of `CoefficientsInfo`) and ModelSpec 1.0.1 keys for other tools. What
+is read comes from strangers: it is never unpickled, its size is bounded before it is opened, and any damage is a
+`CoefficientsError`.
 """
 
 import hashlib

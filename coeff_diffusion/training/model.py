@@ -19,13 +19,16 @@ from ..families.fingerprint import describe_base
 from ..families.load import base_name
 from ..families.registry import denoiser_of, encoders_of, family_of, tokenizer_name
 from ..families.shared_weights import shared_pipeline
-from ..inference.trigger_tokens import add_trigger, initial_vectors
+from ..inference.trigger_tokens import TriggerEmbedding, add_trigger, initial_vectors
 from ..method.attachment import CoeffConfig, attach_heads, attached_layers, collect, is_attached, trainable_parameters
+from ..method.sites import text_stages
+from ..method.text_offsets import at_positions, attach_offsets, set_offsets
 from ..subject.coefficients import Coefficients
 from ..subject.info import CoefficientsInfo
 from .config import ConfigError, TrainConfig
 from .probe import Effect
 
+PLACES = "trigger_places"  # beside what the family's condition holds: which vector stands where, `[B, T]`
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -40,6 +43,7 @@ class Learner:
     Attributes:
         coefficients: `[H, H]` float32 parameters by attention path; empty when only tokens are trained.
         tokens: `[vectors, D]` float32 parameters by text encoder; empty when only the coefficients are trained.
+        stage_tokens: `[vectors, D]` float32 parameters by stage of the denoiser that reads the text; empty without.
         info: what is known of the subject before it is trained.
     """
 
@@ -50,6 +54,7 @@ class Learner:
         self.denoiser: Any = denoiser_of(self.student).eval()
         self.coefficients: dict[str, nn.Parameter] = {}
         self.tokens: dict[str, nn.Parameter] = {}
+        self.stage_tokens: dict[str, nn.Parameter] = {}
         if config.trains_coefficients:
             which = CoeffConfig(config.layers, tuple(config.blocks), config.coeff_dropout)
             sites = {path: site for path, site in self.family.sites(self.denoiser).items() if which.selects(site)}
@@ -58,6 +63,8 @@ class Learner:
         if config.trains_token:
             for name, encoder in encoders_of(self.student).items():
                 self.tokens[name] = self._add_token(name, encoder.eval(), config)
+        if config.trains_stage_tokens:
+            self.stage_tokens = self._add_stage_tokens(config.num_vectors)
         if config.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.info = CoefficientsInfo(
@@ -87,11 +94,25 @@ class Learner:
         parameter: nn.Parameter = encoder.get_input_embeddings().vectors[trigger]
         return parameter
 
+    def _add_stage_tokens(self, vectors: int) -> dict[str, nn.Parameter]:
+        stages = text_stages(self.family.sites(self.denoiser).values())
+        attach_offsets(self.denoiser, stages)
+        shape = (vectors, self.denoiser.config["cross_attention_dim"])
+        return {stage: nn.Parameter(torch.zeros(shape, device=self.device)) for stage in stages}
+
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything that learns, by a name that is the same in every run."""
-        found = {f"coeff/{path}": parameter for path, parameter in self.coefficients.items()}
-        return {**found, **{f"token/{name}": parameter for name, parameter in self.tokens.items()}}
+        kinds = {"coeff": self.coefficients, "token": self.tokens, "stage": self.stage_tokens}
+        return {f"{kind}/{name}": parameter for kind, found in kinds.items() for name, parameter in found.items()}
+
+    def groups(self, config: TrainConfig) -> list[tuple[list[nn.Parameter], float]]:
+        """Everything that learns, with the rate it learns at."""
+        return [
+            (list(self.coefficients.values()), config.learning_rate),
+            (list(self.tokens.values()), config.token_learning_rate),
+            (list(self.stage_tokens.values()), config.stage_token_learning_rate),
+        ]
 
     def train(self, training: bool) -> None:
         """Switch the dropout of the coefficients on or off; nothing of the base has a training mode here."""
@@ -101,14 +122,24 @@ class Learner:
 
     def condition(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
         """See `Family.condition`, with the tokens as they are learned so far."""
-        return self.family.condition(self.student, prompts, size)
+        condition = self.family.condition(self.student, prompts, size)
+        if not self.stage_tokens:
+            return condition
+        embedding = getattr(self.student, next(iter(self.tokens))).get_input_embeddings()
+        assert isinstance(embedding, TriggerEmbedding)
+        return {**condition, PLACES: embedding.places(str(self.info.trigger), prompts).to(self.device)}
 
     def denoise(self, noised: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
         """The base's prediction with what is learned so far, `[B, C, h, w]`; see `Family.predict`."""
+        condition = dict(condition)
+        places = condition.pop(PLACES, None)
+        if places is not None:
+            offsets = {stage: at_positions(vectors, places) for stage, vectors in self.stage_tokens.items()}
+            set_offsets(self.denoiser, offsets)
         return self.family.predict(self.denoiser, noised.to(self.dtype), timesteps, condition)
 
     def snapshot(self, step: int, losses: Sequence[float], effect: Effect | None = None) -> Coefficients:
-        """What is learned so far, as the thing that is saved and loaded.
+        """What is learned so far, rounded to what its file holds, as the thing that is saved and loaded.
 
         Args:
             step: steps done.
@@ -120,9 +151,8 @@ class Learner:
             final_loss=float(f"{statistics.fmean(losses[-50:]):.6g}") if losses else None,
             effect=None if effect is None else float(f"{effect.change:.6g}"),
         )
-        tokens = {name: token.detach().float().cpu().clone() for name, token in self.tokens.items()}
         coeffs = collect(self.denoiser) if self.coefficients else {}
-        return Coefficients(coeffs, tokens, info, self.family.denoiser)
+        return Coefficients(coeffs, self.tokens, info, self.family.denoiser, self.stage_tokens).rounded()
 
 
 def training_resolution(asked: int | None, pipe: Any) -> int:

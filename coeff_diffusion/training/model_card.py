@@ -100,6 +100,7 @@ def _page(coefficients: Coefficients, samples: Mapping[str, str]) -> str:
     values = sum(tensor.numel() for tensor in coefficients.named_tensors().values())
     parts = ["coefficients of the attention maps"] * bool(len(coefficients))
     parts += ["the embedding of the trigger"] * bool(coefficients.tokens)
+    parts += ["what the stages of the UNet read there"] * bool(coefficients.stage_tokens)
     pictures = "".join(f"![{_plain(prompt)}]({sample})\n" for sample, prompt in samples.items())
     prompt = info.instance_prompt or info.trigger
     base = info.base_model if is_public(info.base_model) else "path/to/the/base"
@@ -107,7 +108,7 @@ def _page(coefficients: Coefficients, samples: Mapping[str, str]) -> str:
 
 {pictures}
 A subject for Stable Diffusion, learned with [Coeff-Tuning](https://arxiv.org/abs/2503.18337): {values:,} numbers
-({" and ".join(parts)}) that make the base draw this {_plain(info.class_word) or "subject"}.
+({", ".join(parts)}) that make the base draw this {_plain(info.class_word) or "subject"}.
 
 {_trigger(info)}
 

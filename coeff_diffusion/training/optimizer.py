@@ -15,20 +15,18 @@ class Optimizer:
     """Everything that turns gradients into updates.
 
     Args:
-        coefficients: parameters that learn at `config.learning_rate`.
-        token: parameters that learn at `config.token_learning_rate`.
+        groups: parameters that learn at one rate, each with it; empty ones are left out.
         config: resolved settings.
         device: where the parameters are.
     """
 
     def __init__(
-        self, coefficients: list[nn.Parameter], token: list[nn.Parameter], config: TrainConfig, device: torch.device
+        self, groups: Sequence[tuple[Sequence[nn.Parameter], float]], config: TrainConfig, device: torch.device
     ) -> None:
-        self.parameters = [*coefficients, *token]
+        self.parameters = [parameter for parameters, _ in groups for parameter in parameters]
         self.max_grad_norm = config.max_grad_norm
-        rates = ((coefficients, config.learning_rate), (token, config.token_learning_rate))
         self.optimizer = torch.optim.AdamW(
-            [{"params": parameters, "lr": rate} for parameters, rate in rates if parameters],
+            [{"params": list(parameters), "lr": rate} for parameters, rate in groups if parameters],
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.adam_weight_decay,
             eps=config.adam_epsilon,
@@ -45,7 +43,7 @@ class Optimizer:
 
     @property
     def learning_rates(self) -> list[float]:
-        """The rates of the next update: of the coefficients and of the token, as far as they are trained."""
+        """The rates of the next update: of coefficients, token and stage tokens, as far as they are trained."""
         return [float(rate) for rate in self.lr_scheduler.get_last_lr()]
 
     def update(

@@ -182,8 +182,11 @@ def intent(config: TrainConfig, learner: Learner, base: str, pictures: int) -> s
     if learner.tokens:
         values = sum(token.numel() for token in learner.tokens.values())
         learned.append(f"{values:,} values of the trigger's embedding")
+    if learner.stage_tokens:
+        values = sum(token.numel() for token in learner.stage_tokens.values())
+        learned.append(f"{values:,} of what {len(learner.stage_tokens)} stages read there")
     return (
-        f"teaching {base!r} the {config.class_word} {config.trigger!r}: {' and '.join(learned)}, from {pictures} "
+        f"teaching {base!r} the {config.class_word} {config.trigger!r}: {', '.join(learned)}, from {pictures} "
         f"pictures at {config.resolution} pixels, {config.max_train_steps} steps on {learner.device}"
     )
 

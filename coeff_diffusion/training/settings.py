@@ -77,6 +77,9 @@ class TrainSettings:
     """Chance that an entry of a coefficient matrix is left out of a training step. The paper's best rate is 0.2."""
     num_vectors: int = 1
     """Vectors that make up the trigger's embedding. More can hold more, and take as many places in the prompt."""
+    stage_tokens: bool = True
+    """Beside the trigger's embedding, learn what each stage of the UNet reads at the trigger: details that the text
+    encoder cannot say, such as stripes and spots."""
     gate: Gate = "trigger"
     """How the file acts later: only on prompts with the trigger (all others are the base's, bit for bit), or always."""
 
@@ -93,6 +96,8 @@ class TrainSettings:
     """Of the coefficients. Higher ones gain no more beside a token and drift further from the base."""
     token_learning_rate: float = 2e-2
     """Of the trigger's embedding."""
+    stage_token_learning_rate: float = 3e-2
+    """Of what the stages read at the trigger. Lower learns fewer details in as many steps."""
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = "constant"
@@ -158,3 +163,7 @@ class TrainSettings:
     @property
     def trains_token(self) -> bool:
         return self.train != "coefficients"
+
+    @property
+    def trains_stage_tokens(self) -> bool:
+        return self.trains_token and self.stage_tokens

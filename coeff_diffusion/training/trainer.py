@@ -161,12 +161,7 @@ class Trainer:
         except DrawCancelled as error:
             raise TrainingCancelled("stopped while drawing class pictures; what is drawn is kept") from error
         self.data = self.training_data.data
-        self.optimization = Optimizer(
-            list(self.learner.coefficients.values()),
-            list(self.learner.tokens.values()),
-            config,
-            self.device,
-        )
+        self.optimization = Optimizer(self.learner.groups(config), config, self.device)
         shown = self.data.instance
         self.probe = Probe.draw(self.schedule, shown.first_views(), mixed_seed(config.seed, -3), shown.first_weights())
         self.before = self.probe_predictions()

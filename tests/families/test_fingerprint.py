@@ -20,6 +20,7 @@ from coeff_diffusion.families.fingerprint import (
     spread,
     weight_sample,
 )
+from coeff_diffusion.method.sites import find_sites
 
 Subject = Callable[..., Coefficients]
 
@@ -172,3 +173,17 @@ def test_every_way_not_to_fit(tiny_pipe: StableDiffusionPipeline, new_subject: S
     wrong({path: torch.zeros(8, 8)}, r"attn2 has no coefficients$", blocks=("mid_block.*",))
     wrong({path: torch.zeros(8, 8)}, r"matches", blocks=("elsewhere.*",))
     wrong(dict(subject), "the attention layers have other widths", base_fingerprint="0" * 64)
+
+
+def test_subjects_of_the_first_embedded_base_are_told_that_it_is_gone(tiny_pipe: StableDiffusionPipeline) -> None:
+    first = meta(
+        sample_size=16, in_channels=16, out_channels=16, block_out_channels=(64, 128, 256), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=8,
+        cross_attention_dim=256, norm_num_groups=32,
+    )  # fmt: skip
+    coeffs = {path: torch.zeros(site.heads, site.heads) for path, site in find_sites(first).items()}
+    subject = Coefficients(coeffs, info=CoefficientsInfo(base_fingerprint=fingerprint(first)))
+    check_fits(subject, first)
+    with pytest.raises(CoefficientsError, match=r"for the first embedded base \(131 concepts\), .* teach it anew"):
+        check_fits(subject, tiny_pipe.unet)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 from single_file import write_original_checkpoint
 
@@ -241,6 +243,39 @@ def test_hub_out_of_reach_is_one_clear_line(no_hub: None) -> None:
     assert "nobody/nothing (revision v2): not a folder here" in str(error.value)
 
 
+def test_a_base_of_the_hub(
+    tiny_base_dir: Path, server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What drawing takes is fetched and nothing else; after that no Hub is needed, whatever else the repository has."""
+    files = {path.relative_to(tiny_base_dir).as_posix(): path for path in tiny_base_dir.rglob("*") if path.is_file()}
+    other = {
+        "unet/diffusion_pytorch_model.bin": b"x",
+        "unet/diffusion_pytorch_model.fp16.safetensors": b"x",
+        "a.ckpt": b"x",
+    }
+    server.add("someone/tiny", {**{name: path.read_bytes() for name, path in files.items()}, **other})
+    online = weights(load_base("someone/tiny"))
+    assert not any(name in line for name in other for line in server.log)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    offline = weights(load_base("someone/tiny"))
+    assert all(torch.equal(offline[key], value) for key, value in online.items())
+
+
+def test_a_base_that_the_hub_does_not_give(server: HubServer) -> None:
+    server.add("someone/gated", {"model_index.json": b"{}"}, gated=True)
+    server.add("someone/subject", {"coefficients.safetensors": b"x"})
+    for name, revision, why in [
+        ("someone/gated", None, "someone/gated is gated: ask for access on"),
+        ("someone/none", None, "there is no model repository someone/none that you may see"),
+        ("someone/subject", None, "is not a diffusers repository"),
+        ("someone/subject", "v9", "(revision v9): not a folder here, and someone/subject has no revision 'v9'"),
+        ("some--one/none", None, "is no id of a repository"),
+    ]:
+        with pytest.raises(BaseModelError, match=re.escape(why)) as error:
+            load_base(name, revision=revision)
+        assert "\n" not in str(error.value)
+
+
 def test_hub_repository_from_the_cache(tiny_base_dir: Path, tmp_path: Path) -> None:
     """A repository that was fetched before loads without a network, through the cache's own layout."""
     repo = tmp_path / "hub" / "models--someone--tiny"
@@ -257,3 +292,8 @@ def test_hub_repository_from_the_cache(tiny_base_dir: Path, tmp_path: Path) -> N
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == "someone/tiny"
+
+
+def test_the_embedded_base_loads_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    load_base("embedded")
+    assert capfd.readouterr() == ("", "")

@@ -31,13 +31,21 @@ def test_grid_of_uneven_rows_and_long_labels() -> None:
     assert _box(grid, "blue")[0] == _box(grid, "red")[0]
 
 
+def test_the_largest_grid_of_the_largest_family_is_one_picture(recwarn: pytest.WarningsRecorder) -> None:
+    cell, words = picture("red", (1024, 1024)), " ".join(["word"] * 24)  # 119 letters, as long as labels get
+    grid = labelled_grid([[cell] * 8] * 8, [words] * 8, [words] * 8)
+    assert grid.width > 8 * 1024
+    Image._decompression_bomb_check(grid.size)  # what Pillow does when it is opened again
+    assert not recwarn.list
+
+
 def test_grids_that_cannot_be() -> None:
     with pytest.raises(PictureError, match="at least one picture"):
         labelled_grid([[]])
     with pytest.raises(PictureError, match="1 rows and 1 columns got 2 row"):
         labelled_grid([[picture("red")]], ["a", "b"])
     with pytest.raises(PictureError, match="too large"):
-        labelled_grid([[picture("red", (9000, 9000))]])
+        labelled_grid([[picture("red", (10_000, 9000))]])
 
 
 def _box(grid: Image.Image, color: str) -> tuple[int, int, int, int]:

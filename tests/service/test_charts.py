@@ -52,6 +52,17 @@ def test_coefficients_share_one_scale_around_zero(heads: tuple[int, int]) -> Non
     assert [rows[name] for name in ("down 1 · cross", "mid · self", "mid · cross", "up 0b · cross")] == [0, 1, 1, 2]
 
 
+def test_of_many_layers_only_new_sizes_are_numbered() -> None:
+    """As SDXL has them: text is what takes the time of a large chart."""
+    heads = [10] * 20 + [20] * 120
+    paths = [f"down_blocks.2.attentions.0.transformer_blocks.{i // 2}.attn{1 + i % 2}" for i in range(140)]
+    figure = coefficient_chart({path: torch.zeros(n, n) for path, n in zip(paths, heads, strict=True)})
+    assert len(panels(figure)) == 140
+    numbered = [axes.get_title() for axes in panels(figure) if axes.axison]
+    first = list(titles(paths).values())[::6]
+    assert numbered == sorted([*first, "down 2.11 · self"], key=list(titles(paths).values()).index)
+
+
 def test_coefficients_of_zero_are_white() -> None:
     image = panels(coefficient_chart({PATHS[0]: torch.zeros(4, 4)}))[0].images[0]
     assert min(image.cmap(image.norm(0.0))) > 0.9

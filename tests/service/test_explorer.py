@@ -101,6 +101,23 @@ def test_a_cell_is_the_picture_drawn_alone(explorer: Explorer, request_: GridReq
     assert len(images) == len(plan.pictures), "every cell shows something else"
 
 
+@pytest.mark.parametrize(("side", "most"), [(128, 8), (512, 4), (768, 1), (1024, 1), (2048, 1)])
+def test_large_cells_are_drawn_a_few_at_once(explorer: Explorer, side: int, most: int) -> None:
+    request = replace(DOGS, settings=replace(SETTINGS, width=side, height=side))
+    assert explorer.plan(request).at_once == most
+
+
+def test_how_many_are_drawn_at_once_changes_nothing(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = explorer.draw(explorer.plan(DOGS)).pictures
+    monkeypatch.setattr(module, "MAX_PIXELS", 3 * 16 * 16)
+    counts: list[int] = []
+    apart = explorer.draw(explorer.plan(DOGS), lambda progress: counts.append(len(progress.latents))).pictures
+    assert max(counts) == 3
+    for one, other in zip(together, apart, strict=True):
+        assert one.parameters == other.parameters
+        assert np.abs(np.asarray(one.image, int) - np.asarray(other.image, int)).max() <= 1
+
+
 def test_training_steps(explorer: Explorer) -> None:
     plan = explorer.draw(explorer.plan(STEPS))
     assert plan.cells == [[0, 1, 2], [0, 3, 4]]

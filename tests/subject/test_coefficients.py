@@ -1,6 +1,7 @@
 """The noun that every part of the house hands around: immutable and checked."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -186,3 +187,34 @@ def test_info_is_small_and_keeps_what_newer_versions_write() -> None:
 def test_info_that_makes_no_sense_is_an_error(text: str, message: str) -> None:
     with pytest.raises(CoefficientsError, match=message):
         CoefficientsInfo.from_json(text)
+
+
+def test_stage_tokens_are_kept_and_have_to_make_sense(tmp_path: Path) -> None:
+    info = CoefficientsInfo(trigger="sks dog")
+    token, stages = {"text_encoder": torch.ones(2, 8)}, {"mid_block": torch.full((2, 6), 0.5)}
+    subject = Coefficients({}, token, info, stage_tokens=stages)
+    assert "unet/mid_block.token" in subject.named_tensors()
+    subject.save(tmp_path / "dog.safetensors")
+    assert Coefficients.load(tmp_path / "dog.safetensors") == subject
+    assert torch.equal(subject.scaled(2).stage_tokens["mid_block"], torch.ones(2, 6))
+    assert torch.equal(subject.scaled(2).tokens["text_encoder"], token["text_encoder"])
+    for wrong, message in (
+        ({"stage_tokens": {"mid_block": torch.ones(3, 6)}}, "different numbers of vectors"),
+        ({"tokens": {}}, "tokens of stages, but none of a text encoder"),
+        ({"stage_tokens": {"mid block": torch.ones(2, 6)}}, "'mid block' is no stage"),
+        ({"stage_tokens": {"mid_block": torch.ones(6)}}, r"unet/mid_block.token is \[6\]"),
+        ({"stage_tokens": {"mid_block": torch.full((2, 6), torch.inf)}}, "unet/mid_block.token holds inf"),
+    ):
+        with pytest.raises(CoefficientsError, match=message):
+            subject.replace(**wrong)
+
+
+def test_numbers_that_float16_holds_take_half_the_size(tmp_path: Path) -> None:
+    exact = Coefficients({SELF: torch.tensor([[0.5, -0.25], [0.0, 2.0]])})
+    rough = Coefficients({SELF: torch.tensor([[0.1, -0.25], [0.0, 2.0]])})
+    assert len(exact.to_bytes()) == len(rough.to_bytes()) - 8
+    assert len(exact.to_bytes(torch.float32)) == len(rough.to_bytes())
+    assert Coefficients.from_bytes(rough.to_bytes()) == rough
+    assert rough.rounded() != rough
+    assert Coefficients.from_bytes(rough.rounded().to_bytes()) == rough.rounded()
+    torch.testing.assert_close(rough.rounded()[SELF], rough[SELF], atol=1e-4, rtol=0)

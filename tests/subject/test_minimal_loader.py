@@ -31,7 +31,7 @@ def draw(pipe: Any, prompt: str = PROMPT) -> Tensor:
 
 def test_it_is_short_and_needs_nothing_of_ours() -> None:
     text = LOADER.read_text()
-    assert len(text.splitlines()) < 60
+    assert len(text.splitlines()) < 85
     nodes = list(ast.walk(ast.parse(text)))
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
@@ -50,7 +50,10 @@ def test_it_draws_what_the_package_draws(
     vectors: int, tiny_base_dir: Path, new_subject: Callable[..., Coefficients], tmp_path: Path
 ) -> None:
     path = tmp_path / "dog.safetensors"
-    new_subject(vectors=vectors).save(path)
+    subject = new_subject(vectors=vectors)
+    if vectors:
+        subject = subject.replace(stage_tokens={s: torch.randn(vectors, 32) for s in ("mid_block", "up_blocks.1")})
+    subject.save(path)
     base, ours, theirs = (StableDiffusionPipeline.from_pretrained(tiny_base_dir) for _ in range(3))
     for pipe in (base, ours, theirs):
         pipe.set_progress_bar_config(disable=True)

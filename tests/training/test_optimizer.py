@@ -18,7 +18,8 @@ def parts(seed: int = 0, **changes: object) -> tuple[nn.Parameter, nn.Parameter,
     generator = torch.Generator().manual_seed(seed)
     coeff, token = (nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((3, 3), (1, 5)))
     config = TrainConfig(**{"adam_weight_decay": 0.0, "max_train_steps": 10, **changes})  # type: ignore[arg-type]
-    return coeff, token, Optimizer([coeff], [token], config, CPU)
+    groups = [([coeff], config.learning_rate), ([token], config.token_learning_rate), ([], 1.0)]
+    return coeff, token, Optimizer(groups, config, CPU)
 
 
 def test_each_kind_has_its_rate() -> None:

@@ -22,11 +22,13 @@ import torch
 import torch.nn.functional as F
 from concepts import COLOURS, HELD_OUT, SCENES, training_concepts
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
-from features import FeatureExtractor
 from PIL import Image, ImageDraw
 from recipes import RecipeBook, with_article
 from render import Renderer
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from features import FeatureExtractor
 
 STEPS = 20
 BARS = {

@@ -1,8 +1,10 @@
 """Make the example subjects: five pictures each of a held-out character, and unseen ones for the benchmarks.
 
     python tools/base/make_subjects.py
+    python tools/base/make_subjects.py --names elephant robot --subjects .work/others --unseen .work/others-unseen
 
-A subject's training pictures and its unseen pictures come from different frames, backgrounds, sizes and places.
+Each picture has its caption beside it, as people write them: the class word and what stands behind the subject. A
+subject's training pictures and its unseen pictures come from different frames, backgrounds, sizes and places.
 """
 
 import argparse
@@ -13,24 +15,20 @@ import numpy as np
 import torch
 from concepts import COLOURS, HELD_OUT, SCENES
 from PIL import Image
-from recipes import PLAIN, SCENE, RecipeBook, Recipes
+from recipes import PLAIN, SCENE, RecipeBook, Recipes, with_article
 from render import Renderer
 
-SUBJECTS = {  # name -> class word a user would give; all five are animated, so that they have poses
-    "dog": "dog",
-    "cat": "cat",
-    "penguin": "bird",
-    "lady beetle": "bug",
-    "octopus": "sea animal",
-}
+SUBJECTS = ("dog", "cat", "penguin", "lady beetle", "octopus")  # all are animated, so that they have poses
 TRAINING, UNSEEN = 5, 12
+FEWEST_POSES = TRAINING + 1  # of a character that is not animated every picture shows the same render
 
 
-def recipes_of(renderer: Renderer, label: int, frames: list[int], seed: int) -> Recipes:
-    """One picture per frame: backgrounds alternate between colours and scenes, sizes and places vary."""
+def recipes_of(renderer: Renderer, label: int, frames: list[int], seed: int) -> tuple[Recipes, list[str]]:
+    """One picture per frame, and the words for its ground: colours and scenes alternate, sizes and places vary."""
     rng = np.random.default_rng([seed, label])
     count = len(frames)
-    recipes, _ = RecipeBook(renderer.catalogue).draw(rng, count)
+    book = RecipeBook(renderer.catalogue)
+    recipes, _ = book.draw(rng, count)
     order, palette = rng.permutation(len(COLOURS)), np.array(list(COLOURS.values()), dtype=np.float32) / 255
     recipes.sprite[:, 0], recipes.sprite[:, 1] = torch.tensor(frames), -1
     recipes.background[:] = torch.tensor([SCENE if i % 2 == 0 else PLAIN for i in range(count)])
@@ -41,7 +39,9 @@ def recipes_of(renderer: Renderer, label: int, frames: list[int], seed: int) -> 
     recipes.scale[:, 0] = torch.from_numpy(rng.uniform(0.55, 0.85, count).astype(np.float32))
     recipes.place[:, 0] = torch.from_numpy(rng.uniform(0.42, 0.58, (count, 2)).astype(np.float32))
     recipes.tint.fill_(-1)
-    return recipes
+    kinds = recipes.background.tolist()
+    colours = [(order[i % len(order)], 0) for i in range(count)]
+    return recipes, [book.ground_words(*of) for of in zip(kinds, colours, scenes.tolist(), strict=True)]
 
 
 def write(path: Path, data: bytes) -> None:
@@ -51,7 +51,9 @@ def write(path: Path, data: bytes) -> None:
     partial.replace(path)
 
 
-def write_pictures(pictures: torch.Tensor, folder: Path) -> None:
+def write_pictures(pictures: torch.Tensor, folder: Path, captions: list[str] | None = None) -> None:
+    for number, caption in enumerate(captions or []):
+        write(folder / f"{number:02d}.txt", f"{caption}\n".encode())
     for number, picture in enumerate(((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()):
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "PNG", optimize=True)
@@ -73,17 +75,24 @@ def main() -> None:
     parser.add_argument("--sprites", type=Path, default=Path(".work/base/sprites.zip"))
     parser.add_argument("--subjects", type=Path, default=Path("examples/subjects"))
     parser.add_argument("--unseen", type=Path, default=Path("benchmarks/unseen"))
+    parser.add_argument("--names", nargs="+", default=SUBJECTS, help="held-out concepts (see concepts.py)")
     args = parser.parse_args()
-    assert set(SUBJECTS) <= set(HELD_OUT)
-    renderer = Renderer(args.sprites, names=list(SUBJECTS), scene_variants=6, scene_seed=2)
-    for label, (name, class_word) in enumerate(SUBJECTS.items()):
+    if unknown := set(args.names) - set(HELD_OUT):
+        parser.error(f"{', '.join(sorted(unknown))}: no held-out concepts")
+    renderer = Renderer(args.sprites, names=args.names, scene_variants=6, scene_seed=2)
+    for label, name in enumerate(args.names):
+        class_word = HELD_OUT[name][0]
         poses = renderer.catalogue.sprites[label][1:]  # the first is the still render
+        if len(poses) < FEWEST_POSES:
+            poses = renderer.catalogue.sprites[label] * (2 * TRAINING + UNSEEN)
         spread = [poses[i * len(poses) // (2 * TRAINING)] for i in range(2 * TRAINING)]
-        seen, held = spread[::2], [pose for pose in poses if pose not in spread[::2]]
+        seen, held = spread[::2], [pose for pose in poses if pose not in spread[::2]] or poses
         unseen = [held[i * len(held) // UNSEEN] for i in range(UNSEEN)]
         folder = name.replace(" ", "_")
-        write_pictures(renderer(recipes_of(renderer, label, seen, seed=11)), args.subjects / folder)
-        write_pictures(renderer(recipes_of(renderer, label, unseen, seed=12)), args.unseen / folder)
+        recipes, grounds = recipes_of(renderer, label, seen, seed=11)
+        captions = [f"{with_article(class_word)} {ground}" for ground in grounds]
+        write_pictures(renderer(recipes), args.subjects / folder, captions)
+        write_pictures(renderer(recipes_of(renderer, label, unseen, seed=12)[0]), args.unseen / folder)
         write(args.subjects / folder / "subject.yaml", subject_yaml(name, class_word).encode())
         print(f"{args.subjects / folder}: {TRAINING} pictures, {UNSEEN} unseen")
 

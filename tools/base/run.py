@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,32 @@ def load_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None
 
 class Progress:
     """A progress bar with the running loss, and `losses.jsonl` with one line a step (the first hundred) or every
-    hundred."""
+    hundred.
 
-    def __init__(self, folder: Path, start: int, total: int, title: str) -> None:
+    Args:
+        start, total: steps; or, with a `clock`, seconds.
+        clock: seconds that the run has taken, for a run that follows them.
+    """
+
+    def __init__(
+        self, folder: Path, start: int, total: float, title: str, clock: Callable[[], float] | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.bar = tqdm(total=total, initial=start, desc=title, unit="step", mininterval=2, smoothing=0.05)
+        self.clock = clock
+        self.bar = tqdm(
+            total=int(total), initial=int(clock()) if clock else start, desc=title, unit="s" if clock else "step",
+            mininterval=2, smoothing=0.05,
+        )  # fmt: skip
         self.log = (folder / "losses.jsonl").open("a")
-        self.step, self.sums, self.started = start, {}, time.monotonic()
+        self.sums: dict[str, torch.Tensor] = {}
+        self.started = time.monotonic()
         self.count = 0
 
     def update(self, step: int, **losses: torch.Tensor) -> None:
         for name, loss in losses.items():
             self.sums[name] = self.sums.get(name, 0) + loss.detach()
         self.count += 1
-        self.bar.update(1)
+        self.bar.update(int(self.clock()) - self.bar.n if self.clock else 1)
         if step < 100 or step % 100 == 99:
             means = {name: float(total) / self.count for name, total in self.sums.items()}
             self.log.write(

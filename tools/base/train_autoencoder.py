@@ -1,6 +1,7 @@
 """Make the base's autoencoder: fit the linear encoder, then train the decoder on composites.
 
     python tools/base/train_autoencoder.py --output .work/base/autoencoder
+    python tools/base/train_autoencoder.py --init_from coeff_diffusion/base/model/vae ...   # a GPU
 
 `vae/` in the output folder is complete as soon as the encoder is fitted, so that the diffusion model can start; it is
 renewed at every checkpoint. Losses of the decoder: L1 and squared error on pixels, L1 on their differences to the
@@ -60,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sprites", type=Path, default=Path(".work/base/sprites.zip"))
     parser.add_argument("--output", type=Path, default=Path(".work/base/autoencoder"))
+    parser.add_argument("--init_from", type=Path, help="an AutoencoderTiny to go on from; its encoder stays")
     parser.add_argument("--max_train_steps", type=int, default=6_000)
     parser.add_argument("--train_batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
@@ -78,8 +80,11 @@ def main() -> None:
     device = pick_device()
     torch.manual_seed(args.seed)
     renderer = Renderer(args.sprites, device, scene_variants=args.scene_variants)
-    vae = make_autoencoder()
-    write_encoder(vae, *(part.cpu() for part in fit(renderer, LATENT_CHANNELS, args.seed, args.fit_batches)))
+    if args.init_from is not None:
+        vae = AutoencoderTiny.from_pretrained(args.init_from)
+    else:
+        vae = make_autoencoder()
+        write_encoder(vae, *(part.cpu() for part in fit(renderer, LATENT_CHANNELS, args.seed, args.fit_batches)))
     vae.encoder.requires_grad_(False)
     vae.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
