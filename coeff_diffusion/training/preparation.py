@@ -110,10 +110,15 @@ def read_prompts(pictures: Sequence[TrainingPicture], config: TrainConfig, say: 
         prompts.append(Prompt(text, caption.source))
         notes += caption.notes
         if text != caption.text:
-            changed.append(f"{caption.source}: {caption.text!r} lacks the trigger and is read as {text!r}")
+            changed.append(f"{caption.source}: {_short(caption.text)} lacks the trigger and is read as {_short(text)}")
     for line in (*some(notes, "captions like these"), *some(changed, "captions like these")):
         say(line)
     return prompts
+
+
+def _short(words: str) -> str:
+    """Words as messages quote them."""
+    return repr(words if len(words) <= 100 else f"{words[:100]}...")
 
 
 def _check_read(learner: Learner, prompts: Sequence[Prompt], trigger: str, say: Callable[[str], None]) -> None:
@@ -136,7 +141,7 @@ def _check_read(learner: Learner, prompts: Sequence[Prompt], trigger: str, say: 
             if tokens:
                 lines[prompt.source] = (
                     f"{prompt.source}: {tokens} of {tokens + tokenizer.model_max_length} tokens are cut off, the text "
-                    f"encoder does not read {words[:60]!r}"
+                    f"encoder does not read {_short(words)}"
                 )
     for line in some(list(lines.values()), "prompts that are cut off"):
         say(line)
