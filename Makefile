@@ -20,7 +20,7 @@ $(VENV)/.ready-demo $(VENV)/.ready-dev: pyproject.toml constraints.txt
 	touch $(VENV)/.ready-demo $@
 
 $(VENV)/.ready-demo: EXTRAS := ui,qr
-$(VENV)/.ready-dev: EXTRAS := ui,peft,eval,tracking,qr,dev
+$(VENV)/.ready-dev: EXTRAS := ui,peft,eval,tracking,qr,heif,dev
 
 demo: $(VENV)/.ready-demo
 	TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/demo.py

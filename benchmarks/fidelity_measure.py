@@ -26,7 +26,7 @@ from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.training.dataset import PictureViews, encode_pictures
 from coeff_diffusion.training.losses import squared_errors
 from coeff_diffusion.training.model import training_resolution
-from coeff_diffusion.training.photos import find_images
+from coeff_diffusion.training.picture_folder import TrainingPicture, find_pictures
 
 _WORDS = runpy.run_path(str(ROOT / "tools" / "base" / "concepts.py"))
 COLOURS: dict[str, tuple[int, int, int]] = _WORDS["COLOURS"]
@@ -71,7 +71,7 @@ class SubjectPictures:
     def find(cls, settings: Settings, name: str) -> "SubjectPictures":
         text = (Path(settings.subjects_dir) / name / "subject.yaml").read_text(encoding="utf-8")
         about = yaml.safe_load(text)
-        return cls(about["class_word"], about["trigger"], find_images(Path(settings.unseen_dir) / name))
+        return cls(about["class_word"], about["trigger"], find_pictures(Path(settings.unseen_dir) / name).paths)
 
     def words(self, method: str) -> str:
         """What calls the subject up. The base alone does not know its trigger, only the class word."""
@@ -116,7 +116,8 @@ class Measurement:
         pipe, count = self.pipe, self.schedule.config.num_train_timesteps
         if self.name is not None:
             set_coefficients(pipe, {self.name: 1.0}, gate=gate)
-        views = PictureViews(paths, training_resolution(None, pipe), True, False, 1, 0)
+        pictures = [TrainingPicture(path) for path in paths]
+        views = PictureViews(pictures, training_resolution(None, pipe), True, False, 1, 0)
         clean = encode_pictures(pipe.vae, views).first_views().repeat_interleave(TIMESTEPS, 0)  # [N, C, h, w]
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
         steps = ((torch.arange(TIMESTEPS) + 0.5) / TIMESTEPS * count).long().repeat(len(paths)).to(clean.device)  # [N]

@@ -16,7 +16,7 @@ from fidelity_settings import METHODS, NOTHING, Settings
 
 from coeff_diffusion import __version__
 from coeff_diffusion.base import embedded_path
-from coeff_diffusion.training.photos import find_images
+from coeff_diffusion.training.picture_folder import find_pictures
 
 # Part of every run's identity: count it up when what is measured changes, and old results no longer count.
 MEASURES = 1
@@ -120,7 +120,8 @@ def base_digest(base: str) -> str:
 def subject_digest(subjects_dir: str, unseen_dir: str, subject: str) -> str:
     """Changes when the pictures of a subject or its words change."""
     folder = Path(subjects_dir) / subject
-    return _digest([folder / "subject.yaml", *find_images(folder), *find_images(Path(unseen_dir) / subject)])
+    pictures = [path for one in (folder, Path(unseen_dir) / subject) for path in find_pictures(one).paths]
+    return _digest([folder / "subject.yaml", *pictures])
 
 
 def _digest(paths: list[Path]) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from coeff_diffusion.images.grid import labelled_grid
 from coeff_diffusion.images.photo import read_image
 from coeff_diffusion.subject.atomic_write import atomic_write
-from coeff_diffusion.training.photos import find_images
+from coeff_diffusion.training.picture_folder import find_pictures
 
 PAIR, RIVAL = "coefficients+token", "lora4"  # what the bars compare
 Figures = Mapping[str, Any]
@@ -227,7 +227,7 @@ def picture_grid(settings: Settings, results: Results, rows: list[Row]) -> Image
     numbers = [grounds().index(ground) for ground in SHOWN]
     pictures, labels = [], ["training pictures"]
     columns = [(subject, number) for subject in settings.subject for number in numbers]
-    seen = {subject: find_images(Path(settings.subjects_dir) / subject) for subject in settings.subject}
+    seen = {subject: find_pictures(Path(settings.subjects_dir) / subject).paths for subject in settings.subject}
     size = None
     for row in rows:
         runs = {s: Run.make(settings, row.method, s, seed=0, rates=row.rates) for s in settings.subject}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..images.files import save_picture
-from ..images.photo import read_image
+from ..images.photo import read_photo
 from ..sources.open import open_subject
 from ..sources.qr_code import make_qr, make_sheet
 from ..sources.qr_payload import CAPACITY, largest_change, pack, unpack
@@ -42,11 +42,13 @@ def make_qr_file(config: QrConfig, say: Callable[[str], None] = print) -> Path:
     path = check_output(config.output, ".png", config.overwrite, make_folder=True)
     subject = open_subject(config.subject)
     code = make_qr(subject)
-    picture = None if config.picture is None else read_image(Path(config.picture).expanduser())
-    save_picture(code if picture is None else make_sheet(picture, subject.info.trigger, code), path)
+    picture = None if config.picture is None else read_photo(Path(config.picture).expanduser())
+    save_picture(code if picture is None else make_sheet(picture.image, subject.info.trigger, code), path)
 
     payload = pack(subject)
     kept = unpack(payload)
+    for note in () if picture is None else picture.notes:
+        say(f"{config.picture}: {note}")
     change, part = largest_change(subject, kept)
     say(f"{path}: {len(payload):,} of the {CAPACITY:,} bytes that a QR code holds")
     say(f"rounded to 8 bits: no value changes by more than {change:.2g}, or {part:.2%} of the largest in its layer")

@@ -1,12 +1,15 @@
-"""Photos and pictures of any kind -> upright RGB, as a person sees them."""
+"""Photos and pictures of any kind -> upright sRGB, as a person sees them."""
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ..subject.errors import UserError
+from .colour import to_srgb
+from .photo_formats import RAW, is_raw, readable_formats, why_unread
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused: no camera that matters here makes them, but a small file can claim to be one."""
@@ -16,22 +19,46 @@ class DatasetError(UserError, ValueError):
     """A picture or caption cannot be used. The message names the file, what is wrong and what to do."""
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """The picture as a person sees it: upright (EXIF), transparency on white, 8 bits of red, green and blue.
+@dataclass(frozen=True)
+class Photo:
+    """A picture as a person sees it.
 
-    Every mode Pillow reads: palette, bilevel, CMYK, alpha, 16 bits per channel and float (scaled, not cut off).
+    Attributes:
+        image: mode RGB, upright (EXIF), colours as sRGB, what is transparent on white; with nothing else of its file.
+        alpha: how opaque it is, mode L, of the same size; None where it is opaque all over.
+        notes: what was done that its owner may not expect, a few words each.
+    """
+
+    image: Image.Image
+    alpha: Image.Image | None
+    notes: tuple[str, ...] = ()
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The picture of `read_photo` alone."""
+    return read_photo(path).image
+
+
+def read_photo(path: str | Path) -> Photo:
+    """A picture of any mode that Pillow reads; 16 bits a channel and float are scaled, not cut off.
 
     Raises:
-        DatasetError: not a picture, truncated, or more than 100 million pixels.
+        DatasetError: not a picture, of a kind that is not read here, truncated, or more than 100 million pixels.
     """
+    path = Path(path)
     try:
+        if reason := why_unread(path):
+            raise DatasetError(f"{path} cannot be read: {reason}")
         # Pillow only warns near its own limit; the size is checked right here, before a pixel is read.
         quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
-        with quiet, Image.open(path) as image:
+        with quiet, Image.open(path, formats=readable_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DatasetError(_bomb(path, f"{image.width} x {image.height} pixels"))
+            if is_raw(image):
+                raise DatasetError(f"{path} cannot be read: {RAW}")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            notes = [note for note in (_several(image),) if note]
+            return _seen(ImageOps.exif_transpose(image), notes)
     except DatasetError:
         raise
     except Image.DecompressionBombError as error:
@@ -40,18 +67,42 @@ def read_image(path: str | Path) -> Image.Image:
         raise DatasetError(f"{path} is not a readable picture ({error}); replace it or take it out") from error
 
 
-def _bomb(path: str | Path, size: str) -> str:
+def _bomb(path: Path, size: str) -> str:
     return f"{path} has {size}, expected at most {MAX_PIXELS // 1_000_000} million; make it smaller or take it out"
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _several(image: Image.Image) -> str | None:
+    """What is left of a file of several pictures."""
+    # The others of an MPO are the same photo at another exposure or depth; those of a PSD are its layers.
+    if image.format in ("MPO", "PSD") or not getattr(image, "is_animated", False):
+        return None
+    return "it is an animation or holds several pictures; the first one is used"
+
+
+def _seen(image: Image.Image, notes: list[str]) -> Photo:
+    colours, alpha = _apart(image)
+    seen, note = to_srgb(colours, image.info.get("icc_profile"))
+    seen.info.clear()  # a profile that is used up would change the colours once more
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        seen = Image.composite(seen, Image.new("RGB", seen.size, "white"), alpha)
+    else:
+        alpha = None
+    return Photo(seen, alpha, (*notes, note) if note else tuple(notes))
+
+
+def _apart(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Colours (mode RGB, L, CMYK or LAB) and opacity (mode L; None where the file has none) of a picture."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, dtype=np.float64)
         # 16-bit pictures span 0..65535; what is within 0..1 or 0..255 is taken to span just that.
         peak = float(values.max(initial=0.0))
         top = next((t for t in (1.0, 255.0) if image.mode == "F" and peak <= t), 65535.0)
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8), mode=None)
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+        grey = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8), mode=None)
+        clear = image.info.get("transparency")  # one grey value
+        return grey, None if clear is None else Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    if image.mode in ("1", "LA", "La"):
+        return image.convert("L"), alpha
+    if image.mode in ("L", "CMYK", "LAB"):
+        return image, alpha
+    return image.convert("RGBA" if image.has_transparency_data else "RGB").convert("RGB"), alpha

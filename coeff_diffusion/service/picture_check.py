@@ -12,9 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..images.photo import DatasetError, read_image
+from ..images.photo import DatasetError, read_photo
+from ..images.photo_formats import readable_formats, why_unread
+from ..subject.atomic_write import atomic_write
+from ..training.captions import some
 from ..training.dataset import mixed_seed
+from ..training.masks import mask_of
 from ..training.photos import choose_views, scale
+from ..training.picture_folder import MASK_ENDINGS, NO_REGULAR, PictureFolder, sort_files
 
 MAX_PICTURES = 100
 MAX_BYTES = 25 * 1024 * 1024  # of one file: what a good camera makes of one photo
@@ -41,23 +46,33 @@ class PictureCheck:
 def check_pictures(paths: Sequence[Path], resolution: int, center_crop: bool = True, seed: int = 0) -> PictureCheck:
     """Read every file once, as training will.
 
+    Captions and masks among them are those of the pictures that they are called after.
+
     Args:
         resolution: side of the training pictures in pixels.
         center_crop, seed: the settings of the training (`TrainConfig`).
     """
     found = PictureCheck()
-    if len(paths) > MAX_PICTURES:
-        found.refused.append(f"there are {len(paths)} pictures, expected at most {MAX_PICTURES}; five good ones do")
+    files = sort_files(paths)
+    if (count := len(files.pictures)) > MAX_PICTURES:
+        found.refused.append(f"there are {count} pictures, expected at most {MAX_PICTURES}; five good ones do")
         return found
+    _tell_files(files, found)
     looks: dict[Path, np.ndarray] = {}
-    for index, path in enumerate(paths):
+    notes: list[str] = []
+    for index, picture in enumerate(files.pictures):
+        path = picture.path
         try:
-            if (size := path.stat().st_size) > MAX_BYTES:
-                raise DatasetError(f"{path} has {size / 2**20:.0f} MB, expected at most {MAX_BYTES // 2**20}")
-            image = read_image(path)
+            for file in filter(None, (path, picture.mask)):
+                if (size := file.stat().st_size) > MAX_BYTES:
+                    raise DatasetError(f"{file} has {size / 2**20:.0f} MB, expected at most {MAX_BYTES // 2**20}")
+            caption, photo = picture.words(), read_photo(path)
+            mask_of(photo, path, picture.mask)
         except (DatasetError, OSError) as error:
-            found.refused.append(str(error).replace(str(path), path.name))  # people know their files by name
+            found.refused.append(_by_name(str(error), paths))
             continue
+        image = photo.image
+        notes += [*(f"{path.name}: {note}" for note in photo.notes), *(() if caption is None else caption.notes)]
         if min(image.size) < resolution:
             found.notes.append(
                 f"{path.name} has {image.width} x {image.height} pixels, less than the {resolution} that training "
@@ -68,6 +83,7 @@ def check_pictures(paths: Sequence[Path], resolution: int, center_crop: bool = T
         generator = torch.Generator().manual_seed(mixed_seed(seed, index))
         view = choose_views(image.size, resolution, center_crop, False, 1, generator)[0]
         found.crops[path] = image.crop((view.left, view.top, view.left + resolution, view.top + resolution))
+    found.notes.extend(some(notes, "pictures like these"))
     for first, second in _alike(looks):
         found.notes.append(
             f"{second.name} is nearly the same picture as {first.name}: different poses and places teach more"
@@ -75,14 +91,48 @@ def check_pictures(paths: Sequence[Path], resolution: int, center_crop: bool = T
     return found
 
 
+def _tell_files(files: PictureFolder, found: PictureCheck) -> None:
+    """Refuse photos that are not read here; say which other files are left out, and what goes with the pictures."""
+    for reason, paths in files.left_out.items():
+        refused = [path for path in paths if reason == NO_REGULAR or (path.is_file() and why_unread(path))]
+        found.refused.extend(f"{path.name} cannot be read: {reason}" for path in refused)
+        files.left_out[reason] = [path for path in paths if path not in refused]
+    found.notes.extend(files.said())
+    captions = sum(picture.caption is not None for picture in files.pictures)
+    masks = sum(picture.mask is not None for picture in files.pictures)
+    if captions or masks:
+        found.notes.append(f"{captions} of {len(files.pictures)} pictures have a caption, {masks} a mask")
+    if files.left_out and not files.pictures and not found.refused:
+        found.refused.append("there is no picture among these files")
+
+
+def _by_name(message: str, paths: Sequence[Path]) -> str:
+    """A message with names in place of paths: people know their files by name, and uploads lie in odd places."""
+    for path in paths:
+        message = message.replace(str(path), path.name)
+    return message
+
+
 def copy_pictures(paths: Sequence[Path], folder: Path) -> None:
-    """Copy readable pictures into a new folder as they are, in their order; no name of the user's becomes a path."""
+    """Copy readable pictures into a new folder as they are, by name, each with its caption and its mask.
+
+    No name of the user's becomes a path.
+    """
     folder.mkdir(parents=True)
-    for number, path in enumerate(paths, start=1):
-        with Image.open(path) as image:
-            suffix = f".{str(image.format).lower()}"
-        known = suffix if suffix in Image.registered_extensions() else ".png"  # any that marks a picture will do
-        shutil.copyfile(path, folder / f"{number:03d}{known}")
+    for number, picture in enumerate(sort_files(paths).pictures, start=1):
+        name = f"{number:03d}"
+        shutil.copyfile(picture.path, folder / f"{name}{_suffix(picture.path)}")
+        if picture.mask is not None:
+            shutil.copyfile(picture.mask, folder / f"{name}{MASK_ENDINGS[0]}{_suffix(picture.mask)}")
+        if (caption := picture.words()) is not None:
+            with atomic_write(folder / f"{name}.txt") as file:
+                file.write(caption.text.encode())
+
+
+def _suffix(picture: Path) -> str:
+    with Image.open(picture, formats=readable_formats()) as image:
+        suffix = f".{str(image.format).lower()}"
+    return suffix if suffix in Image.registered_extensions() else ".png"  # any that marks a picture will do
 
 
 def _look(image: Image.Image) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ..images.generation_info import PictureError
+from ..images.photo_formats import register_readers
 from ..images.png import SIGNATURE, PngError, read_chunks, with_chunks
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, shown
@@ -119,6 +120,7 @@ def as_png(path: str | Path) -> bytes:
         data = Path(path).expanduser().read_bytes()
         if data.startswith(SIGNATURE):
             return data
+        register_readers()
         bombs = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)
         with bombs, Image.open(io.BytesIO(data)) as image:
             if image.format != "MPO" and getattr(image, "is_animated", False):

@@ -2,7 +2,9 @@
 
 import importlib.util
 import math
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -92,11 +94,39 @@ def _prompt_problems(config: TrainSettings) -> list[str]:
             problems.append("--class_data_dir is missing: where class pictures are, or will be kept for later runs")
         if config.class_prompt and config.trigger and contains_trigger(config.class_prompt, config.trigger):
             problems.append(f"--class_prompt {config.class_prompt!r} contains the trigger {config.trigger!r}")
+        if config.class_data_dir and config.instance_data_dir:
+            problems += _folder_problems(config.instance_data_dir, config.class_data_dir)
     elif config.class_data_dir:
         problems.append("--class_data_dir is only used with --with_prior_preservation")
     if config.created is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ?)?", config.created):
         problems.append(f"--created is {config.created!r}, expected a date such as 2026-11-23")
     return problems
+
+
+def _folder_problems(instance: Sequence[str] | str, class_folder: str) -> list[str]:
+    """Pictures of the subject would be taken for pictures of the class, or the other way round."""
+    sources = [Path(path).expanduser() for path in ([instance] if isinstance(instance, str) else instance)]
+    folders = [path.parent if path.is_file() else path for path in sources]
+    other = Path(class_folder).expanduser()
+    if any(_holds(folder, other) or _holds(other, folder) for folder in folders):
+        return [
+            f"--class_data_dir {class_folder} and --instance_data_dir {folders[0]} are one place, or one is inside the "
+            "other; keep them apart"
+        ]
+    return []
+
+
+def _holds(folder: Path, other: Path) -> bool:
+    """Whether a folder is another one or lies around it, however both are spelled."""
+    whole, inner = (Path(os.path.realpath(path)) for path in (folder, other))
+    return any(one == whole or _are_one(one, whole) for one in (inner, *inner.parents))
+
+
+def _are_one(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)  # names differ in case where the file system does not care, or are mounts
+    except OSError:  # one of them is not there
+        return False
 
 
 def _previews_show_the_base(config: TrainSettings, trigger: str) -> bool:

@@ -9,7 +9,7 @@ from ..images.files import save_picture
 from ..images.photo import DatasetError
 from ..inference.request import DrawRequest
 from ..inference.studio import Studio
-from .photos import find_images
+from .picture_folder import scan
 
 
 def class_images(
@@ -23,6 +23,7 @@ def class_images(
     seed: int = 0,
     show_progress: bool = True,
     should_stop: Callable[[], bool] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """The first `count` pictures of the class, after drawing those that are missing.
 
@@ -33,6 +34,7 @@ def class_images(
     Args:
         studio: draws with the base alone.
         resolution: side of the drawn pictures in pixels.
+        say: gets a line for what lies in the folder and is not used.
 
     Raises:
         DatasetError: the folder cannot be used. DrawCancelled: `should_stop` said so; what is drawn so far stays.
@@ -42,7 +44,7 @@ def class_images(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DatasetError(f"class pictures cannot be kept in {folder}: {error}") from error
-    found = _pictures(folder)
+    found = _pictures(folder, say)
     free = [number for number in range(count) if not _path(folder, number).exists()]
     missing = free[: max(0, count - len(found))]
     with tqdm(
@@ -70,8 +72,14 @@ def _path(folder: Path, number: int) -> Path:
     return folder / f"class_{number:05d}.png"
 
 
-def _pictures(folder: Path) -> list[Path]:
-    return find_images(folder) if any(folder.iterdir()) else []
+def _pictures(folder: Path, say: Callable[[str], None] = lambda line: None) -> list[Path]:
+    """The pictures of the folder, which may hold none: what systems and killed runs leave in it are no pictures."""
+    found = scan(folder)
+    for line in found.said():
+        say(f"class pictures in {folder}: {line}")
+    if any(picture.caption or picture.mask for picture in found.pictures):
+        say(f"class pictures in {folder}: captions and masks are not used; all of them are told as the class prompt")
+    return found.paths
 
 
 def _consecutive(numbers: list[int], most: int) -> Iterator[list[int]]:

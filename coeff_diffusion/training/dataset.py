@@ -9,37 +9,84 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..families.family import Conditioning
-from ..images.photo import read_image
+from ..images.photo import DatasetError, read_photo
+from .masks import mask_of, view_weights
 from .photos import choose_views, scale, view_tensor
+from .picture_folder import TrainingPicture
 
 # --- latents ----------------------------------------------------------------------------------------------------------
 
 
-class PictureViews(Dataset[Tensor]):
-    """Each item is all views of one picture, `[views, 3, R, R]`; the seed decides them, picture by picture."""
+@dataclass(frozen=True)
+class Views:
+    """What training sees of one picture.
+
+    Attributes:
+        pixels: `[views, 3, R, R]` in [-1, 1].
+        weights: how much each pixel counts, `[views, 1, R, R]` in [0, 1]; None where all do.
+        notes: what was done to the picture that its owner may not expect.
+    """
+
+    pixels: Tensor
+    weights: Tensor | None
+    notes: tuple[str, ...]
+
+
+class PictureViews(Dataset[Views]):
+    """Each item is all views of one picture; the seed decides them, picture by picture.
+
+    Args:
+        masks: use the masks of pictures that have one, or are transparent in parts.
+    """
 
     def __init__(
-        self, paths: Sequence[Path], resolution: int, center_crop: bool, random_flip: bool, count: int, seed: int
+        self,
+        pictures: Sequence[TrainingPicture],
+        resolution: int,
+        center_crop: bool,
+        random_flip: bool,
+        count: int,
+        seed: int,
+        masks: bool = True,
     ) -> None:
-        self.paths = list(paths)
+        self.pictures, self.masks = list(pictures), masks
         self.resolution, self.center_crop, self.random_flip = resolution, center_crop, random_flip
         self.count, self.seed = count, seed
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.pictures)
 
-    def __getitem__(self, index: int) -> Tensor:
-        image = scale(read_image(self.paths[index]), self.resolution)
+    def __getitem__(self, index: int) -> Views:
+        picture, side = self.pictures[index], self.resolution
+        photo = read_photo(picture.path)
+        mask = mask_of(photo, picture.path, picture.mask) if self.masks else None
+        image = scale(photo.image, side)
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, index))
-        views = choose_views(image.size, self.resolution, self.center_crop, self.random_flip, self.count, generator)
-        return torch.stack([view_tensor(image, self.resolution, view) for view in views])
+        views = choose_views(image.size, side, self.center_crop, self.random_flip, self.count, generator)
+        notes, weights = list(photo.notes), None
+        if mask is not None:
+            scaled = scale(mask, side, Image.Resampling.BILINEAR)  # never rings: black stays black
+            weighed = [(view, view_weights(scaled, side, view)) for view in views]
+            weighed = [(view, weight) for view, weight in weighed if weight.any()]  # the others would teach nothing
+            if not weighed:
+                raise DatasetError(
+                    f"{picture.path}: no part that training looks at shows what the mask keeps; crop the picture "
+                    "around the subject"
+                )
+            views, weights = [view for view, _ in weighed], torch.stack([weight for _, weight in weighed])
+            notes += ["only what is not transparent is learned"] * (picture.mask is None)
+        elif photo.alpha is not None:
+            notes.append("what is transparent is learned as white")
+        pixels = torch.stack([view_tensor(image, side, view) for view in views])
+        return Views(pixels, weights, tuple(f"{picture.path.name}: {note}" for note in notes))
 
 
 @dataclass(frozen=True)
@@ -50,11 +97,14 @@ class Latents:
         mean: `[V, C, h, w]` float32, scaled as the denoiser takes them.
         std: the same shape; None for an autoencoder without uncertainty (AutoencoderTiny).
         starts: where each picture's views begin, and the end: picture p has the views `starts[p]` to `starts[p + 1]`.
+        weights: how much each place counts in the loss, `[V, 1, h, w]`, 1 on average over a picture's views, so that
+            every picture counts alike; None where no picture has a mask.
     """
 
     mean: Tensor
     std: Tensor | None
     starts: tuple[int, ...]
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -64,21 +114,29 @@ class Latents:
         """One view of each picture, without noise, `[pictures, C, h, w]`."""
         return self.mean[list(self.starts[:-1])]
 
-    def sample(self, pictures: Sequence[int], generator: torch.Generator) -> Tensor:
-        """A random view of each given picture, drawn from its posterior, `[B, C, h, w]`."""
+    def first_weights(self) -> Tensor | None:
+        """The weights of `first_views`, `[pictures, 1, h, w]`."""
+        return None if self.weights is None else self.weights[list(self.starts[:-1])]
+
+    def sample(self, pictures: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """A random view of each picture, drawn from its posterior, `[B, C, h, w]`, and its weights `[B, 1, h, w]`."""
         shares = torch.rand(len(pictures), generator=generator).tolist()
         chosen = [
             self.starts[p] + int(share * (self.starts[p + 1] - self.starts[p]))
             for p, share in zip(pictures, shares, strict=True)
         ]
-        mean = self.mean[chosen]
+        mean, weights = self.mean[chosen], None if self.weights is None else self.weights[chosen]
         if self.std is None:
-            return mean
-        return mean + self.std[chosen] * torch.randn(mean.shape, generator=generator).to(mean.device)
+            return mean, weights
+        return mean + self.std[chosen] * torch.randn(mean.shape, generator=generator).to(mean.device), weights
 
 
 def encode_pictures(
-    vae: nn.Module, pictures: PictureViews, workers: int = 0, on_picture: Callable[[], object] | None = None
+    vae: nn.Module,
+    pictures: PictureViews,
+    workers: int = 0,
+    on_picture: Callable[[], object] | None = None,
+    notes: list[str] | None = None,
 ) -> Latents:
     """Read and encode every view once.
 
@@ -86,21 +144,38 @@ def encode_pictures(
         vae: AutoencoderKL or AutoencoderTiny; its device and dtype are used.
         workers: processes that read pictures.
         on_picture: called after each picture, for a progress bar.
+        notes: gets the pictures' notes.
     """
     weight = next(vae.parameters())
     # With a generator of its own the loader does not draw from the global one.
     loader = DataLoader(pictures, batch_size=None, num_workers=workers, generator=torch.Generator())
-    means, stds, starts = [], [], [0]
+    means, stds, starts, weights = list[Tensor](), list[Tensor | None](), [0], list[Tensor | None]()
     for views in loader:
-        for chunk in views.to(device=weight.device, dtype=weight.dtype).split(8):
+        for chunk in views.pixels.to(device=weight.device, dtype=weight.dtype).split(8):
             mean, std = _posterior(vae, chunk)
             means.append(mean)
             stds.append(std)
-        starts.append(starts[-1] + len(views))
+        starts.append(starts[-1] + len(views.pixels))
+        weights.append(views.weights)
+        if notes is not None:
+            notes += views.notes
         if on_picture is not None:
             on_picture()
     known = [std for std in stds if std is not None]
-    return Latents(torch.cat(means), torch.cat(known) if known else None, tuple(starts))
+    mean = torch.cat(means)
+    return Latents(mean, torch.cat(known) if known else None, tuple(starts), _weights(weights, starts, mean))
+
+
+def _weights(weights: Sequence[Tensor | None], starts: Sequence[int], mean: Tensor) -> Tensor | None:
+    """See `Latents.weights`. The weights of pixels are averaged over the places of the latents."""
+    if all(one is None for one in weights):
+        return None
+    found = torch.ones(len(mean), 1, *mean.shape[-2:])
+    for one, start, end in zip(weights, starts[:-1], starts[1:], strict=True):
+        if one is not None:
+            pooled = nn.functional.adaptive_avg_pool2d(one, (mean.shape[-2], mean.shape[-1]))  # [views, 1, h, w]
+            found[start:end] = pooled / pooled.mean()
+    return found.to(mean.device)
 
 
 @torch.no_grad()
@@ -153,6 +228,22 @@ class Prompts:
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
+class Batch(NamedTuple):
+    """What one step trains on.
+
+    Attributes:
+        latents: `[B, C, h, w]`.
+        weights: how much each of their places counts, `[B, 1, h, w]`; None where all count alike.
+        prompts: the prompt of each.
+        num_class: how many of them, at the end, are of the class.
+    """
+
+    latents: Tensor
+    weights: Tensor | None
+    prompts: list[int]
+    num_class: int
+
+
 @dataclass(frozen=True)
 class TrainingSet:
     """All that a run trains on.
@@ -169,25 +260,24 @@ class TrainingSet:
     prompts: Prompts
     prompt_of: Sequence[int]
 
-    def batch(self, position: int, size: int, seed: int, generator: torch.Generator) -> tuple[Tensor, list[int], int]:
+    def batch(self, position: int, size: int, seed: int, generator: torch.Generator) -> Batch:
         """The batch that begins at a position in the endless order of pictures.
 
         Args:
             position: how many pictures of the subject were drawn before.
             seed: decides the order; the same for the whole run.
             generator: decides views and posterior samples of this batch.
-
-        Returns:
-            Latents `[B, C, h, w]`, the prompt of each, and how many of them, at the end, are of the class.
         """
         pictures = list(islice(picture_order(len(self.instance), mixed_seed(seed, -1), position), size))
-        latents = self.instance.sample(pictures, generator)
+        latents, weights = self.instance.sample(pictures, generator)
         prompts = [self.prompt_of[picture] for picture in pictures]
         if self.prior is None:
-            return latents, prompts, 0
+            return Batch(latents, weights, prompts, 0)
         of_class = list(islice(picture_order(len(self.prior), mixed_seed(seed, -2), position), size))
-        latents = torch.cat([latents, self.prior.sample(of_class, generator)])
-        return latents, [*prompts, *[len(self.prompts) - 1] * size], size
+        latents = torch.cat([latents, self.prior.sample(of_class, generator)[0]])
+        if weights is not None:
+            weights = torch.cat([weights, torch.ones_like(weights)])
+        return Batch(latents, weights, [*prompts, *[len(self.prompts) - 1] * size], size)
 
 
 def mixed_seed(*parts: int) -> int:
@@ -209,10 +299,12 @@ def picture_order(total: int, seed: int, position: int) -> Iterator[int]:
         round_, offset = round_ + 1, 0
 
 
-def fingerprint_files(paths: Sequence[Path], texts: Sequence[str]) -> str:
-    """Changes when a picture, its place or its prompt changes: a run is only resumed on the data it began with."""
+def fingerprint_files(paths: Sequence[Path], texts: Sequence[str], masks: Sequence[Path] = ()) -> str:
+    """Changes when a picture, its place, prompt or mask changes: a run is only resumed on the data it began with."""
     digest = hashlib.sha256()
     for path, text in zip(paths, texts, strict=True):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
         digest.update(hashlib.sha256(text.encode()).digest())
+    for mask in masks:
+        digest.update(hashlib.sha256(mask.read_bytes()).digest())
     return digest.hexdigest()

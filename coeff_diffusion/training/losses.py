@@ -26,9 +26,14 @@ def min_snr_weights(snr: Tensor, gamma: float | None, prediction_type: str) -> T
     raise ValueError(f"unknown prediction type {prediction_type!r}; expected one of {PREDICTION_TYPES}")
 
 
-def squared_errors(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each picture, `[B, C, h, w]` twice -> `[B]`, in float32."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+def squared_errors(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error of each picture, `[B, C, h, w]` twice -> `[B]`, in float32.
+
+    Args:
+        weights: how much each place counts, `[B, 1, h, w]`; None where all count alike.
+    """
+    errors = (prediction.float() - target.float()).square()
+    return (errors if weights is None else errors * weights).flatten(1).mean(1)
 
 
 def training_loss(errors: Tensor, weights: Tensor, num_class: int = 0, prior_loss_weight: float = 1.0) -> Tensor:

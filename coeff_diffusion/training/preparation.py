@@ -7,16 +7,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..families.registry import tokenizer_name
+from ..families.registry import encoders_of, tokenizer_name
 from ..families.shared_weights import shared_copy
 from ..images.photo import DatasetError
 from ..inference.studio import Studio
-from ..inference.trigger import contains_trigger, reads_trigger, token_count
+from ..inference.trigger import contains_trigger, reads_trigger
+from .captions import some, unread, with_trigger
 from .class_images import class_images
 from .config import TrainConfig
 from .dataset import Latents, PictureViews, Prompts, TrainingSet, encode_pictures, fingerprint_files
 from .model import Learner
-from .photos import find_images, read_caption, read_prompts
+from .picture_folder import PictureFolder, TrainingPicture, find_pictures
 
 
 @dataclass(frozen=True)
@@ -46,54 +47,139 @@ def prepare_data(
     """
     assert config.instance_data_dir is not None
     assert config.resolution is not None
-    trigger, class_word = str(config.trigger), str(config.class_word)
-    paths = find_images(config.instance_data_dir)
-    texts = read_prompts(paths, str(config.instance_prompt), trigger, class_word)
-    for path, text in zip(paths, texts, strict=True):
-        if (caption := read_caption(path)) not in (None, text):
-            say(f"{path.with_suffix('.txt').name}: {caption!r} lacks the trigger and is read as {text!r}")
-    instance = _encode(config, studio, paths, "pictures of the subject", show_progress)
-    unique = list(dict.fromkeys(texts))
-    fingerprint = {"pictures": fingerprint_files(paths, texts)}
+    found = find_pictures(config.instance_data_dir)
+    for line in _inventory(found, config.use_masks):
+        say(line)
+    prompts = read_prompts(found.pictures, config, say)
+    class_prompt = Prompt(str(config.class_prompt), "--class_prompt")
+    asked = [*prompts, class_prompt] if config.with_prior_preservation else prompts
+    _check_read(learner, asked, str(config.trigger), say)
+    instance = _encode(config, studio, found.pictures, "pictures of the subject", show_progress, say)
+    masks = [picture.mask for picture in found.pictures if picture.mask is not None and config.use_masks]
+    fingerprint = {"pictures": fingerprint_files(found.paths, [prompt.text for prompt in prompts], masks)}
     prior = None
     if config.with_prior_preservation:
-        prompt = str(config.class_prompt)
-        of_class = _class_pictures(config, studio, should_stop, show_progress)
-        prior = _encode(config, studio, of_class, "pictures of the class", show_progress)
-        fingerprint["class_pictures"] = fingerprint_files(of_class, [prompt] * len(of_class))
-    prompts = [*unique, str(config.class_prompt)] if prior is not None else unique
-    live = [config.trains_token and contains_trigger(text, trigger) for text in prompts]
+        paths = _class_pictures(config, studio, should_stop, show_progress, say)
+        of_class = [TrainingPicture(path) for path in paths]
+        prior = _encode(config, studio, of_class, "pictures of the class", show_progress, say)
+        fingerprint["class_pictures"] = fingerprint_files(paths, [class_prompt.text] * len(paths))
+    unique = list(dict.fromkeys(prompt.text for prompt in prompts))
+    prompt_of = [unique.index(prompt.text) for prompt in prompts]
+    texts = unique if prior is None else [*unique, class_prompt.text]
+    live = [config.trains_token and contains_trigger(text, str(config.trigger)) for text in texts]
     size = (config.resolution, config.resolution)
-    _check_read(learner, [text for text, is_live in zip(prompts, live, strict=True) if is_live], trigger)
-    encoded = Prompts(lambda texts: learner.condition(texts, size), prompts, live)
-    return TrainingData(TrainingSet(instance, prior, encoded, [unique.index(text) for text in texts]), fingerprint)
+    encoded = Prompts(lambda texts: learner.condition(texts, size), texts, live)
+    return TrainingData(TrainingSet(instance, prior, encoded, prompt_of), fingerprint)
 
 
-def _check_read(learner: Learner, prompts: Sequence[str], trigger: str) -> None:
-    """Raises DatasetError: a prompt is so long that a text encoder does not read its trigger, or a part of it."""
-    for name in learner.tokens:
+def _inventory(found: PictureFolder, use_masks: bool) -> list[str]:
+    """How many captions and masks there are for how many pictures, and what is left out; nothing of plain pictures."""
+    counts = {
+        "pictures": len(found.pictures),
+        "captions": sum(picture.caption is not None for picture in found.pictures),
+        "masks": sum(picture.mask is not None for picture in found.pictures),
+    }
+    if counts["captions"] == counts["masks"] == 0 and not found.left_out:
+        return []
+    told = [f"{count} {what if count != 1 else what[:-1]}" for what, count in counts.items() if count]
+    unused = ", which are not used (--use_masks is off)" if counts["masks"] and not use_masks else ""
+    return [f"found {', '.join(told)}{unused}", *found.said()]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to train with, and where it comes from: a caption's source, or a flag."""
+
+    text: str
+    source: str
+
+
+def read_prompts(pictures: Sequence[TrainingPicture], config: TrainConfig, say: Callable[[str], None]) -> list[Prompt]:
+    """The prompt of each picture: its caption, else the instance prompt. What was done to captions is said.
+
+    Raises:
+        DatasetError: a caption is empty, or no text.
+    """
+    prompts, notes, changed = list[Prompt](), list[str](), list[str]()
+    for picture in pictures:
+        caption = picture.words()
+        if caption is None:
+            prompts.append(Prompt(str(config.instance_prompt), "--instance_prompt"))
+            continue
+        text = with_trigger(caption.text, str(config.trigger), str(config.class_word))
+        prompts.append(Prompt(text, caption.source))
+        notes += caption.notes
+        if text != caption.text:
+            changed.append(f"{caption.source}: {_short(caption.text)} lacks the trigger and is read as {_short(text)}")
+    for line in (*some(notes, "captions like these"), *some(changed, "captions like these")):
+        say(line)
+    return prompts
+
+
+def _short(words: str) -> str:
+    """Words as messages quote them."""
+    return repr(words if len(words) <= 100 else f"{words[:100]}...")
+
+
+def _check_read(learner: Learner, prompts: Sequence[Prompt], trigger: str, say: Callable[[str], None]) -> None:
+    """Say which prompts a text encoder does not read to the end.
+
+    Raises:
+        DatasetError: a prompt is so long that a text encoder does not read its trigger, or a part of it.
+    """
+    lines: dict[str, str] = {}
+    for name in encoders_of(learner.student):
         tokenizer = getattr(learner.student, tokenizer_name(name))
-        for prompt in prompts:
-            if not reads_trigger(tokenizer, prompt, trigger):
-                length = token_count(tokenizer, prompt)
+        for prompt in dict.fromkeys(prompts):
+            tokens, words = unread(tokenizer, prompt.text)
+            if tokens and contains_trigger(prompt.text, trigger) and not reads_trigger(tokenizer, prompt.text, trigger):
                 raise DatasetError(
-                    f"the prompt {prompt[:60]!r}... has {length} tokens and its trigger is cut off; the text encoder "
-                    f"reads {tokenizer.model_max_length}, so move the trigger to the front or shorten the prompt"
+                    f"{prompt.source}: the prompt {prompt.text[:60]!r}... has {tokens + tokenizer.model_max_length} "
+                    f"tokens and its trigger is cut off; the text encoder reads {tokenizer.model_max_length}, so move "
+                    "the trigger to the front or shorten the prompt"
                 )
+            if tokens:
+                lines[prompt.source] = (
+                    f"{prompt.source}: {tokens} of {tokens + tokenizer.model_max_length} tokens are cut off, the text "
+                    f"encoder does not read {_short(words)}"
+                )
+    for line in some(list(lines.values()), "prompts that are cut off"):
+        say(line)
 
 
-def _encode(config: TrainConfig, studio: Studio, paths: list[Path], what: str, show_progress: bool) -> Latents:
+def _encode(
+    config: TrainConfig,
+    studio: Studio,
+    pictures: Sequence[TrainingPicture],
+    what: str,
+    show_progress: bool,
+    say: Callable[[str], None],
+) -> Latents:
     assert config.resolution is not None
     views = PictureViews(
-        paths, config.resolution, config.center_crop, config.random_flip, config.cached_views, config.seed
+        pictures,
+        config.resolution,
+        config.center_crop,
+        config.random_flip,
+        config.cached_views,
+        config.seed,
+        masks=config.use_masks,
     )
+    notes: list[str] = []
     vae = shared_copy(studio.pipe.vae, dtype=torch.float32)  # half precision overflows in some autoencoders
-    with tqdm(total=len(paths), desc=what, unit="picture", disable=not show_progress, leave=False) as bar:
-        return encode_pictures(vae, views, config.dataloader_num_workers, bar.update)
+    with tqdm(total=len(pictures), desc=what, unit="picture", disable=not show_progress, leave=False) as bar:
+        latents = encode_pictures(vae, views, config.dataloader_num_workers, bar.update, notes)
+    for line in some(notes, "pictures like these"):
+        say(line)
+    return latents
 
 
 def _class_pictures(
-    config: TrainConfig, studio: Studio, should_stop: Callable[[], bool] | None, show_progress: bool
+    config: TrainConfig,
+    studio: Studio,
+    should_stop: Callable[[], bool] | None,
+    show_progress: bool,
+    say: Callable[[str], None],
 ) -> list[Path]:
     assert config.resolution is not None
     return class_images(
@@ -106,4 +192,5 @@ def _class_pictures(
         seed=config.seed,
         show_progress=show_progress,
         should_stop=should_stop,
+        say=say,
     )

@@ -72,16 +72,20 @@ class Probe:
 
     Attributes:
         noised, target: `[N, C, h, w]`; timesteps: `[N]`; pictures: which picture each one shows.
+        weights: how much each place counts in the loss, `[N, 1, h, w]`; None where all count alike.
     """
 
     noised: Tensor
     target: Tensor
     timesteps: Tensor
     pictures: Sequence[int]
+    weights: Tensor | None = None
 
     @classmethod
-    def draw(cls, schedule: DDPMScheduler, latents: Tensor, seed: int, most: int = 8) -> "Probe":
-        """The first `most` latents `[P, C, h, w]`, each at every timestep of `PROBED`."""
+    def draw(
+        cls, schedule: DDPMScheduler, latents: Tensor, seed: int, weights: Tensor | None = None, most: int = 8
+    ) -> "Probe":
+        """The first `most` latents `[P, C, h, w]`, with weights `[P, 1, h, w]`, at every timestep of `PROBED`."""
         chosen = latents[:most]
         count = schedule.config.num_train_timesteps
         steps = torch.tensor([min(count - 1, round(share * count)) for share in PROBED])
@@ -91,7 +95,8 @@ class Probe:
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
         timesteps = timesteps.to(clean.device)
         noised = schedule.add_noise(clean, noise, timesteps)
-        return cls(noised, prediction_target(schedule, clean, noise, timesteps), timesteps, pictures)
+        target = prediction_target(schedule, clean, noise, timesteps)
+        return cls(noised, target, timesteps, pictures, None if weights is None else weights[pictures])
 
     @torch.no_grad()
     def predict(self, denoise: Callable[[Tensor, Tensor, Sequence[int]], Tensor], batch_size: int) -> Tensor:
@@ -102,5 +107,5 @@ class Probe:
     def effect(self, before: Tensor, after: Tensor) -> Effect:
         """Compare two results of `predict`."""
         change = (after - before).square().mean().sqrt() / before.square().mean().sqrt().clamp(min=1e-12)
-        errors = [float(squared_errors(prediction, self.target).mean()) for prediction in (before, after)]
+        errors = [float(squared_errors(prediction, self.target, self.weights).mean()) for prediction in (before, after)]
         return Effect(float(change), *errors)

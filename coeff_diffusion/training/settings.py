@@ -27,8 +27,12 @@ class TrainSettings:
 
     # --- Subject
     instance_data_dir: list[str] | str | None = None
-    """Pictures of the subject: a folder, or a list of files. A `.txt` file beside a picture is its caption and wins
-    over the instance prompt; where it lacks the trigger, that takes the place of the class word (or goes in front)."""
+    """Pictures of the subject: a folder, or a list of files. A `.txt` or `.caption` file beside a picture, or its line
+    in `metadata.jsonl` or `metadata.csv`, is its caption and wins over the instance prompt; where it lacks the trigger,
+    that takes the place of the class word (or goes in front). What is not used of a folder is said."""
+    use_masks: bool = True
+    """Learn only what the mask of a picture shows: white in `<picture>-masklabel.png`, or in a file called as the
+    picture in the folder `masks`; without such a file, what is not transparent. Off: all of every picture counts."""
     class_word: str | None = None
     """What kind of thing the subject is, in a word the base knows: "dog". Default: the trigger without its first word,
     or the word after "sks" in the instance prompt."""

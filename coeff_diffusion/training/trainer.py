@@ -162,7 +162,8 @@ class Trainer:
             raise TrainingCancelled("stopped while drawing class pictures; what is drawn is kept") from error
         self.data = self.training_data.data
         self.optimization = Optimizer(self.learner.groups(config), config, self.device)
-        self.probe = Probe.draw(self.schedule, self.data.instance.first_views(), mixed_seed(config.seed, -3))
+        shown = self.data.instance
+        self.probe = Probe.draw(self.schedule, shown.first_views(), mixed_seed(config.seed, -3), shown.first_weights())
         self.before = self.probe_predictions()
 
     def identity(self) -> dict[str, Any]:
@@ -250,16 +251,18 @@ class Trainer:
         torch.manual_seed(seed)  # the dropout of the coefficients draws from the global generator
 
         position = (number * ranks + rank) * config.train_batch_size
-        latents, prompts, num_class = self.data.batch(position, config.train_batch_size, config.seed, generator)
+        batch = self.data.batch(position, config.train_batch_size, config.seed, generator)
+        latents = batch.latents
         noise = torch.randn(latents.shape, generator=generator).to(latents)  # [B, C, h, w]
         timesteps = torch.randint(self.schedule.config.num_train_timesteps, (len(latents),), generator=generator)
         timesteps = timesteps.to(latents.device)  # [B]
         noised = self.schedule.add_noise(latents, noise, timesteps)
-        prediction = self.learner.denoise(noised, timesteps, self.data.prompts.condition(prompts))
-        errors = squared_errors(prediction, prediction_target(self.schedule, latents, noise, timesteps))  # [B]
+        prediction = self.learner.denoise(noised, timesteps, self.data.prompts.condition(batch.prompts))
+        target = prediction_target(self.schedule, latents, noise, timesteps)
+        errors = squared_errors(prediction, target, batch.weights)  # [B]
         snr = signal_to_noise(self.schedule, timesteps)  # [B]
         weights = min_snr_weights(snr, config.snr_gamma, self.schedule.config.prediction_type)
-        return training_loss(errors, weights, num_class, config.prior_loss_weight)
+        return training_loss(errors, weights, batch.num_class, config.prior_loss_weight)
 
     def stop_agreed(self) -> bool:
         """Whether to stop; in a run of several processes all stop together."""

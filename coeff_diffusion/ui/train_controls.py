@@ -9,6 +9,7 @@ import gradio as gr
 from ..service import StudioService, TrainingForm
 from ..service.presets import PRESETS
 from ..service.training_form import CENTER_CROP, SETTINGS
+from ..training.captions import SUFFIXES, TABLES
 from ..training.config import TrainConfig, field_help
 from .common import QUIET, status_line
 
@@ -21,9 +22,9 @@ class Controls:
     def __init__(self, service: StudioService) -> None:
         self.service = service
         self.pictures = gr.File(
-            label="Pictures: drop about five",
+            label="Pictures: drop about five, with captions and masks if there are any",
             file_count="multiple",
-            file_types=["image"],
+            file_types=["image", ".heic", ".heif", ".avif", *SUFFIXES, *(Path(name).suffix for name in TABLES)],
             height=140,
             elem_id="train-pictures",
         )

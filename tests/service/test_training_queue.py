@@ -20,13 +20,14 @@ from coeff_diffusion.inference.request import DrawRequest
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.service import SubjectLoader, TrainingForm, TrainingQueue
 from coeff_diffusion.service.loss_curve import EACH, MARK, MEAN, WINDOW, loss_curve
-from coeff_diffusion.service.picture_check import MAX_PICTURES, check_pictures
+from coeff_diffusion.service.picture_check import MAX_PICTURES, check_pictures, copy_pictures
 from coeff_diffusion.service.presets import PRESETS
 from coeff_diffusion.service.time_estimate import about
 from coeff_diffusion.service.training_form import SETTINGS, folder_name
 from coeff_diffusion.service.training_queue import MAX_WAITING
 from coeff_diffusion.sources.library import Library
 from coeff_diffusion.training.config import ConfigError, TrainConfig
+from coeff_diffusion.training.picture_folder import find_pictures
 from coeff_diffusion.training.trainer import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -343,11 +344,63 @@ def test_what_is_no_picture_is_refused_by_its_name(
         "large.png has 0 MB, expected at most 0",
         "bomb.png has 2000 x 1000 pixels",
     )
-    assert [text.startswith(start) for text, start in zip(refused, starts, strict=False)] == [True] * 4
-    assert "gone.png" in refused[4]
+    assert refused[0] == "gone.png cannot be read: no regular file"
+    assert [text.startswith(start) for text, start in zip(refused[1:], starts, strict=True)] == [True] * 4
     assert str(tmp_path) not in " ".join(refused)
     with pytest.raises(ConfigError, match=r"cut\.png is not a readable picture"):
         training_queue.submit(replace(request_, pictures=[tmp_path / "whole.png", tmp_path / "cut.png"]))
     many = check_pictures([tmp_path / "whole.png"] * (MAX_PICTURES + 1), 32)
     assert many.refused == ["there are 101 pictures, expected at most 100; five good ones do"]
     assert torch.initial_seed() == 0  # looking at pictures draws from no generator but its own
+
+
+def test_captions_and_masks_go_with_their_pictures(
+    training_queue: TrainingQueue, request_: TrainingForm, tmp_path: Path
+) -> None:
+    """Uploads lie in a folder each; what belongs together is told by the names."""
+    files = {"b.png": b"", "a.png": b"", "b.txt": "ein hübscher dog".encode("latin-1"), "a-masklabel.png": b""}
+    files |= {"notes.md": b"x", ".DS_Store": b"x"}
+    for number, (name, content) in enumerate(files.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if name.endswith(".png"):
+            photo(folder / name, 5 + 30 * number)
+        else:
+            (folder / name).write_bytes(content)
+    Image.new("L", (64, 48), 255).save(tmp_path / "3" / "a-masklabel.png")
+    paths = [tmp_path / str(number) / name for number, name in enumerate(files)]
+    found = check_pictures(paths, 32)
+    assert found.refused == []
+    assert [path.name for path in found.crops] == ["b.png", "a.png"]
+    assert found.notes == [
+        "left out .DS_Store: hidden, or a file of the system",
+        "left out notes.md: no picture",
+        "1 of 2 pictures have a caption, 1 a mask",
+        "b.txt is not UTF-8 and is read as Western European text; if it is not, save it anew",
+    ]
+    copy_pictures(paths, tmp_path / "copy")
+    copied = find_pictures(tmp_path / "copy")
+    assert [path.name for path in copied.paths] == ["001.png", "002.png"]
+    assert copied.left_out == {}
+    assert [one.mask and one.mask.name for one in copied.pictures] == [None, "002-masklabel.png"]
+    assert [words and words.text for words in (one.words() for one in copied.pictures)] == ["ein hübscher dog", None]
+    Image.new("L", (64, 48), 0).save(tmp_path / "3" / "a-masklabel.png")
+    (refused,) = check_pictures(paths, 32).refused
+    assert refused.startswith("a-masklabel.png has nothing white")
+
+
+def test_photos_that_are_not_read_here_are_refused_with_what_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1.CR2").write_bytes(b"II*\0")
+    found = check_pictures([tmp_path / "IMG_1.CR2", photo(tmp_path / "a.png", 5)], 32)
+    assert found.refused == ["IMG_1.CR2 cannot be read: raw photos are not developed; export them as JPEG, PNG or TIFF"]
+    assert check_pictures([], 32).refused == []
+    (tmp_path / "notes.txt").write_text("mine")
+    assert check_pictures([tmp_path / "notes.txt"], 32).refused == ["there is no picture among these files"]
+
+
+def test_what_is_done_to_pictures_is_said(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert check_pictures([tmp_path / "a.gif"], 32).notes == [
+        "a.gif: it is an animation or holds several pictures; the first one is used"
+    ]

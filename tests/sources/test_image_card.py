@@ -21,7 +21,7 @@ from coeff_diffusion.images.files import read_parameters, save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.images.png import read_chunks, with_chunks
 from coeff_diffusion.method.attachment import layer_heads
-from coeff_diffusion.sources.image_card import CHUNK, MAX_BYTES, MAX_SUBJECTS, chunks, embed, extract
+from coeff_diffusion.sources.image_card import CHUNK, MAX_BYTES, MAX_SUBJECTS, as_png, chunks, embed, extract
 from coeff_diffusion.sources.library import Library
 
 GREY = Image.linear_gradient("L").resize((32, 24))
@@ -366,3 +366,11 @@ def test_a_picture_of_another_subject_is_no_card_of_this_one(
     both = replace(drawn, hashes={**drawn.hashes, "dog": dog.sha256[:12]})
     (tmp_path / "a.png").write_bytes(png(text=format_parameters(both)))
     assert extract(make(dog_file, tmp_path / "a.png", tmp_path / "out.png")[0]) == [dog]
+
+
+def test_a_photo_of_a_phone_becomes_a_png(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (230, 40, 30))).save(tmp_path / "a.heic", quality=95)
+    with Image.open(io.BytesIO(as_png(tmp_path / "a.heic"))) as image:
+        assert (image.format, image.size) == ("PNG", (64, 48))
+        assert image.convert("RGB").getpixel((9, 9)) == pytest.approx((230, 40, 30), abs=4)

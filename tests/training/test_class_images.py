@@ -54,6 +54,35 @@ def test_pictures_of_others_count(studio: Studio, tmp_path: Path) -> None:
     assert names(found) == ["class_00000.png", "photo0.jpg", "photo1.jpg"]
 
 
+@pytest.mark.parametrize("kind", ["system", "temporary", "texts", "folders", "unread"])
+def test_a_folder_without_pictures_is_as_good_as_empty(studio: Studio, tmp_path: Path, kind: str) -> None:
+    """What systems, killed runs and people leave in a folder are no pictures, and no reason to give up."""
+    left: dict[str, bytes] = {
+        "system": {".DS_Store": b"\0\0\0\1Bud1", "Thumbs.db": b"x", "desktop.ini": b"x", "._class_00000.png": b"x"},
+        "temporary": {".class_00001.png.ab12.tmp": b"half a picture"},
+        "texts": {"notes.txt": b"mine", "metadata.jsonl": b'{"file_name": "1.png", "text": "a dog"}'},
+        "folders": {"masks/1.png": b"x", "old/1.png": b"x"},
+        "unread": {"a.CR2": b"x", "b.mov": b"x"},
+    }[kind]
+    for name, content in left.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    lines: list[str] = []
+    found = class_images(studio, tmp_path, "a dog", 2, resolution=16, show_progress=False, say=lines.append)
+    assert names(found) == ["class_00000.png", "class_00001.png"]
+    assert all(name.split("/")[-1].split(".png.")[0] in " ".join(lines) or "old/" in " ".join(lines) for name in left)
+    assert all(line.startswith(f"class pictures in {tmp_path}: left out") for line in lines)
+
+
+def test_captions_and_masks_of_class_pictures_are_not_used_and_that_is_said(studio: Studio, tmp_path: Path) -> None:
+    Image.new("RGB", (30, 20)).save(tmp_path / "photo.jpg")
+    Image.new("L", (30, 20)).save(tmp_path / "photo-masklabel.png")
+    lines: list[str] = []
+    found = class_images(studio, tmp_path, "a dog", 1, resolution=16, show_progress=False, say=lines.append)
+    assert names(found) == ["photo.jpg"]
+    assert "captions and masks are not used" in lines[0]
+
+
 def test_stopping_keeps_what_is_drawn(studio: Studio, tmp_path: Path) -> None:
     def enough() -> bool:
         return (tmp_path / "class_00001.png").exists()

@@ -22,11 +22,12 @@ from coeff_diffusion.training.dataset import (
     mixed_seed,
     picture_order,
 )
-from coeff_diffusion.training.photos import View, find_images, scale, view_tensor
+from coeff_diffusion.training.photos import View, scale, view_tensor
+from coeff_diffusion.training.picture_folder import find_pictures
 
 
 def views_of(folder: Path, flip: bool = True, count: int = 3, seed: int = 0) -> PictureViews:
-    return PictureViews(find_images(folder), 16, center_crop=False, random_flip=flip, count=count, seed=seed)
+    return PictureViews(find_pictures(folder).pictures, 16, center_crop=False, random_flip=flip, count=count, seed=seed)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -38,9 +39,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_views_are_the_same_in_any_order(subject_images: Path) -> None:
     views = views_of(subject_images)
-    later, again = views[2], views_of(subject_images)[2]
+    later, again = views[2].pixels, views_of(subject_images)[2].pixels
     assert torch.equal(later, again)
-    assert [len(views[i]) for i in range(len(views))] == [2, 3, 3, 2, 2]  # squares have two: plain and mirrored
+    assert [len(views[i].pixels) for i in range(len(views))] == [2, 3, 3, 2, 2]  # squares have two: plain and mirrored
 
 
 def test_encoding_once_is_the_autoencoder_encoding(tiny_pipe: StableDiffusionPipeline, subject_images: Path) -> None:
@@ -50,7 +51,7 @@ def test_encoding_once_is_the_autoencoder_encoding(tiny_pipe: StableDiffusionPip
     assert latents.starts[0] == 0
     assert latents.starts[-1] == len(latents.mean)
     assert latents.std is not None
-    pixels = views_of(subject_images, flip=False)[0]
+    pixels = views_of(subject_images, flip=False)[0].pixels
     with torch.no_grad():
         posterior = tiny_pipe.vae.encode(pixels).latent_dist
     factor = tiny_pipe.vae.config.scaling_factor
@@ -65,7 +66,8 @@ def test_an_encoded_picture_decodes_to_itself_in_scale(
     """The scaling is the one that diffusers' pipeline undoes before it decodes."""
     latents = encode_pictures(tiny_pipe.vae, views_of(subject_images, flip=False))
     with torch.no_grad():
-        expected = tiny_pipe.vae.decode(tiny_pipe.vae.encode(views_of(subject_images, flip=False)[4]).latent_dist.mean)
+        pixels = views_of(subject_images, flip=False)[4].pixels
+        expected = tiny_pipe.vae.decode(tiny_pipe.vae.encode(pixels).latent_dist.mean)
         found = tiny_pipe.vae.decode(latents.first_views()[4:] / tiny_pipe.vae.config.scaling_factor)
     torch.testing.assert_close(found.sample, expected.sample)
 
@@ -78,9 +80,9 @@ def test_an_autoencoder_without_uncertainty(subject_images: Path) -> None:
     latents = encode_pictures(vae, views_of(subject_images, flip=False))
     assert latents.std is None
     with torch.no_grad():
-        raw = vae.encode(views_of(subject_images, flip=False)[0]).latents
+        raw = vae.encode(views_of(subject_images, flip=False)[0].pixels).latents
     torch.testing.assert_close(latents.mean[:1], (raw - 0.25) * 0.5)
-    assert torch.equal(latents.sample([0], generator()), latents.mean[:1])
+    assert torch.equal(latents.sample([0], generator())[0], latents.mean[:1])
 
 
 def test_workers_change_nothing(tiny_pipe: StableDiffusionPipeline, subject_images: Path) -> None:
@@ -95,12 +97,12 @@ def test_workers_change_nothing(tiny_pipe: StableDiffusionPipeline, subject_imag
 def test_samples_come_from_the_right_picture_and_all_its_views() -> None:
     mean = torch.arange(6.0).view(6, 1, 1, 1)
     latents = Latents(mean, torch.full_like(mean, 1e-3), (0, 1, 4, 6))
-    drawn = latents.sample([0] * 50 + [1] * 50 + [2] * 50, generator()).flatten()
+    drawn = latents.sample([0] * 50 + [1] * 50 + [2] * 50, generator())[0].flatten()
     assert set(drawn[:50].round().tolist()) == {0}
     assert set(drawn[50:100].round().tolist()) == {1, 2, 3}
     assert set(drawn[100:].round().tolist()) == {4, 5}
     assert drawn.unique().numel() == 150  # each with noise of its own
-    assert torch.equal(drawn[:3], latents.sample([0] * 50 + [1] * 50 + [2] * 50, generator()).flatten()[:3])
+    assert torch.equal(drawn[:3], latents.sample([0] * 50 + [1] * 50 + [2] * 50, generator())[0].flatten()[:3])
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -160,12 +162,13 @@ def test_batches_of_both_kinds(tiny_pipe: StableDiffusionPipeline) -> None:
     of_class = Latents(torch.arange(10.0, 14.0).view(4, 1, 1, 1), None, (0, 1, 2, 3, 4))
     prompts = Prompts(encode(tiny_pipe), ["a dog", "a red dog", "a cat"], [False] * 3)
     data = TrainingSet(subject, of_class, prompts, [0, 1, 0])
-    latents, prompt, num_class = data.batch(0, 3, seed=0, generator=generator())
+    latents, weights, prompt, num_class = data.batch(0, 3, seed=0, generator=generator())
+    assert weights is None
     assert sorted(latents[:3].flatten().tolist()) == [0, 1, 2]
     assert set(latents[3:].flatten().tolist()) < {10, 11, 12, 13}
     assert [prompt[i] for i in latents[:3].flatten().argsort()] == [0, 1, 0]
     assert (prompt[3:], num_class) == ([2, 2, 2], 3)
-    assert TrainingSet(subject, None, prompts, [0, 1, 0]).batch(0, 2, 0, generator())[2] == 0
+    assert TrainingSet(subject, None, prompts, [0, 1, 0]).batch(0, 2, 0, generator()).num_class == 0
 
 
 def test_mixed_seeds() -> None:
@@ -176,7 +179,7 @@ def test_mixed_seeds() -> None:
 
 
 def test_fingerprint_follows_files_and_prompts(subject_images: Path) -> None:
-    paths = find_images(subject_images)
+    paths = find_pictures(subject_images).paths
     texts = ["a"] * 5
     first = fingerprint_files(paths, texts)
     assert fingerprint_files(paths, texts) == first
@@ -187,7 +190,8 @@ def test_fingerprint_follows_files_and_prompts(subject_images: Path) -> None:
 
 
 def test_views_are_cut_from_the_scaled_picture(subject_images: Path) -> None:
-    views = PictureViews(find_images(subject_images), 16, center_crop=True, random_flip=False, count=8, seed=0)
+    pictures = find_pictures(subject_images).pictures
+    views = PictureViews(pictures, 16, center_crop=True, random_flip=False, count=8, seed=0)
     image = scale(read_image(subject_images / "1.jpg"), 16)
     assert image.size == (21, 16)
-    assert torch.equal(views[1][0], view_tensor(image.crop((2, 0, 18, 16)), 16, View(0, 0)))
+    assert torch.equal(views[1].pixels[0], view_tensor(image.crop((2, 0, 18, 16)), 16, View(0, 0)))

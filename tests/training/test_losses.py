@@ -129,6 +129,32 @@ def test_errors_are_measured_in_float32() -> None:
     assert errors.item() == 90_000  # beyond float16
 
 
+def test_what_a_mask_hides_leaves_no_gradient() -> None:
+    prediction, target = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randn(2, 4, 8, 8)
+    weights = torch.zeros(2, 1, 8, 8)
+    weights[0, :, 2:5, 3:6] = 64 / 9
+    weights[1] = 1
+    errors = squared_errors(prediction, target, weights)
+    (gradient,) = torch.autograd.grad(errors.sum(), prediction)
+    assert torch.equal(gradient[0].abs().sum(0) > 0, weights[0, 0] > 0)
+    plain = squared_errors(prediction, target)
+    torch.testing.assert_close(errors[1], plain[1])
+    torch.testing.assert_close(errors[0], (prediction - target)[0, :, 2:5, 3:6].square().mean())
+
+
+def test_the_effect_is_that_on_what_the_mask_shows() -> None:
+    weights = torch.zeros(3, 1, 8, 8)
+    weights[..., :4, :] = 2
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = Probe.draw(schedule(), latents, 7, weights)
+    better = found.noised.clone()
+    better[..., :4, :] = found.target[..., :4, :]
+    assert found.effect(found.noised, better).improvement == 1
+    worse = found.noised.clone()
+    worse[..., 4:, :] = found.target[..., 4:, :]
+    assert found.effect(found.noised, worse).improvement == 0
+
+
 def probe(kind: str = "epsilon") -> Probe:
     return Probe.draw(schedule(kind), torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), seed=7)
 

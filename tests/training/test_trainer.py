@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -435,11 +436,67 @@ def test_captions(run: Callable[..., TrainResult], subject_images: Path) -> None
     plain = run("plain")
     (subject_images / "0.txt").write_text("a dog on a beach")
     captioned = run("captioned", callbacks={"say": lines.append})
-    assert lines[0] == "0.txt: 'a dog on a beach' lacks the trigger and is read as 'a sks dog on a beach'"
+    assert lines[0] == "found 5 pictures, 1 caption"
+    assert lines[1] == "0.txt: 'a dog on a beach' lacks the trigger and is read as 'a sks dog on a beach'"
     assert plain.losses != captioned.losses
     (subject_images / "1.txt").write_text("a dog " * 100 + "sks dog")
     with pytest.raises(DatasetError, match="its trigger is cut off"):
         run("long")
+
+
+@pytest.mark.parametrize("what", ["coefficients+token", "coefficients"])
+def test_captions_that_the_text_encoder_does_not_read_to_the_end(
+    run: Callable[..., TrainResult], subject_images: Path, what: str
+) -> None:
+    lines: list[str] = []
+    (subject_images / "0.txt").write_text("a sks dog" + " on grass" * 60)
+    (subject_images / "1.txt").write_text("a sks dog on grass")
+    run("cut", callbacks={"say": lines.append}, train=what, max_train_steps=1)
+    (said,) = [line for line in lines if "cut off" in line]
+    assert re.fullmatch(r"0\.txt: \d+ of \d+ tokens are cut off, the text encoder does not read '.*grass on.*'", said)
+    (subject_images / "1.txt").write_text("a dog " * 100 + "sks dog")
+    with pytest.raises(DatasetError, match=r"^1\.txt: the prompt .* its trigger is cut off; the text encoder reads 77"):
+        run("long", train=what)
+
+
+def test_masks_decide_what_is_learned(run: Callable[..., TrainResult], subject_images: Path) -> None:
+    """Whatever is painted over what a mask hides, the loss of the rest is of the rest alone."""
+    lines: list[str] = []
+    plain = run("plain", max_train_steps=1)
+    for path in sorted(subject_images.iterdir()):
+        with Image.open(path) as image:
+            mask = Image.new("L", image.size, 0)
+        mask.paste(255, (0, 0, mask.width, mask.height // 2))
+        mask.save(subject_images / f"{path.stem}-masklabel.png")
+    masked = run("masked", callbacks={"say": lines.append}, max_train_steps=1)
+    assert lines[0] == "found 5 pictures, 5 masks"
+    assert masked.losses != plain.losses
+    unused = run("unused", callbacks={"say": lines.append}, max_train_steps=1, use_masks=False)
+    assert unused.losses == plain.losses
+    assert "found 5 pictures, 5 masks, which are not used (--use_masks is off)" in lines
+    run("kept", max_train_steps=2, checkpointing_steps=1)
+    Image.new("L", (24, 24), 255).save(subject_images / "0-masklabel.png")
+    with pytest.raises(CheckpointError, match="pictures"):
+        run("kept", max_train_steps=3, resume_from_checkpoint="latest")
+
+
+def test_what_of_a_folder_is_not_used_is_said(run: Callable[..., TrainResult], subject_images: Path) -> None:
+    lines: list[str] = []
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(subject_images / "5.gif", save_all=True, append_images=frames[1:])
+    Image.new("RGB", (20, 20)).save(subject_images / "6.png", icc_profile=b"garbage")
+    Image.new("RGBA", (20, 20), (9, 9, 9, 200)).save(subject_images / "7.png")
+    (subject_images / "raw").mkdir()
+    (subject_images / "8.NEF").write_bytes(b"II*\0")
+    run("said", callbacks={"say": lines.append}, max_train_steps=1)
+    assert lines[:3] == [
+        "found 8 pictures",
+        "left out raw/: only the folder itself is read; name the one that is meant, or move its pictures up",
+        "left out 8.NEF: raw photos are not developed; export them as JPEG, PNG or TIFF",
+    ]
+    assert "5.gif: it is an animation or holds several pictures; the first one is used" in lines
+    assert any(line.startswith("6.png: its colour profile cannot be used (") for line in lines)
+    assert "7.png: only what is not transparent is learned" in lines
 
 
 def test_gradient_checkpointing_changes_nothing(run: Callable[..., TrainResult]) -> None:
