@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
+from ..subject.atomic_write import errors_named
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, listed, shown
 from ..subject.safetensors_file import FILE_NAME, MAX_FILE
@@ -144,8 +145,9 @@ def write_folder(files: Mapping[str, bytes], folder: Path, replace: bool = False
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as staging:
         new, old = Path(staging, "new"), Path(staging, "old")
         for name, content in files.items():
-            (new / name).parent.mkdir(parents=True, exist_ok=True)
-            (new / name).write_bytes(content)
+            with errors_named(folder / name):
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                (new / name).write_bytes(content)
         try:
             if folder.exists():
                 folder.rename(old)
