@@ -6,6 +6,7 @@ generator seeded by (seed, step). That is what makes a resumed run equal an unin
 Shapes: B pictures of a batch; C, h, w channels and size of the latents.
 """
 
+import errno
 import math
 import statistics
 import time
@@ -31,7 +32,7 @@ from ..inference.studio import Studio
 from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
-from .checkpoint import Checkpoint, find_checkpoint, prune_checkpoints
+from .checkpoint import Checkpoint, CheckpointError, find_checkpoint, prune_checkpoints
 from .config import ConfigError, TrainConfig
 from .dataset import mixed_seed
 from .losses import min_snr_weights, squared_errors, training_loss
@@ -53,8 +54,10 @@ from .reports import (
     outcome,
     own_random_state,
     progress_bar,
+    unbroken,
 )
 from .run_folder import RunFolder
+from .tensor_file import DamagedFileError
 from .timeline import load_timeline, save_timeline
 
 
@@ -68,7 +71,8 @@ def train(
 ) -> TrainResult:
     """Teach a base the subject that `config` describes and leave everything in its output folder.
 
-    Ctrl-C (in the main thread) and `should_stop` end training after the current step; what was learned is saved.
+    Ctrl-C, SIGTERM and SIGHUP (in the main thread) and `should_stop` end training after the current step; what was
+    learned is saved.
 
     Args:
         config: the settings; `resolve` is called here.
@@ -80,7 +84,8 @@ def train(
 
     Raises:
         ConfigError: settings that cannot work. DatasetError: pictures or captions that cannot be used.
-        CheckpointError: nothing to resume from. TrainingError: the loss broke up, or the disk is full.
+        CheckpointError: nothing to resume from. TrainingError: the loss broke up, the disk is full, or the output
+            folder is gone.
         TrainingCancelled: stopped before the first step.
     """
     return Trainer(config, pipe, on_step, on_preview, should_stop, say).run()
@@ -98,12 +103,21 @@ class Trainer:
         should_stop: Callable[[], bool] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.config = config.resolve()
-        self.output = RunFolder(Path(str(self.config.output_dir)).expanduser())
+        self.config = config = config.resolve()
+        self.output = RunFolder(Path(str(config.output_dir)).expanduser())
+        self.place: tuple[int, int] | None = None  # which folder that is, from when it is this run's
         self.pipe = pipe
+        if pipe is not None:
+            family_of(pipe)  # or the error that names it
+        self.accelerator = Accelerator(
+            cpu=pipe is not None and pipe.device.type == "cpu",  # who gives a base also chose where it is
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(logging_dir=str(self.output.path / config.logging_dir)),
+        )
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.on_step, self.on_preview = on_step, on_preview
-        self.stop = StopRequest(should_stop, say)
-        self.say = say
+        self.say = unbroken(say) if self.is_main else lambda line: None
+        self.stop = StopRequest(should_stop, self.say)
         self.clock = Clock()
         self.step = 0  # steps done
         self.losses: list[float] = []
@@ -111,8 +125,16 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Set up, fit, measure, save."""
+        config, resume = self.config, self.config.resume_from_checkpoint is not None
+        if not self.is_main:  # one of several processes speaks and writes for all
+            return self.run_claimed()
+        with self.output.claimed(overwrite=config.overwrite_output_dir, resume=resume, say=self.say):
+            self.place = self.output.place()
+            return self.run_claimed()
+
+    def run_claimed(self) -> TrainResult:
+        """All of it, once the output folder is this run's."""
         resume = self.config.resume_from_checkpoint
-        self.output.prepare(overwrite=self.config.overwrite_output_dir, resume=resume is not None)
         checkpoint = None if resume is None else Checkpoint.load(find_checkpoint(resume, self.output.checkpoints))
         with own_random_state():
             self.setup()
@@ -132,16 +154,6 @@ class Trainer:
     def setup(self) -> None:
         """Load the base, put what learns beside it, read the pictures, and ask what the base predicts by itself."""
         config = self.config
-        if self.pipe is not None:
-            family_of(self.pipe)  # or the error that names it
-        self.accelerator = Accelerator(
-            cpu=self.pipe is not None and self.pipe.device.type == "cpu",  # who gives a base also chose where it is
-            log_with=None if config.report_to == "none" else config.report_to,
-            project_config=ProjectConfiguration(logging_dir=str(self.output.path / config.logging_dir)),
-        )
-        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
-        if not self.is_main:  # one of several processes speaks for all
-            self.say = self.stop.say = lambda line: None
         dtype = DTYPES[config.mixed_precision]
         if self.pipe is None:
             name, revision = config.pretrained_model_name_or_path, config.revision
@@ -187,12 +199,14 @@ class Trainer:
         with torch.no_grad():
             for key, parameter in parameters.items():
                 parameter.copy_(checkpoint.parameters[key])
-        self.optimization.load_state_dict(checkpoint.optimization)
+        try:
+            self.optimization.load_state_dict(checkpoint.optimization)
+        except DamagedFileError as error:
+            raise CheckpointError(f"the checkpoint of step {checkpoint.step} is damaged: {error}") from error
         self.step, self.losses = checkpoint.step, list(checkpoint.losses)
         if self.output.timeline.is_file():
-            self.timeline = {
-                step: kept for step, kept in load_timeline(self.output.timeline).items() if step <= self.step
-            }
+            found = load_timeline(self.output.timeline)
+            self.timeline = {step: kept for step, kept in found.items() if step <= self.step and self.keeps(step)}
         self.say(f"going on from step {self.step} of {self.config.max_train_steps}")
 
     # --- fit ----------------------------------------------------------------------------------------------------------
@@ -203,6 +217,8 @@ class Trainer:
         self.begin()
         self.learner.train(True)
         with progress_bar(str(config.trigger), self.step, total, show=self.is_main) as bar:
+            if self.is_main and self.previews(self.step) and not self.drawn():
+                self.preview()  # what the checkpoint goes on from was ended before it was drawn
             while self.step < total and not self.stop_agreed():
                 started = time.monotonic()
                 loss = self.train_step()
@@ -211,14 +227,34 @@ class Trainer:
                 self.clock.stepped(time.monotonic() - started)
                 self.report(bar)
                 if self.is_main:
-                    last = self.step == total
-                    if config.timeline_steps and (last or self.step % config.timeline_steps == 0):
+                    self.check_folder()
+                    if self.keeps(self.step):
                         self.keep()
                     if config.checkpointing_steps and self.step % config.checkpointing_steps == 0:
                         self.checkpoint()
-                    if config.validation_steps and (last or self.step % config.validation_steps == 0):
+                    if self.previews(self.step):
                         self.preview()
         self.learner.train(False)
+
+    def keeps(self, step: int) -> bool:
+        """Whether the timeline has this step in a run that nobody stops."""
+        every = self.config.timeline_steps
+        return bool(every) and (step == self.config.max_train_steps or step % every == 0)
+
+    def previews(self, step: int) -> bool:
+        """Whether there is a preview after this step."""
+        every = self.config.validation_steps
+        return bool(every and step) and (step == self.config.max_train_steps or step % every == 0)
+
+    def drawn(self) -> bool:
+        """Whether all pictures of this step's preview are there."""
+        numbers = range(self.config.num_validation_images)
+        return all(self.output.sample(self.step, number).is_file() for number in numbers)
+
+    def check_folder(self) -> None:
+        """Raises OSError: the output folder is not there any more, or another has taken its place."""
+        if self.output.place() != self.place:
+            raise FileNotFoundError(errno.ENOENT, "its folder was deleted, moved or replaced", str(self.output.path))
 
     def begin(self) -> None:
         """The first writes: from here on the output folder is this run's."""
@@ -339,17 +375,24 @@ class Trainer:
         return self.probe.predict(denoise, 2 * self.config.train_batch_size)  # without gradients twice as many fit
 
     def save(self) -> TrainResult:
-        """Measure what was learned and write the subject, its timeline and its card."""
+        """Measure what was learned and write the subject, its timeline and its card.
+
+        Raises:
+            TrainingCancelled: nothing was learned yet.
+        """
         config, stopped = self.config, self.step < self.config.max_train_steps
+        if not self.step:
+            raise TrainingCancelled("stopped before the first step; nothing was learned and nothing is saved")
         effect = self.probe.effect(self.before, self.probe_predictions())
         coefficients = self.learner.snapshot(self.step, self.losses, effect)
         if self.is_main:
+            self.check_folder()
             coefficients.save(self.output.coefficients)
             if stopped and self.step and config.timeline_steps:
                 self.keep()
             if stopped and self.step and config.checkpointing_steps:
                 self.checkpoint()
-            samples = [path.relative_to(self.output.path).as_posix() for path in self.output.newest_samples()]
+            samples = [path.relative_to(self.output.path).as_posix() for path in self.output.newest_samples(self.step)]
             self.write(self.output.card, model_card(coefficients, config, effect, samples))
             for line in outcome(self.step, config.max_train_steps, effect, self.output.coefficients):
                 self.say(line)
@@ -363,11 +406,13 @@ class Trainer:
         saved = "nothing was learned yet"
         if self.step:
             try:
+                if self.output.place() != self.place:
+                    self.output.path.mkdir(parents=True)  # or it is somebody else's, and stays as it is
                 self.learner.snapshot(self.step, self.losses).save(self.output.coefficients)
                 saved = f"the subject of step {self.step} is saved in {self.output.coefficients}"
             except OSError:
                 saved = f"the subject of step {self.step} could not be saved either"
-        where = f" while writing {error.filename}" if error.filename else ""
+        where = f" ({error.filename})" if error.filename else ""
         return TrainingError(f"training ended at step {self.step}: {error.strerror or error}{where}; {saved}")
 
     def write(self, path: Path, text: str) -> None:

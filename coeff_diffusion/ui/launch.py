@@ -7,11 +7,13 @@ from ..images.files import check_folder
 from ..inference.studio import Studio
 from ..service import StudioService
 from ..sources.library import Library
+from ..training.reports import unbroken
+from ..training.signals import requests_to_end
 from .config import PageConfig, PageError, check
 
 
 def open_page(config: PageConfig, block: bool = True) -> str:
-    """Load the base, open the page, and stay until Ctrl-C.
+    """Load the base, open the page, and stay until Ctrl-C, SIGTERM or SIGHUP.
 
     Args:
         block: False returns at once with the page running in a thread (for tests and notebooks).
@@ -40,5 +42,6 @@ def open_page(config: PageConfig, block: bool = True) -> str:
     try:
         return launch(build(service), config, users, block)
     finally:
-        if block:  # Ctrl-C: what is being trained is saved
-            service.close()
+        if block:  # Ctrl-C, SIGTERM, SIGHUP: what is being trained is saved, and a second one does not take it away
+            with requests_to_end(lambda number: unbroken(print)("still saving what is being trained")):
+                service.close()
