@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from ..subject.atomic_write import atomic_write
 from ..subject.errors import UserError, cut, listed, shown
+from .optimizer import Optimizer
 from .tensor_file import DamagedFileError, is_count, numbers, read_json, read_tensors
 
 FORMAT = "coeff-diffusion-checkpoint"
@@ -95,6 +97,23 @@ class Checkpoint:
                 f"the checkpoint of step {self.step} belongs to another run: {listed(differing, most=8)}. Train with "
                 "the settings it was written with, or start anew in another folder"
             )
+
+    def restore(self, identity: Mapping[str, Any], parameters: Mapping[str, Tensor], optimizer: Optimizer) -> None:
+        """Put everything that learns, and what makes it learn, where it was.
+
+        Raises:
+            CheckpointError: it belongs to another run (see `check`), or is damaged.
+        """
+        self.check(identity, parameters)
+        try:
+            optimizer.load_state_dict(self.optimization)
+        except DamagedFileError as error:
+            raise CheckpointError(
+                f"the checkpoint of step {self.step} is damaged: {error}; go on from an earlier one"
+            ) from error
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                parameter.copy_(self.parameters[key])
 
 
 def _content(state: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ..inference.studio import Studio
 from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
-from .checkpoint import Checkpoint, CheckpointError, find_checkpoint, prune_checkpoints
+from .checkpoint import Checkpoint, find_checkpoint, prune_checkpoints
 from .config import ConfigError, TrainConfig
 from .dataset import mixed_seed
 from .losses import min_snr_weights, squared_errors, training_loss
@@ -57,7 +57,6 @@ from .reports import (
     unbroken,
 )
 from .run_folder import RunFolder
-from .tensor_file import DamagedFileError
 from .timeline import load_timeline, save_timeline
 
 
@@ -194,15 +193,7 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on exactly where the checkpoint was written."""
-        parameters = self.learner.parameters
-        checkpoint.check(self.identity(), parameters)
-        with torch.no_grad():
-            for key, parameter in parameters.items():
-                parameter.copy_(checkpoint.parameters[key])
-        try:
-            self.optimization.load_state_dict(checkpoint.optimization)
-        except DamagedFileError as error:
-            raise CheckpointError(f"the checkpoint of step {checkpoint.step} is damaged: {error}") from error
+        checkpoint.restore(self.identity(), self.learner.parameters, self.optimization)
         self.step, self.losses = checkpoint.step, list(checkpoint.losses)
         if self.output.timeline.is_file():
             found = load_timeline(self.output.timeline)
