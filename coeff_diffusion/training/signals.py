@@ -60,3 +60,24 @@ def all_like_ctrl_c() -> Iterator[None]:
 
     with requests_to_end(handle, [number for number in REQUESTS if number != signal.SIGINT]):
         yield
+
+
+@contextmanager
+def ending_once(say: Callable[[str], None]) -> Iterator[None]:
+    """Within the block the first request to end does what it did, and no later one breaks off what is done about it.
+
+    Args:
+        say: takes a line for each of the later ones.
+    """
+    asked = False
+
+    def handle(number: int) -> None:
+        nonlocal asked
+        if asked:
+            say("still saving what is being trained")
+            return
+        asked = True
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+    with requests_to_end(handle):
+        yield

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..subject.errors import shown
+from ..subject.errors import cut, shown
 
 MAX_BYTES = 256 * 2**20  # many times what the longest run keeps
 MAX_STEP = 10**9
@@ -44,7 +44,7 @@ def read_tensors(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, st
                     raise DamagedFileError(f"{shown(name)} is of type {dtype}, expected F32")
             return {name: file.get_tensor(name) for name in names}, metadata
     except (SafetensorError, OSError, RuntimeError, TypeError) as error:  # torch's own, for shapes beyond any memory
-        raise DamagedFileError(str(error).partition("\n")[0]) from error
+        raise DamagedFileError(cut(str(error).partition("\n")[0], 200)) from error
 
 
 def read_json(metadata: dict[str, str], key: str) -> Any:

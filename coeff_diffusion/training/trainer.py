@@ -25,9 +25,8 @@ from ..families.load import load_base
 from ..families.process import prediction_target, signal_to_noise, training_schedule
 from ..families.registry import family_of
 from ..families.shared_weights import shared_pipeline
-from ..images.files import save_picture
 from ..inference.pipeline_subjects import loaded_coefficients
-from ..inference.request import DrawCancelled, DrawRequest, StudioError
+from ..inference.request import DrawCancelled
 from ..inference.studio import Studio
 from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
@@ -40,6 +39,7 @@ from .model import DTYPES, Learner, training_resolution
 from .model_card import model_card
 from .optimizer import Optimizer
 from .preparation import prepare_data
+from .previews import Previews
 from .probe import Probe
 from .reports import (
     Clock,
@@ -180,6 +180,7 @@ class Trainer:
         )
         self.probe = Probe.draw(self.schedule, self.data.instance.first_views(), mixed_seed(config.seed, -3))
         self.before = self.probe_predictions()
+        self.previews = Previews(self.studio, config, self.output, self.say, self.stop.asked, self.on_preview)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint and the run that goes on from it must have in common."""
@@ -208,7 +209,7 @@ class Trainer:
         self.begin()
         self.learner.train(True)
         with progress_bar(str(config.trigger), self.step, total, show=self.is_main) as bar:
-            if self.is_main and self.previews(self.step) and not self.drawn():
+            if self.is_main and self.previews.due(self.step) and not self.previews.drawn(self.step):
                 self.preview()  # what the checkpoint goes on from was ended before it was drawn
             while self.step < total and not self.stop_agreed():
                 started = time.monotonic()
@@ -223,7 +224,7 @@ class Trainer:
                         self.keep()
                     if config.checkpointing_steps and self.step % config.checkpointing_steps == 0:
                         self.checkpoint()
-                    if self.previews(self.step):
+                    if self.previews.due(self.step):
                         self.preview()
         self.learner.train(False)
 
@@ -231,16 +232,6 @@ class Trainer:
         """Whether the timeline has this step in a run that nobody stops."""
         every = self.config.timeline_steps
         return bool(every) and (step == self.config.max_train_steps or step % every == 0)
-
-    def previews(self, step: int) -> bool:
-        """Whether there is a preview after this step."""
-        every = self.config.validation_steps
-        return bool(every and step) and (step == self.config.max_train_steps or step % every == 0)
-
-    def drawn(self) -> bool:
-        """Whether all pictures of this step's preview are there."""
-        numbers = range(self.config.num_validation_images)
-        return all(self.output.sample(self.step, number).is_file() for number in numbers)
 
     def check_folder(self) -> None:
         """Raises OSError: the output folder is not there any more, or another has taken its place."""
@@ -326,33 +317,10 @@ class Trainer:
         prune_checkpoints(self.output.checkpoints, self.config.checkpoints_total_limit)
 
     def preview(self) -> None:
-        """Draw what the subject looks like by now, as anyone would who loads its file."""
-        config, started = self.config, time.monotonic()
-        name = self.studio.load(self.learner.snapshot(self.step, self.losses), name=config.name)
-        request = DrawRequest(
-            str(config.validation_prompt),
-            subjects={name: 1.0},
-            seed=config.seed,
-            batch_size=config.num_validation_images,
-            width=config.resolution,
-            height=config.resolution,
-        )
-        try:
-            pictures = self.studio.draw(request, should_stop=self.stop.asked)
-        except DrawCancelled:
-            return
-        except StudioError as error:  # a picture that breaks up says something about the subject, but ends no training
-            self.say(f"no preview of step {self.step}: {error}")
-            return
-        finally:
-            self.studio.unload(name)
-        paths = [self.output.sample(self.step, number) for number in range(len(pictures))]
-        self.output.samples.mkdir(exist_ok=True)
-        for picture, path in zip(pictures, paths, strict=True):
-            save_picture(picture.image, path, picture.parameters)
-        self.clock.previewed(time.monotonic() - started)
-        if self.on_preview is not None:
-            self.on_preview(PreviewReport(self.step, pictures, paths))
+        """Draw what the subject looks like by now."""
+        started = time.monotonic()
+        if self.previews.draw(self.step, self.learner.snapshot(self.step, self.losses)):
+            self.clock.previewed(time.monotonic() - started)
 
     # --- measure and save ---------------------------------------------------------------------------------------------
 

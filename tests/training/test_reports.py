@@ -14,7 +14,7 @@ from coeff_diffusion.cli import guarded
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.probe import Effect
 from coeff_diffusion.training.reports import Clock, StopRequest, clock_time, outcome, own_random_state, unbroken
-from coeff_diffusion.training.signals import REQUESTS
+from coeff_diffusion.training.signals import REQUESTS, ending_once
 
 
 def test_time_left_counts_steps_and_previews() -> None:
@@ -102,6 +102,17 @@ def test_a_command_that_is_ended_tidies_up(number: int, code: int, capsys: pytes
     assert guarded(run) == code
     assert tidied == [number]
     assert capsys.readouterr().err == "coeff-diffusion: stopped\n"
+
+
+@pytest.mark.parametrize("number", REQUESTS)
+def test_what_the_first_request_has_begun_no_later_one_breaks_off(number: int) -> None:
+    lines: list[str] = []
+    with ending_once(lines.append):
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        for other in REQUESTS:
+            os.kill(os.getpid(), other)
+    assert lines == ["still saving what is being trained"] * len(REQUESTS)
 
 
 def test_a_terminal_that_is_gone_ends_nothing() -> None:
