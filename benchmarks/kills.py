@@ -117,6 +117,9 @@ def run(settings: list[str], place: Path, at: Callable[[], object] | None = None
     """Train as the command line does; `at` is called before every change to the output folder."""
     place.mkdir(exist_ok=True)
     os.chdir(place)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started this may have switched signals off
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if at is not None:
         watch(Path(OUT).absolute(), at)
     return coeff_diffusion(["train", *settings])
