@@ -6,10 +6,12 @@ need the arguments of all commands before they know which it is, and with them t
 
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module
 from typing import Any, TypeVar, get_origin, get_type_hints
@@ -17,6 +19,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 from . import __version__
 from .commands.terminal import printable
 from .subject.errors import UserError
+from .training.signals import Terminated, all_like_ctrl_c
 
 # What a command does; its arguments: a dataclass, or a function that reads them; and what runs it.
 COMMANDS = {
@@ -46,24 +49,29 @@ class UsageError(UserError, ValueError):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for an error, 130 for Ctrl-C."""
+    """Run one command and return its exit code; see `guarded`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: _run([one for one in arguments if one != "--debug"]), debug="--debug" in arguments)
 
 
 def guarded(run: Callable[[], int], debug: bool = False) -> int:
-    """Run something for a user: an error becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
-    with warnings.catch_warnings():
+    """Run something for a user: an error becomes one line on stderr and exit code 2.
+
+    Ctrl-C gives exit code 130, SIGTERM 143 and SIGHUP 129, as in a shell (a training that saved what it has: 0).
+    """
+    with warnings.catch_warnings(), all_like_ctrl_c():
         _quiet(debug)
         try:
             return run()
-        except KeyboardInterrupt:
-            print("coeff-diffusion: stopped", file=sys.stderr)
-            return 130
+        except KeyboardInterrupt as error:
+            with suppress(OSError):  # the terminal may be gone
+                print("coeff-diffusion: stopped", file=sys.stderr)
+            return 128 + (error.number if isinstance(error, Terminated) else signal.SIGINT)
         except Exception as error:  # noqa: BLE001 - the last line of defence: the user gets a sentence, not a stack
             if debug:
                 traceback.print_exc()
-            print(f"coeff-diffusion: error: {printable(_sentence(error))}", file=sys.stderr)
+            with suppress(OSError):
+                print(f"coeff-diffusion: error: {printable(_sentence(error))}", file=sys.stderr)
             return 2
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..families.load import EMBEDDED, load_base
 from ..images.drawing_settings import LAYERS, SETTINGS
-from ..images.files import check_folder, free_path, save_picture
+from ..images.files import check_folder, save_new_picture
 from ..images.grid import labelled_grid
 from ..inference.replay import Base, Part, Replay
 from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError, split_strength
@@ -137,14 +137,12 @@ def draw_all(
         if place is not None:
             base, pictures = base[place : place + 1], pictures[place : place + 1]
         for picture, tag in [*((p, "-base") for p in base), *((p, "") for p in pictures)]:
-            path = free_path(config.output_dir, f"{picture.seed}{tag}")
-            files.append(_save(picture, path, config.embed_subjects, say))
+            files.append(_save(picture, f"{picture.seed}{tag}", config, say))
         rows.append([picture.image for picture in (*base, *pictures)])
         labels = ["base"] * len(base) + [" + ".join(request.subjects) or "base"] * len(pictures)
     if config.grid:
-        path = free_path(config.output_dir, "grid")
-        files.append(save_picture(labelled_grid(rows, prompts, labels), path))
-        say(f"{path}")
+        files.append(save_new_picture(labelled_grid(rows, prompts, labels), config.output_dir, "grid"))
+        say(f"{files[-1]}")
     return files
 
 
@@ -207,10 +205,10 @@ def _load(studio: Studio, parts: Sequence[Part], say: Callable[[str], None]) -> 
     return strengths
 
 
-def _save(picture: Picture, path: Path, embed: bool, say: Callable[[str], None]) -> Path:
+def _save(picture: Picture, stem: str, config: GenerateConfig, say: Callable[[str], None]) -> Path:
     """Save a picture and say where it is and what it carries."""
-    subjects = list(dict.fromkeys(picture.subjects.values())) if embed else []
-    save_picture(picture.image, path, picture.parameters, chunks(subjects))
+    subjects = list(dict.fromkeys(picture.subjects.values())) if config.embed_subjects else []
+    path = save_new_picture(picture.image, config.output_dir, stem, picture.parameters, chunks(subjects))
     size = sum(len(content) for _, content in chunks(subjects))
     carries = f", which carries {', '.join(map(called, subjects))}: {size:,} bytes" if subjects else ""
     say(f"{path}{carries}")

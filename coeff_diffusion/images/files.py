@@ -68,6 +68,26 @@ def save_picture(
     return path
 
 
+def save_new_picture(
+    image: Image.Image,
+    folder: str | Path,
+    stem: str,
+    parameters: str | None = None,
+    chunks: Sequence[tuple[bytes, bytes]] = (),
+) -> Path:
+    """Write a PNG under the next free number of a folder (see `free_path`), and return where it is.
+
+    Raises:
+        OSError: it could not be written, as on a full disk; nothing of it is left then.
+    """
+    path = free_path(folder, stem)
+    try:
+        return save_picture(image, path, parameters, chunks)
+    except BaseException:  # also Ctrl-C: the empty file that holds the name goes
+        path.unlink(missing_ok=True)
+        raise
+
+
 def check_folder(folder: str | Path) -> Path:
     """Make a folder for pictures and make sure, before anything is drawn, that it can be written.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..families.fingerprint import fingerprint, other_weights, weight_sample
 from ..families.layout import layout_of
 from ..families.registry import denoiser_of
-from ..images.files import free_path, save_picture
+from ..images.files import save_new_picture
 from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError
 from ..sources.image_card import chunks
 from ..sources.open import open_subject
@@ -80,9 +80,10 @@ class Drawings:
             else:
                 pictures = studio.draw(request, on_step, should_stop)
         files = [
-            save_picture(
+            save_new_picture(
                 picture.image,
-                free_path(self.output_dir, f"{picture.seed}{tag}"),
+                self.output_dir,
+                f"{picture.seed}{tag}",
                 picture.parameters,
                 chunks(list(dict.fromkeys(picture.subjects.values()))) if embed_subjects else (),
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..images.files import free_path, save_picture
+from ..images.files import save_new_picture
 from ..images.generation_info import format_parameters, parse_parameters
 from ..images.grid import labelled_grid
 from ..inference.request import MAX_SEED, DrawCancelled, DrawProgress, Picture
@@ -200,7 +200,7 @@ class Explorer:
         return [Actor(name, steps[step], i, step) for i, step in enumerate(request.steps)]
 
     def _save(self, image: Image.Image, stem: str, parameters: str) -> Path:
-        return save_picture(image, free_path(self.output_dir, stem), parameters)
+        return save_new_picture(image, self.output_dir, stem, parameters)
 
 
 def _told(picture: Picture, cell: Cell) -> Picture:

@@ -155,15 +155,15 @@ class TrainingQueue:
                 job.state = "stopped"
                 shutil.rmtree(job.folder, ignore_errors=True)
 
-    def close(self, timeout: float = 60.0) -> None:
-        """Stop all and wait until the one that runs has saved."""
+    def close(self) -> None:
+        """Stop all and wait until the one that runs has saved, however long its step takes."""
         with self._lock:
             self._closed = True
             worker = self._worker
             for job in self._jobs.values():
                 self.stop(job.number)
         if worker is not None:
-            worker.join(timeout)
+            worker.join()
 
     # --- working ------------------------------------------------------------------------------------------------------
 

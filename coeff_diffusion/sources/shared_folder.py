@@ -17,6 +17,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from ..hub import HubError, HubUnreachableError, api, asking, listing, split_id
+from ..subject.atomic_write import errors_named
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, listed, shown
 from ..subject.safetensors_file import FILE_NAME, MAX_FILE
@@ -170,8 +171,9 @@ def write_folder(files: Mapping[str, bytes], folder: Path, replace: bool = False
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as staging:
         new, old = Path(staging, "new"), Path(staging, "old")
         for name, content in files.items():
-            (new / name).parent.mkdir(parents=True, exist_ok=True)
-            (new / name).write_bytes(content)
+            with errors_named(folder / name):
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                (new / name).write_bytes(content)
         if folder.exists():
             folder.rename(old)
         try:

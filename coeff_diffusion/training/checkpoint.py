@@ -5,19 +5,23 @@ JSON of the rest. No random state is kept: every step draws from generators seed
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from ..subject.atomic_write import atomic_write
-from ..subject.errors import UserError
+from ..subject.errors import UserError, cut, listed, shown
+from .optimizer import Optimizer
+from .tensor_file import DamagedFileError, is_count, numbers, read_json, read_tensors
 
 FORMAT = "coeff-diffusion-checkpoint"
+MOMENT = re.compile(r"optimizer/(\d{1,6})/(\w+)", re.ASCII)
 
 
 class CheckpointError(UserError, ValueError):
@@ -30,7 +34,7 @@ class Checkpoint:
 
     Attributes:
         parameters: what is trained, by name, `[H, H]` or `[vectors, D]`, float32.
-        optimization: the `state_dict` of `Optimization`.
+        optimization: the `state_dict` of `Optimizer`; one that was read has those parts of it that move.
         losses: of every step so far.
         identity: what has to be the same in the run that goes on, such as the batch size.
     """
@@ -44,25 +48,17 @@ class Checkpoint:
     def save(self, path: Path) -> None:
         """Write the file in one move: a kill at any moment leaves the previous checkpoints whole."""
         tensors = {f"parameters/{name}": value.detach().cpu().contiguous() for name, value in self.parameters.items()}
-        plain: dict[str, dict[str, Any]] = {}
-        optimizer = self.optimization["optimizer"]
-        for index, entries in optimizer["state"].items():
+        for index, entries in self.optimization["optimizer"]["state"].items():
             for key, value in entries.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer/{index}/{key}"] = value.detach().cpu().contiguous()
-                else:
-                    plain.setdefault(str(index), {})[key] = value
+                tensors[f"optimizer/{index}/{key}"] = value.detach().cpu().contiguous()
         state = {
             "step": self.step,
-            "optimization": {
-                **self.optimization,
-                "optimizer": {"param_groups": optimizer["param_groups"], "state": plain},
-            },
+            "optimization": {name: part for name, part in self.optimization.items() if name != "optimizer"},
             "losses": self.losses,
             "identity": dict(self.identity),
         }
         data = save(tensors, metadata={"format": FORMAT, "state": json.dumps(state)})
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)  # not its parents: where the run's folder is gone, this is an error
         with atomic_write(path) as file:
             file.write(data)
 
@@ -73,32 +69,13 @@ class Checkpoint:
         Raises:
             CheckpointError: it is missing, damaged or something else.
         """
+        if not path.exists():
+            raise CheckpointError(f"no checkpoint {path}")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-            if metadata.get("format") != FORMAT:
-                raise CheckpointError(f"{path} is not a checkpoint of a training run")
-            state = json.loads(metadata["state"])
-            optimizer = state["optimization"]["optimizer"]
-            moments: dict[int, dict[str, Any]] = {int(i): dict(entries) for i, entries in optimizer["state"].items()}
-            for key, value in tensors.items():
-                if key.startswith("optimizer/"):
-                    _, index, name = key.split("/", 2)
-                    moments.setdefault(int(index), {})[name] = value
-            return cls(
-                step=int(state["step"]),
-                parameters={
-                    k.removeprefix("parameters/"): v for k, v in tensors.items() if k.startswith("parameters/")
-                },
-                optimization={**state["optimization"], "optimizer": {**optimizer, "state": moments}},
-                losses=state["losses"],
-                identity=state["identity"],
-            )
-        except FileNotFoundError as error:
-            raise CheckpointError(f"no checkpoint {path}") from error
-        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"checkpoint {path} is damaged ({error}); go on from an earlier one") from error
+            tensors, metadata = read_tensors(path, FORMAT)
+            return cls(**_content(read_json(metadata, "state"), tensors))
+        except DamagedFileError as error:
+            raise CheckpointError(f"{path} is not a readable checkpoint: {error}; go on from an earlier one") from error
 
     def check(self, identity: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
         """Make sure that this run is the one that wrote the checkpoint.
@@ -108,7 +85,7 @@ class Checkpoint:
         """
         wanted = json.loads(json.dumps(dict(identity)))  # as a file would have it: tuples are lists
         differing = [
-            f"{key} was {self.identity.get(key)!r} and is {wanted.get(key)!r}"
+            f"{cut(key)} was {shown(self.identity.get(key))} and is {shown(wanted.get(key))}"
             for key in {**self.identity, **wanted}
             if self.identity.get(key) != wanted.get(key)
         ]
@@ -117,9 +94,58 @@ class Checkpoint:
             differing.append("what is trained has other names or shapes")
         if differing:
             raise CheckpointError(
-                f"the checkpoint of step {self.step} belongs to another run: {'; '.join(differing)}. Train with the "
-                "settings it was written with, or start anew in another folder"
+                f"the checkpoint of step {self.step} belongs to another run: {listed(differing, most=8)}. Train with "
+                "the settings it was written with, or start anew in another folder"
             )
+
+    def restore(self, identity: Mapping[str, Any], parameters: Mapping[str, Tensor], optimizer: Optimizer) -> None:
+        """Put everything that learns, and what makes it learn, where it was.
+
+        Raises:
+            CheckpointError: it belongs to another run (see `check`), or is damaged.
+        """
+        self.check(identity, parameters)
+        try:
+            optimizer.load_state_dict(self.optimization)
+        except DamagedFileError as error:
+            raise CheckpointError(
+                f"the checkpoint of step {self.step} is damaged: {error}; go on from an earlier one"
+            ) from error
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                parameter.copy_(self.parameters[key])
+
+
+def _content(state: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint is made of, from its JSON and its tensors.
+
+    Raises:
+        DamagedFileError: something is missing, of another kind, or no number.
+    """
+    kinds = {"step": int, "losses": list, "identity": dict, "optimization": dict}
+    found = state if isinstance(state, dict) else {}
+    wrong = [key for key, kind in kinds.items() if type(found.get(key)) is not kind]
+    if wrong:
+        raise DamagedFileError(f"its state has no {wrong[0]!r} that makes sense: {shown(state)}")
+    step, losses = found["step"], numbers(found["losses"], "its losses")
+    if not is_count(step) or step != len(losses):
+        raise DamagedFileError(f"it is of step {shown(step)} and has the losses of {len(losses)} steps")
+    parameters: dict[str, Tensor] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise DamagedFileError(f"{shown(name)} holds values that are no numbers")
+        if name.startswith("parameters/"):
+            parameters[name.removeprefix("parameters/")] = tensor
+        elif place := MOMENT.fullmatch(name):
+            moments.setdefault(int(place[1]), {})[place[2]] = tensor
+        else:
+            raise DamagedFileError(f"it holds {shown(name)}, which no checkpoint has")
+    optimization = {**found["optimization"], "optimizer": {"state": moments}}
+    return {
+        "step": step, "parameters": parameters, "optimization": optimization, "losses": losses,
+        "identity": found["identity"],
+    }  # fmt: skip
 
 
 def find_checkpoint(name: str, folder: Path) -> Path:
@@ -132,8 +158,8 @@ def find_checkpoint(name: str, folder: Path) -> Path:
         found = sorted(folder.glob("step_*.safetensors"))
         if not found:
             raise CheckpointError(
-                f"no checkpoint in {folder}; leave out --resume_from_checkpoint to start anew (checkpoints are only "
-                "written with --checkpointing_steps)"
+                f"no checkpoint in {folder}; leave out --resume_from_checkpoint to start anew, or give "
+                "--overwrite_output_dir instead (checkpoints are only written with --checkpointing_steps)"
             )
         return found[-1]
     for path in (Path(name).expanduser(), folder / name, folder / f"{name}.safetensors"):

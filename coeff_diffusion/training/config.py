@@ -8,8 +8,9 @@ import difflib
 import functools
 import os
 import re
+import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from ..subject.errors import UserError
 from .checks import find_problems
+from .config_layers import parse_layers
 from .settings import TrainSettings
 
 
@@ -102,13 +104,13 @@ class ConfigParser(ArgumentParser):
 
 
 def train_parser(**kwargs: Any) -> ConfigParser:
-    """A parser of every field of `TrainConfig` as a flag, plus `--config FILE.yaml` (repeatable; later ones win).
+    """A parser of every field of `TrainConfig` as a flag, plus `--config FILE.yaml` (repeatable).
 
     Args:
         kwargs: go to jsonargparse's `ArgumentParser`, such as `exit_on_error=False`.
     """
     parser = ConfigParser(**{"allow_abbrev": False, "description": "Teach a Stable Diffusion a new subject.", **kwargs})
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags after it win")
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags win over it")
     types = typing.get_type_hints(TrainConfig)
     defaults = {f.name: getattr(TrainConfig(), f.name) for f in dataclasses.fields(TrainConfig)}
     for section, names in sections().items():
@@ -127,19 +129,27 @@ def config_from_namespace(parsed: Namespace | Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**{f.name: parsed[f.name] for f in dataclasses.fields(TrainConfig)})
 
 
-def parse_train_config(arguments: Sequence[str] | None = None, prog: str | None = None) -> TrainConfig:
-    """Parse flags (by default the process's own).
+def parse_train_config(
+    arguments: Sequence[str] | None = None, prog: str | None = None, say: Callable[[str], None] = print
+) -> TrainConfig:
+    """Parse flags (by default the process's own). Flags win over `--config` files, later files over earlier ones.
 
     Args:
         prog: what `--help` calls the program; default: the name of the running script.
+        say: takes a line for each setting that was overridden.
 
     Raises:
         ConfigError: an unknown flag or YAML key (the nearest known one is named), or a value of the wrong type.
     """
     try:
-        return config_from_namespace(train_parser(exit_on_error=False, prog=prog).parse_args(arguments))
+        parser = train_parser(exit_on_error=False, prog=prog)
+        parsed, notes = parse_layers(parser, sys.argv[1:] if arguments is None else arguments)
     except ArgumentError as error:
         raise ConfigError([str(error)]) from error
+    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+        for note in notes:
+            say(note)
+    return config_from_namespace(parsed)
 
 
 @functools.cache

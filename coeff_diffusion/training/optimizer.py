@@ -8,7 +8,9 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
+from ..subject.errors import shown
 from .config import TrainConfig
+from .tensor_file import MAX_STEP, DamagedFileError, is_count, is_finite
 
 
 class Optimizer:
@@ -84,7 +86,44 @@ class Optimizer:
         return {name: part.state_dict() for name, part in parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
+        """Go on from what `state_dict` returned. Only what moves is taken from it; the rest are the settings.
+
+        Raises:
+            DamagedFileError: a part is missing or cannot be of this optimizer; nothing is changed then.
+        """
+        schedule, scaler = state.get("lr_scheduler"), state.get("scaler")
+        done = schedule.get("last_epoch") if isinstance(schedule, dict) else None
+        if not is_count(done):
+            raise DamagedFileError(f"its schedule is at step {shown(done)}")
+        moments = {int(index): self._moments(index, found) for index, found in state["optimizer"]["state"].items()}
+        scaling = self._scaling(scaler if isinstance(scaler, dict) else {})
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.scaler.load_state_dict(scaling)
+        rates = [
+            base * factor(done)
+            for base, factor in zip(self.lr_scheduler.base_lrs, self.lr_scheduler.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        moved = {"last_epoch": done, "_step_count": done + 1, "_last_lr": rates}
+        self.lr_scheduler.load_state_dict({**self.lr_scheduler.state_dict(), **moved})
+
+    def _moments(self, index: int, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """AdamW's means of one parameter, if they can be that."""
+        shape = self.parameters[index].shape if index < len(self.parameters) else None
+        shapes = {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}
+        if shapes != {name: tensor.shape for name, tensor in found.items()}:
+            raise DamagedFileError(f"its means of parameter {index} have other names or shapes")
+        if not 0 <= float(found["step"]) <= MAX_STEP or bool((found["exp_avg_sq"] < 0).any()):
+            raise DamagedFileError(f"its means of parameter {index} cannot be")
+        return dict(found)
+
+    def _scaling(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of the loss scaling, if it can be that; empty where nothing is scaled."""
+        own: dict[str, Any] = self.scaler.state_dict()
+        if not own:
+            return {}
+        scale, tracker = found.get("scale"), found.get("_growth_tracker")
+        if not is_finite(scale) or not 0 < scale < 2**64 or not is_count(tracker):
+            raise DamagedFileError(f"its loss scaling is {shown(found)}")
+        return {**own, "scale": float(scale), "_growth_tracker": tracker}

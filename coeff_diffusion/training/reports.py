@@ -1,14 +1,12 @@
 """How a run talks to the outside: reports, an honest estimate of the time left, and how to ask it to stop."""
 
-import signal
+import os
 import statistics
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,13 +19,14 @@ from .config import TrainConfig
 from .model import Learner
 from .probe import Effect
 from .run_folder import RunFolder
+from .signals import requests_to_end
 
 
 class TrainingError(UserError, RuntimeError):
     """Training cannot go on. The message says what happened, at which step, and what is saved."""
 
 
-class TrainingCancelled(Exception):  # noqa: N818 - not an error: the caller asked for it
+class TrainingCancelled(UserError):  # noqa: N818 - not an error: the caller asked for it
     """Stopped before the first step; there is nothing to save."""
 
 
@@ -118,35 +117,44 @@ class Clock:
 
 
 class StopRequest:
-    """Whether someone wants the run to end: Ctrl-C, where this is the main thread, or the caller's own `should_stop`.
+    """Whether someone wants the run to end: by a signal, where this is the main thread, or by `should_stop`.
 
-    As a context manager it takes Ctrl-C over: the first one asks, a second one aborts.
+    As a context manager it takes Ctrl-C, SIGTERM and SIGHUP over. However many come, none takes away what is learned.
     """
 
     def __init__(self, should_stop: Callable[[], bool] | None, say: Callable[[str], None]) -> None:
         self.should_stop, self.say = should_stop, say
         self.interrupted = False
-        self.previous: Any = None
+        self._taken = ExitStack()
 
     def asked(self) -> bool:
         """Whether to stop."""
         return self.interrupted or (self.should_stop is not None and self.should_stop())
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            self.previous = signal.signal(signal.SIGINT, self._interrupt)
+        self._taken.enter_context(requests_to_end(self._interrupt))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
-            self.previous = None
+        self._taken.close()
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+    def _interrupt(self, number: int) -> None:
+        line = "stopping after this step and saving what is learned"
         if self.interrupted:
-            raise KeyboardInterrupt
+            line = f"still saving what is learned (kill -9 {os.getpid()} ends at once and loses it)"
         self.interrupted = True
-        self.say("stopping after this step and saving; press Ctrl-C again to abort without saving")
+        with suppress(RuntimeError):  # the signal came in the middle of a line that is being written
+            self.say(line)
+
+
+def unbroken(say: Callable[[str], None]) -> Callable[[str], None]:
+    """The same, but a terminal or a pipe that is gone ends no training."""
+
+    def tell(line: str) -> None:
+        with suppress(OSError):
+            say(line)
+
+    return tell
 
 
 @contextmanager

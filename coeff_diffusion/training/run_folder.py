@@ -1,16 +1,27 @@
 """The folder of a training run: what lies where, and whether it may be written."""
 
+import errno
+import re
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from ..subject.atomic_write import is_leftover
 from .config import ConfigError
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # some network file systems
+SAMPLE = re.compile(r"step_(\d{6,12})_(\d{1,6})\.png", re.ASCII)
+NOISE = (".DS_Store", "Thumbs.db", "desktop.ini")  # what systems put into every folder
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Names of everything a run leaves behind. Nothing exists before `prepare`."""
+    """Names of everything a run leaves behind. Nothing exists before `claimed`."""
 
     path: Path
 
@@ -44,41 +55,101 @@ class RunFolder:
         """Folder of what a run can be resumed from."""
         return self.path / "checkpoints"
 
+    @property
+    def lock(self) -> Path:
+        """What the process that trains into the folder holds, as long as it lives."""
+        return self.path / ".lock"
+
     def sample(self, step: int, number: int) -> Path:
         """A preview: `samples/step_000100_0.png`."""
         return self.samples / f"step_{step:06d}_{number}.png"
 
-    def newest_samples(self) -> list[Path]:
-        """The pictures of the latest preview, in order; empty where there is none."""
-        found = sorted(self.samples.glob("step_*_*.png"))
-        step = found[-1].name.rsplit("_", 1)[0] if found else ""
-        return sorted(
-            (path for path in found if path.name.rsplit("_", 1)[0] == step), key=lambda p: (len(p.name), p.name)
-        )
+    def newest_samples(self, step: int | None = None) -> list[Path]:
+        """The pictures of the latest preview (up to a step), in order; empty where there is none."""
+        pictures: dict[int, list[tuple[int, Path]]] = {}
+        for path in self.samples.glob("step_*.png"):
+            if (found := SAMPLE.fullmatch(path.name)) and (step is None or int(found[1]) <= step):
+                pictures.setdefault(int(found[1]), []).append((int(found[2]), path))
+        return [path for _, path in sorted(pictures[max(pictures)])] if pictures else []
 
     def checkpoint(self, step: int) -> Path:
         """A checkpoint: `checkpoints/step_000100.safetensors`."""
         return self.checkpoints / f"step_{step:06d}.safetensors"
 
-    def prepare(self, *, overwrite: bool = False, resume: bool = False) -> None:
-        """Make the folder and make sure, before anything expensive, that a run may write into it.
+    @contextmanager
+    def claimed(
+        self, *, overwrite: bool = False, resume: bool = False, say: Callable[[str], None] = print
+    ) -> Iterator[None]:
+        """Make the folder, make sure before anything expensive that a run may write into it, and keep others out.
+
+        The lock dies with its process. What an earlier run that was killed left half written is swept away.
 
         Raises:
-            ConfigError: it holds something and neither flag allows that, it is a file, or it cannot be written.
+            ConfigError: it holds something and neither flag allows that, it is a file, it cannot be written, or another
+                run writes into it right now.
         """
+        lock = FileLock(self.lock, thread_local=False)
         try:
-            if self.path.is_dir() and any(self.path.iterdir()) and not (overwrite or resume):
-                raise ConfigError(
-                    [
-                        f"--output_dir {self.path} is not empty; take another folder, replace the run in it with "
-                        "--overwrite_output_dir, or go on with it with --resume_from_checkpoint latest"
-                    ]
-                )
             self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path) as probe:  # what permission bits promise is not always so
-                probe.write(b"writable")
+            place = self.place()
+            self._take(lock, say)
+            try:
+                self._check_free(overwrite or resume)
+                with tempfile.TemporaryFile(dir=self.path) as probe:  # what permission bits promise is not always so
+                    probe.write(b"writable")
+                self.sweep()
+            except BaseException:
+                self._give_back(lock, place)
+                raise
         except OSError as error:
             raise ConfigError([f"--output_dir {self.path} cannot be written: {error.strerror or error}"]) from error
+        try:
+            yield
+        finally:
+            self._give_back(lock, place)
+
+    def _take(self, lock: FileLock, say: Callable[[str], None]) -> None:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(
+                [f"--output_dir {self.path} is being trained into right now; wait for that run, or take another folder"]
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            say(f"note: {self.path} lies where files cannot be locked; start no second training into it")
+
+    def _give_back(self, lock: FileLock, place: tuple[int, int] | None) -> None:
+        with suppress(OSError):  # on Windows nobody can delete what is locked
+            if place == self.place():  # or it would be the lock of somebody else
+                self.lock.unlink()
+        lock.release()
+
+    def _check_free(self, allowed: bool) -> None:
+        ours = (self.lock.name, *NOISE)
+        if not allowed and any(not is_leftover(path) for path in self.path.iterdir() if path.name not in ours):
+            raise ConfigError(
+                [
+                    f"--output_dir {self.path} is not empty; take another folder, replace the run in it with "
+                    "--overwrite_output_dir, or go on with it with --resume_from_checkpoint latest"
+                ]
+            )
+
+    def place(self) -> tuple[int, int] | None:
+        """Which folder it is, whatever it is called: device and number on it. None where there is none."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def sweep(self) -> None:
+        """Delete files of a run that were being written when it was killed."""
+        for folder in (self.path, self.samples, self.checkpoints):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if is_leftover(path):
+                    path.unlink(missing_ok=True)
 
     def clear(self, logging_dir: str) -> None:
         """Delete what an earlier run left, and nothing else that lies in the folder."""

@@ -7,23 +7,27 @@ of every step from the first. Never pickle.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
-from ..subject.errors import CoefficientsError
+from ..subject.errors import CoefficientsError, listed, shown
 from ..subject.info import CoefficientsInfo
 from ..subject.safetensors_file import serialize
 from .model_card import card_of_step
 from .run_folder import RunFolder
+from .tensor_file import DamagedFileError, numbers, read_json, read_tensors
 
 FORMAT = "coeff-diffusion-timeline"
 VERSION = "1"
-MAX_BYTES = 256 * 1024 * 1024
+STEP = re.compile(r"\d{1,9}", re.ASCII)
+TENSOR = re.compile(rf"step_({STEP.pattern})/(.+)", re.ASCII | re.DOTALL)
 
 
 def save_timeline(path: str | Path, timeline: Mapping[int, Coefficients], losses: Sequence[float] = ()) -> None:
@@ -55,23 +59,18 @@ def load_timeline(path: str | Path) -> dict[int, Coefficients]:
     Raises:
         CoefficientsError: the file is missing, damaged or something else.
     """
-    tensors, metadata = _read(Path(path))
-    steps: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        step, _, name = key.partition("/")
-        if not step.removeprefix("step_").isdecimal() or not name:
-            raise CoefficientsError(f"{path} holds {key!r}, expected step_<number>/<name>")
-        steps.setdefault(int(step.removeprefix("step_")), {})[name] = tensor
-    try:
-        infos = {int(step): CoefficientsInfo.from_json(text) for step, text in json.loads(metadata["infos"]).items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CoefficientsError(f"{path} does not say where its steps came from ({error})") from error
-    if infos.keys() != steps.keys():
-        raise CoefficientsError(f"{path} describes the steps {sorted(infos)} and holds the steps {sorted(steps)}")
-    try:
+    with _named(path):
+        tensors, metadata = _read(Path(path))
+        steps: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if not (found := TENSOR.fullmatch(key)):
+                raise DamagedFileError(f"it holds {shown(key)}, expected step_<number>/<name>")
+            if steps.setdefault(int(found[1]), {}).setdefault(found[2], tensor) is not tensor:
+                raise DamagedFileError(f"it holds {shown(key)} twice")
+        infos = _infos(read_json(metadata, "infos"))
+        if infos.keys() != steps.keys():
+            raise DamagedFileError(f"it describes the steps {_listed(infos)} and holds the steps {_listed(steps)}")
         return {step: Coefficients.from_named_tensors(named, infos[step]) for step, named in sorted(steps.items())}
-    except CoefficientsError as error:
-        raise CoefficientsError(f"{path}: {error}") from error
 
 
 def load_losses(path: str | Path) -> list[float]:
@@ -80,12 +79,8 @@ def load_losses(path: str | Path) -> list[float]:
     Raises:
         CoefficientsError: the file is missing, damaged or something else.
     """
-    try:
-        return [float(loss) for loss in json.loads(_read(Path(path))[1]["losses"])]
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, CoefficientsError):
-            raise
-        raise CoefficientsError(f"{path} does not hold the losses ({error})") from error
+    with _named(path):
+        return numbers(read_json(_read(Path(path))[1], "losses"), "its losses")
 
 
 def keep_step(run: RunFolder, step: int) -> Coefficients:
@@ -111,15 +106,30 @@ def keep_step(run: RunFolder, step: int) -> Coefficients:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors, metadata = read_tensors(path, FORMAT)
+    if (version := metadata.get("format_version")) != VERSION:
+        raise DamagedFileError(f"its version is {shown(version)}, expected {VERSION!r}; a newer program may read it")
+    return tensors, metadata
+
+
+def _infos(found: Any) -> dict[int, CoefficientsInfo]:
+    """Where the subject of each step came from."""
+    infos: dict[int, CoefficientsInfo] = {}
+    for step, text in found.items() if isinstance(found, dict) else [(None, found)]:
+        if not isinstance(step, str) or not STEP.fullmatch(step) or not isinstance(text, str) or int(step) in infos:
+            raise DamagedFileError(f"it does not say where its steps came from: {shown(found)}")
+        infos[int(step)] = CoefficientsInfo.from_json(text)
+    return infos
+
+
+def _listed(steps: Iterable[int]) -> str:
+    return listed([str(step) for step in sorted(steps)])
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """What is wrong with a timeline is said with its name."""
     try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise CoefficientsError(f"{path} has {size:,} bytes, expected a timeline of at most {MAX_BYTES:,}")
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if (found := metadata.get("format")) != FORMAT:
-                raise CoefficientsError(f"{path} is not a timeline: its format is {found!r}, expected {FORMAT!r}")
-            if (version := metadata.get("format_version")) != VERSION:
-                raise CoefficientsError(f"{path} is a timeline of version {version!r}, expected {VERSION!r}; update")
-            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise CoefficientsError(f"{path} is not a readable timeline ({error})") from error
+        yield
+    except (DamagedFileError, CoefficientsError) as error:
+        raise CoefficientsError(f"{path} is not a readable timeline: {error}") from error

@@ -6,6 +6,7 @@ generator seeded by (seed, step). That is what makes a resumed run equal an unin
 Shapes: B pictures of a batch; C, h, w channels and size of the latents.
 """
 
+import errno
 import math
 import statistics
 import time
@@ -24,9 +25,8 @@ from ..families.load import load_base
 from ..families.process import prediction_target, signal_to_noise, training_schedule
 from ..families.registry import family_of
 from ..families.shared_weights import shared_pipeline
-from ..images.files import save_picture
 from ..inference.pipeline_subjects import loaded_coefficients
-from ..inference.request import DrawCancelled, DrawRequest, StudioError
+from ..inference.request import DrawCancelled
 from ..inference.studio import Studio
 from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
@@ -39,6 +39,7 @@ from .model import DTYPES, Learner, training_resolution
 from .model_card import model_card
 from .optimizer import Optimizer
 from .preparation import prepare_data
+from .previews import Previews
 from .probe import Probe
 from .reports import (
     Clock,
@@ -53,6 +54,7 @@ from .reports import (
     outcome,
     own_random_state,
     progress_bar,
+    unbroken,
 )
 from .run_folder import RunFolder
 from .timeline import load_timeline, save_timeline
@@ -68,7 +70,8 @@ def train(
 ) -> TrainResult:
     """Teach a base the subject that `config` describes and leave everything in its output folder.
 
-    Ctrl-C (in the main thread) and `should_stop` end training after the current step; what was learned is saved.
+    Ctrl-C, SIGTERM and SIGHUP (in the main thread) and `should_stop` end training after the current step; what was
+    learned is saved.
 
     Args:
         config: the settings; `resolve` is called here.
@@ -80,7 +83,8 @@ def train(
 
     Raises:
         ConfigError: settings that cannot work. DatasetError: pictures or captions that cannot be used.
-        CheckpointError: nothing to resume from. TrainingError: the loss broke up, or the disk is full.
+        CheckpointError: nothing to resume from. TrainingError: the loss broke up, the disk is full, or the output
+            folder is gone.
         TrainingCancelled: stopped before the first step.
     """
     return Trainer(config, pipe, on_step, on_preview, should_stop, say).run()
@@ -98,12 +102,21 @@ class Trainer:
         should_stop: Callable[[], bool] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.config = config.resolve()
-        self.output = RunFolder(Path(str(self.config.output_dir)).expanduser())
+        self.config = config = config.resolve()
+        self.output = RunFolder(Path(str(config.output_dir)).expanduser())
+        self.place: tuple[int, int] | None = None  # which folder that is, from when it is this run's
         self.pipe = pipe
+        if pipe is not None:
+            family_of(pipe)  # or the error that names it
+        self.accelerator = Accelerator(
+            cpu=pipe is not None and pipe.device.type == "cpu",  # who gives a base also chose where it is
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(logging_dir=str(self.output.path / config.logging_dir)),
+        )
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.on_step, self.on_preview = on_step, on_preview
-        self.stop = StopRequest(should_stop, say)
-        self.say = say
+        self.say = unbroken(say) if self.is_main else lambda line: None
+        self.stop = StopRequest(should_stop, self.say)
         self.clock = Clock()
         self.step = 0  # steps done
         self.losses: list[float] = []
@@ -111,8 +124,16 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Set up, fit, measure, save."""
+        config, resume = self.config, self.config.resume_from_checkpoint is not None
+        if not self.is_main:  # one of several processes speaks and writes for all
+            return self.run_claimed()
+        with self.output.claimed(overwrite=config.overwrite_output_dir, resume=resume, say=self.say):
+            self.place = self.output.place()
+            return self.run_claimed()
+
+    def run_claimed(self) -> TrainResult:
+        """All of it, once the output folder is this run's."""
         resume = self.config.resume_from_checkpoint
-        self.output.prepare(overwrite=self.config.overwrite_output_dir, resume=resume is not None)
         checkpoint = None if resume is None else Checkpoint.load(find_checkpoint(resume, self.output.checkpoints))
         with own_random_state():
             self.setup()
@@ -132,16 +153,6 @@ class Trainer:
     def setup(self) -> None:
         """Load the base, put what learns beside it, read the pictures, and ask what the base predicts by itself."""
         config = self.config
-        if self.pipe is not None:
-            family_of(self.pipe)  # or the error that names it
-        self.accelerator = Accelerator(
-            cpu=self.pipe is not None and self.pipe.device.type == "cpu",  # who gives a base also chose where it is
-            log_with=None if config.report_to == "none" else config.report_to,
-            project_config=ProjectConfiguration(logging_dir=str(self.output.path / config.logging_dir)),
-        )
-        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
-        if not self.is_main:  # one of several processes speaks for all
-            self.say = self.stop.say = lambda line: None
         dtype = DTYPES[config.mixed_precision]
         if self.pipe is None:
             name, revision = config.pretrained_model_name_or_path, config.revision
@@ -165,6 +176,7 @@ class Trainer:
         shown = self.data.instance
         self.probe = Probe.draw(self.schedule, shown.first_views(), mixed_seed(config.seed, -3), shown.first_weights())
         self.before = self.probe_predictions()
+        self.previews = Previews(self.studio, config, self.output, self.say, self.stop.asked, self.on_preview)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint and the run that goes on from it must have in common."""
@@ -178,17 +190,11 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on exactly where the checkpoint was written."""
-        parameters = self.learner.parameters
-        checkpoint.check(self.identity(), parameters)
-        with torch.no_grad():
-            for key, parameter in parameters.items():
-                parameter.copy_(checkpoint.parameters[key])
-        self.optimization.load_state_dict(checkpoint.optimization)
+        checkpoint.restore(self.identity(), self.learner.parameters, self.optimization)
         self.step, self.losses = checkpoint.step, list(checkpoint.losses)
         if self.output.timeline.is_file():
-            self.timeline = {
-                step: kept for step, kept in load_timeline(self.output.timeline).items() if step <= self.step
-            }
+            found = load_timeline(self.output.timeline)
+            self.timeline = {step: kept for step, kept in found.items() if step <= self.step and self.keeps(step)}
         self.say(f"going on from step {self.step} of {self.config.max_train_steps}")
 
     # --- fit ----------------------------------------------------------------------------------------------------------
@@ -199,6 +205,8 @@ class Trainer:
         self.begin()
         self.learner.train(True)
         with progress_bar(str(config.trigger), self.step, total, show=self.is_main) as bar:
+            if self.is_main and self.previews.due(self.step) and not self.previews.drawn(self.step):
+                self.preview()  # what the checkpoint goes on from was ended before it was drawn
             while self.step < total and not self.stop_agreed():
                 started = time.monotonic()
                 loss = self.train_step()
@@ -207,14 +215,24 @@ class Trainer:
                 self.clock.stepped(time.monotonic() - started)
                 self.report(bar)
                 if self.is_main:
-                    last = self.step == total
-                    if config.timeline_steps and (last or self.step % config.timeline_steps == 0):
+                    self.check_folder()
+                    if self.keeps(self.step):
                         self.keep()
                     if config.checkpointing_steps and self.step % config.checkpointing_steps == 0:
                         self.checkpoint()
-                    if config.validation_steps and (last or self.step % config.validation_steps == 0):
+                    if self.previews.due(self.step):
                         self.preview()
         self.learner.train(False)
+
+    def keeps(self, step: int) -> bool:
+        """Whether the timeline has this step in a run that nobody stops."""
+        every = self.config.timeline_steps
+        return bool(every) and (step == self.config.max_train_steps or step % every == 0)
+
+    def check_folder(self) -> None:
+        """Raises OSError: the output folder is not there any more, or another has taken its place."""
+        if self.output.place() != self.place:
+            raise FileNotFoundError(errno.ENOENT, "its folder was deleted, moved or replaced", str(self.output.path))
 
     def begin(self) -> None:
         """The first writes: from here on the output folder is this run's."""
@@ -297,33 +315,10 @@ class Trainer:
         prune_checkpoints(self.output.checkpoints, self.config.checkpoints_total_limit)
 
     def preview(self) -> None:
-        """Draw what the subject looks like by now, as anyone would who loads its file."""
-        config, started = self.config, time.monotonic()
-        name = self.studio.load(self.learner.snapshot(self.step, self.losses), name=config.name)
-        request = DrawRequest(
-            str(config.validation_prompt),
-            subjects={name: 1.0},
-            seed=config.seed,
-            batch_size=config.num_validation_images,
-            width=config.resolution,
-            height=config.resolution,
-        )
-        try:
-            pictures = self.studio.draw(request, should_stop=self.stop.asked)
-        except DrawCancelled:
-            return
-        except StudioError as error:  # a picture that breaks up says something about the subject, but ends no training
-            self.say(f"no preview of step {self.step}: {error}")
-            return
-        finally:
-            self.studio.unload(name)
-        paths = [self.output.sample(self.step, number) for number in range(len(pictures))]
-        self.output.samples.mkdir(exist_ok=True)
-        for picture, path in zip(pictures, paths, strict=True):
-            save_picture(picture.image, path, picture.parameters)
-        self.clock.previewed(time.monotonic() - started)
-        if self.on_preview is not None:
-            self.on_preview(PreviewReport(self.step, pictures, paths))
+        """Draw what the subject looks like by now."""
+        started = time.monotonic()
+        if self.previews.draw(self.step, self.learner.snapshot(self.step, self.losses)):
+            self.clock.previewed(time.monotonic() - started)
 
     # --- measure and save ---------------------------------------------------------------------------------------------
 
@@ -337,17 +332,24 @@ class Trainer:
         return self.probe.predict(denoise, 2 * self.config.train_batch_size)  # without gradients twice as many fit
 
     def save(self) -> TrainResult:
-        """Measure what was learned and write the subject, its timeline and its card."""
+        """Measure what was learned and write the subject, its timeline and its card.
+
+        Raises:
+            TrainingCancelled: nothing was learned yet.
+        """
         config, stopped = self.config, self.step < self.config.max_train_steps
+        if not self.step:
+            raise TrainingCancelled("stopped before the first step; nothing was learned and nothing is saved")
         effect = self.probe.effect(self.before, self.probe_predictions())
         coefficients = self.learner.snapshot(self.step, self.losses, effect)
         if self.is_main:
+            self.check_folder()
             coefficients.save(self.output.coefficients)
             if stopped and self.step and config.timeline_steps:
                 self.keep()
             if stopped and self.step and config.checkpointing_steps:
                 self.checkpoint()
-            samples = [path.relative_to(self.output.path).as_posix() for path in self.output.newest_samples()]
+            samples = [path.relative_to(self.output.path).as_posix() for path in self.output.newest_samples(self.step)]
             self.write(self.output.card, model_card(coefficients, config, effect, samples))
             for line in outcome(self.step, config.max_train_steps, effect, self.output.coefficients):
                 self.say(line)
@@ -361,11 +363,13 @@ class Trainer:
         saved = "nothing was learned yet"
         if self.step:
             try:
+                if self.output.place() != self.place:
+                    self.output.path.mkdir(parents=True)  # or it is somebody else's, and stays as it is
                 self.learner.snapshot(self.step, self.losses).save(self.output.coefficients)
                 saved = f"the subject of step {self.step} is saved in {self.output.coefficients}"
             except OSError:
                 saved = f"the subject of step {self.step} could not be saved either"
-        where = f" while writing {error.filename}" if error.filename else ""
+        where = f" ({error.filename})" if error.filename else ""
         return TrainingError(f"training ended at step {self.step}: {error.strerror or error}{where}; {saved}")
 
     def write(self, path: Path, text: str) -> None:

@@ -1,17 +1,20 @@
 """Open the page: load the base, put the services behind it, serve it."""
 
 import os
+from contextlib import nullcontext
 
 from ..families.load import load_base
 from ..images.files import check_folder
 from ..inference.studio import Studio
 from ..service import StudioService
 from ..sources.library import Library
+from ..training.reports import unbroken
+from ..training.signals import ending_once
 from .config import PageConfig, PageError, check
 
 
 def open_page(config: PageConfig, block: bool = True) -> str:
-    """Load the base, open the page, and stay until Ctrl-C.
+    """Load the base, open the page, and stay until Ctrl-C, SIGTERM or SIGHUP.
 
     Args:
         block: False returns at once with the page running in a thread (for tests and notebooks).
@@ -37,8 +40,9 @@ def open_page(config: PageConfig, block: bool = True) -> str:
     service = StudioService(Studio(pipe), Library(config.subjects_dir), output_dir)
     # Who reaches the page from outside names no folders of this computer.
     service.import_export.folders = not (config.listen or config.share)
-    try:
-        return launch(build(service), config, users, block)
-    finally:
-        if block:  # Ctrl-C: what is being trained is saved
-            service.close()
+    with ending_once(unbroken(print)) if block else nullcontext():
+        try:
+            return launch(build(service), config, users, block)
+        finally:
+            if block:  # Ctrl-C, SIGTERM or SIGHUP: what is being trained is saved
+                service.close()

@@ -1,5 +1,6 @@
 """Trainings in line, and the pictures that are dropped for them."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -153,6 +154,17 @@ def test_closing_stops_and_saves(training_queue: TrainingQueue, loader: SubjectL
     with pytest.raises(ConfigError, match="the studio is closing"):
         training_queue.submit(replace(request_, name="late"))
     assert not any(thread.name == "trainings" for thread in threading.enumerate())
+
+
+def test_a_folder_that_is_deleted_is_a_failure(
+    training_queue: TrainingQueue, loader: SubjectLoader, request_: TrainingForm
+) -> None:
+    running = training_queue.submit(replace(request_, settings=ENDLESS))
+    wait(lambda: running.step)
+    shutil.rmtree(running.folder)
+    assert over(running).state == "failed"
+    assert "its folder was deleted, moved or replaced" in running.error
+    assert files(running.folder) == ["coefficients.safetensors"]  # what was learned is not lost
 
 
 def test_a_failure_is_one_sentence_and_the_line_goes_on(

@@ -176,12 +176,38 @@ def test_wrong_flag_and_missing_file() -> None:
         TrainConfig.from_yaml("nowhere.yaml")
 
 
-def test_flags_win_over_files_and_later_files_over_earlier(tmp_path: Path) -> None:
-    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
-    first.write_text("learning_rate: 1e-4\nmax_train_steps: 7\nrandom_flip: true\n")
-    second.write_text("max_train_steps: 8\n")
-    config = parse_train_config(["--config", str(first), "--config", str(second), "--seed", "3", "--no_random_flip"])
+FLAGS = (["--seed", "3"], ["--no_random_flip"])
+FILES = (["--config", "a.yaml"], ["--config=b.yaml"])
+
+
+@pytest.mark.parametrize("order", [
+    (*FILES, *FLAGS), (*FLAGS, *FILES), (FLAGS[0], FILES[0], FLAGS[1], FILES[1]), (FILES[0], *FLAGS, FILES[1]),
+])  # fmt: skip
+def test_flags_win_over_files_and_later_files_over_earlier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[list[str], ...]
+) -> None:
+    """In every order they can be typed in; what lost is said, once."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text("learning_rate: 1e-4\nmax_train_steps: 7\nrandom_flip: true\nseed: 1\n")
+    Path("b.yaml").write_text("max_train_steps: 8\nseed: 2\nlearning_rate: 0.0001\n")
+    notes: list[str] = []
+    config = parse_train_config([word for part in order for word in part], say=notes.append)
     assert (config.learning_rate, config.max_train_steps, config.seed, config.random_flip) == (1e-4, 8, 3, False)
+    assert sorted(notes) == [
+        "note: max_train_steps is 8 of b.yaml, not 7 of a.yaml",
+        "note: random_flip is False of the command line, not True of a.yaml",
+        "note: seed is 3 of the command line, not 1 of a.yaml, not 2 of b.yaml",
+    ]
+
+
+def test_nothing_is_said_where_nothing_is_overridden(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("blocks: [up_*]\nseed: 3\n")
+    notes: list[str] = []
+    arguments = ["--blocks+=mid_block.*", "--seed=3", "--config", str(tmp_path / "a.yaml"), "--random_flip"]
+    config = parse_train_config(arguments, say=notes.append)
+    assert (config.blocks, config.seed, config.random_flip, notes) == (["up_*", "mid_block.*"], 3, True, [])
+    with pytest.raises(ConfigError, match="config.*expected one argument"):
+        parse_train_config(["--seed", "3", "--config"])
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
 """Estimates, stopping and words."""
 
+import errno
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from coeff_diffusion.cli import guarded
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.probe import Effect
-from coeff_diffusion.training.reports import Clock, StopRequest, clock_time, outcome, own_random_state
+from coeff_diffusion.training.reports import Clock, StopRequest, clock_time, outcome, own_random_state, unbroken
+from coeff_diffusion.training.signals import REQUESTS, ending_once
 
 
 def test_time_left_counts_steps_and_previews() -> None:
@@ -41,30 +45,81 @@ def test_clock_time(seconds: float, shown: str) -> None:
     assert clock_time(seconds) == shown
 
 
-def test_stop_request() -> None:
+@pytest.mark.parametrize("first", REQUESTS)
+def test_no_number_of_requests_to_end_breaks_off(first: int) -> None:
     lines: list[str] = []
+    before = [signal.getsignal(number) for number in REQUESTS]
     stop = StopRequest(None, lines.append)
     assert not stop.asked()
     with stop:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), first)
         assert stop.asked()
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert len(lines) == 1
+        for number in REQUESTS:
+            os.kill(os.getpid(), number)
+    assert lines[0] == "stopping after this step and saving what is learned"
+    assert len(lines) == 1 + len(REQUESTS)
+    assert all(line.startswith("still saving what is learned") for line in lines[1:])
+    assert [signal.getsignal(number) for number in REQUESTS] == before
     assert StopRequest(lambda: True, print).asked()
 
 
-def test_another_thread_leaves_ctrl_c_alone() -> None:
-    before, inside = signal.getsignal(signal.SIGINT), []
+def test_what_is_switched_off_stays_off() -> None:
+    """`nohup` has a program ignore SIGHUP; a shell in the background ignores SIGINT for it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest(None, print) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_another_thread_leaves_signals_alone() -> None:
+    before, inside = [signal.getsignal(number) for number in REQUESTS], []
 
     def train() -> None:
         with StopRequest(None, print):
-            inside.append(signal.getsignal(signal.SIGINT))
+            inside.extend(signal.getsignal(number) for number in REQUESTS)
 
     thread = threading.Thread(target=train)
     thread.start()
     thread.join()
-    assert inside == [before]
+    assert inside == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_command_that_is_ended_tidies_up(number: int, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    tidied = []
+
+    def run() -> int:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            tidied.append(number)
+        return 0
+
+    assert guarded(run) == code
+    assert tidied == [number]
+    assert capsys.readouterr().err == "coeff-diffusion: stopped\n"
+
+
+@pytest.mark.parametrize("number", REQUESTS)
+def test_what_the_first_request_has_begun_no_later_one_breaks_off(number: int) -> None:
+    lines: list[str] = []
+    with ending_once(lines.append):
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        for other in REQUESTS:
+            os.kill(os.getpid(), other)
+    assert lines == ["still saving what is being trained"] * len(REQUESTS)
+
+
+def test_a_terminal_that_is_gone_ends_nothing() -> None:
+    def gone(line: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    unbroken(gone)("nobody reads this")
 
 
 def test_random_state_is_given_back() -> None:

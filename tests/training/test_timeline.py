@@ -76,11 +76,11 @@ TENSORS = {"step_000001/unet/mid_block.attn1.coeff": torch.zeros(2, 2)}
 @pytest.mark.parametrize(
     ("metadata", "tensors", "said"),
     [
-        ({"format": "coeff-diffusion"}, {}, "is not a timeline: its format is 'coeff-diffusion'"),
-        ({"format_version": "2"}, {}, "version '2', expected '1'"),
-        ({"infos": "{"}, {}, "does not say where its steps came from"),
+        ({"format": "coeff-diffusion"}, {}, "is not a readable timeline: its format is 'coeff-diffusion'"),
+        ({"format_version": "2"}, {}, "version is '2', expected '1'"),
+        ({"infos": "{"}, {}, "its 'infos' is no JSON"),
         ({"infos": "[]"}, {}, "does not say where its steps came from"),
-        ({"infos": '{"2": "{}"}'}, {}, r"describes the steps \[2\] and holds the steps \[1\]"),
+        ({"infos": '{"2": "{}"}'}, {}, "describes the steps 2 and holds the steps 1"),
         ({}, {"unet/x.coeff": torch.zeros(2, 2)}, "holds 'unet/x.coeff', expected step_<number>"),
         ({}, {"step_000001/x": torch.zeros(2, 2)}, "unexpected tensors 'x'; expected only unet"),
         ({}, {"step_000001/unet/a.coeff": torch.full((2, 2), torch.nan)}, "expected finite values"),
@@ -98,7 +98,7 @@ def test_not_a_file_of_ours(tmp_path: Path) -> None:
         with pytest.raises(CoefficientsError, match="is not a readable timeline"):
             load_timeline(tmp_path / name)
     save_file(TENSORS, tmp_path / "t", metadata={**GOOD, "losses": "{"})
-    with pytest.raises(CoefficientsError, match="does not hold the losses"):
+    with pytest.raises(CoefficientsError, match="its 'losses' is no JSON"):
         load_losses(tmp_path / "t")
     save_timeline(tmp_path / "whole", TIMELINE)
     data = (tmp_path / "whole").read_bytes()

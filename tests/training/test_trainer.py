@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from coeff_diffusion.inference.request import DrawRequest
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.subject import atomic_write as files
 from coeff_diffusion.subject.coefficients import Coefficients
+from coeff_diffusion.subject.errors import CoefficientsError
 from coeff_diffusion.training.checkpoint import CheckpointError
 from coeff_diffusion.training.config import ConfigError, TrainConfig
 from coeff_diffusion.training.reports import PreviewReport, StepReport, TrainingCancelled, TrainingError, TrainResult
@@ -296,34 +298,104 @@ def test_resuming_checks_that_it_is_the_same_run(
 # --- ending early -----------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_saves_what_it_has_and_says_so(run: Callable[..., TrainResult]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_request_to_end_saves_what_it_has_and_says_so(
+    run: Callable[..., TrainResult], number: int, times: int
+) -> None:
     lines: list[str] = []
 
     def press(report: StepReport) -> None:
         if report.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(times):
+                os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     result = run(checkpointing_steps=4, callbacks={"on_step": press, "say": lines.append})
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     assert result.stopped
     assert len(result.losses) == 2
     assert Coefficients.load(result.path).info.train_steps == 2
     assert list(load_timeline(result.path / "timeline.safetensors")) == [2]
     assert lines[1].startswith("stopping after this step and saving")
-    assert lines[2] == "stopped at step 2 of 6; what was learned so far is saved"
-    resumed = run(checkpointing_steps=4, resume_from_checkpoint="latest")
-    assert resumed.losses == run("whole").losses
+    assert lines[times + 1] == "stopped at step 2 of 6; what was learned so far is saved"
+    if times == 1:
+        resumed = run(checkpointing_steps=4, resume_from_checkpoint="latest")
+        whole = run("whole")
+        assert resumed.losses == whole.losses
+        checkpoints = [f"checkpoints/step_00000{step}.safetensors" for step in (2, 4)]
+        assert tree(resumed.path) == sorted([*tree(whole.path), *checkpoints])
+        for name in ("coefficients.safetensors", "timeline.safetensors", "README.md"):
+            assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
 
 
-def test_a_second_ctrl_c_aborts(run: Callable[..., TrainResult], tmp_path: Path) -> None:
-    def press(report: StepReport) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_resumed_run_has_the_preview_that_was_broken_off(
+    run: Callable[..., TrainResult], tmp_path: Path, step: int
+) -> None:
+    settings = {"checkpointing_steps": 2, "validation_steps": 4, "num_validation_images": 2}
+    whole = run("whole", **settings)
+    steps: list[int] = []
+    callbacks = {"on_step": lambda report: steps.append(report.step), "should_stop": lambda: len(steps) >= step}
+    stopped = run(callbacks=callbacks, **settings)
+    assert not (stopped.path / "samples" / f"step_{step:06d}_1.png").exists()
+    if step == 6:  # a kill between two of its pictures
+        shutil.copy(whole.path / "samples" / "step_000006_0.png", stopped.path / "samples")
+    seen: list[PreviewReport] = []
+    resumed = run(resume_from_checkpoint="latest", callbacks={"on_preview": seen.append}, **settings)
+    assert [report.step for report in seen] == [4, 6][step == 6 :]
+    assert tree(resumed.path) == tree(whole.path)
+    for name in tree(whole.path):
+        if name != "config.yaml" and not name.startswith("checkpoints"):
+            assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
 
-    with pytest.raises(KeyboardInterrupt):
-        run(callbacks={"on_step": press})
-    assert not (tmp_path / "out" / "coefficients.safetensors").exists()
+
+def test_two_trainings_into_one_folder(run: Callable[..., TrainResult]) -> None:
+    refused: list[str] = []
+
+    def second(report: StepReport) -> None:
+        if report.step == 2:
+            with pytest.raises(ConfigError, match="is being trained into right now") as error:
+                run(overwrite_output_dir=True)
+            refused.append(str(error.value))
+
+    whole = run("whole")
+    result = run(callbacks={"on_step": second})
+    assert len(refused) == 1
+    assert result.file.read_bytes() == whole.file.read_bytes()
+    assert tree(result.path) == tree(whole.path)
+
+
+@pytest.mark.parametrize("way", ["deleted", "replaced", "a file"])
+def test_a_folder_that_goes_away_is_an_error(run: Callable[..., TrainResult], tmp_path: Path, way: str) -> None:
+    """What is learned is saved where it was to go, unless that is somebody else's now."""
+    out = tmp_path / "out"
+
+    def away(report: StepReport) -> None:
+        if report.step == 2:
+            shutil.rmtree(out)
+            if way == "replaced":
+                out.mkdir()
+            elif way == "a file":
+                out.touch()
+
+    saved = "is saved in .*coefficients.safetensors$" if way == "deleted" else "could not be saved either$"
+    with pytest.raises(TrainingError, match=rf"its folder was deleted, moved or replaced \({out}\); .* {saved}"):
+        run(callbacks={"on_step": away}, checkpointing_steps=2, validation_steps=2)
+    if way == "deleted":
+        assert tree(out) == ["coefficients.safetensors"]
+        assert Coefficients.load(out).info.train_steps == 2
+    else:
+        assert tree(out) == []
+
+
+def test_a_damaged_timeline_or_checkpoint_is_refused_by_name(run: Callable[..., TrainResult]) -> None:
+    result = run(checkpointing_steps=3)
+    errors = {"timeline.safetensors": CoefficientsError, "checkpoints/step_000006.safetensors": CheckpointError}
+    for name, error in errors.items():
+        (result.path / name).write_bytes((result.path / name).read_bytes()[:-1])
+        with pytest.raises(error, match=f"{name} is not a readable"):
+            run(checkpointing_steps=3, resume_from_checkpoint="latest", max_train_steps=8)
 
 
 def test_should_stop(run: Callable[..., TrainResult]) -> None:
@@ -335,6 +407,9 @@ def test_should_stop(run: Callable[..., TrainResult]) -> None:
 
 
 def test_stopped_before_training(run: Callable[..., TrainResult], tmp_path: Path) -> None:
+    with pytest.raises(TrainingCancelled, match="before the first step; nothing was learned"):
+        run("none", callbacks={"should_stop": lambda: True})
+    assert tree(tmp_path / "none") == ["config.yaml"]
     with pytest.raises(TrainingCancelled, match="while drawing class pictures"):
         run(
             with_prior_preservation=True,
@@ -364,7 +439,8 @@ def test_full_disk(
     monkeypatch.setattr(files.os, "fsync", full)
     saved = "could not be saved either" if everything else "is saved in"
     with pytest.raises(
-        TrainingError, match=f"ended at step 3: No space left on device .*the subject of step 3 {saved}"
+        TrainingError,
+        match=f"ended at step 3: the disk is full .*out/timeline.safetensors.; the subject of step 3 {saved}",
     ):
         run()
     assert tree(tmp_path / "out") == (["config.yaml"] if everything else ["coefficients.safetensors", "config.yaml"])
