@@ -1,6 +1,9 @@
 """Open the page: load the base, put the services behind it, serve it."""
 
 import os
+import signal
+import threading
+from types import FrameType
 
 from ..families.load import load_base
 from ..images.files import check_folder
@@ -8,10 +11,11 @@ from ..inference.studio import Studio
 from ..service import StudioService
 from ..sources.library import Library
 from .config import PageConfig, PageError, check
+from .own_folder import own_folder
 
 
 def open_page(config: PageConfig, block: bool = True) -> str:
-    """Load the base, open the page, and stay until Ctrl-C.
+    """Load the base, open the page, and stay until Ctrl-C, or until the system ends the process or its terminal.
 
     Args:
         block: False returns at once with the page running in a thread (for tests and notebooks).
@@ -20,11 +24,16 @@ def open_page(config: PageConfig, block: bool = True) -> str:
         The page's address.
 
     Raises:
-        PageError: see `check`; gradio missing; the port taken. BaseModelError: see `load_base`.
+        PageError: see `check` and `own_folder`; gradio missing; the port taken. BaseModelError: see `load_base`.
     """
     users = check(config)
-    # Both are read when gradio is imported: nothing leaves the machine, and no table of all events is made after each.
+    if block:
+        _end_as_by_ctrl_c(signal.SIGTERM, signal.SIGHUP)
+    own_folder()
+    # Read when gradio is imported: nothing leaves the machine, no table of all events is made after each, and no prompt
+    # or picture stays in the browser.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     try:
         from .page import build, launch
@@ -42,3 +51,15 @@ def open_page(config: PageConfig, block: bool = True) -> str:
     finally:
         if block:  # Ctrl-C: what is being trained is saved
             service.close()
+
+
+def _end_as_by_ctrl_c(*signals: signal.Signals) -> None:
+    """Let these signals end the page in order. One that is ignored, as `nohup` has it, stays so."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for one in signals:
+            if signal.getsignal(one) is signal.SIG_DFL:
+                signal.signal(one, stop)
