@@ -19,6 +19,7 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 from . import __version__
 from .commands.terminal import printable
 from .subject.errors import UserError
+from .subject.field_texts import field_texts
 from .training.signals import Terminated, all_like_ctrl_c
 
 # What a command does; its arguments: a dataclass, or a function that reads them; and what runs it.
@@ -113,13 +114,10 @@ def parse(command: str, config: type[Config], arguments: Sequence[str]) -> Confi
     Raises:
         UsageError: unknown flag, wrong type, ...: one line that names the flag.
     """
-    from docstring_parser import parse_from_object
     from jsonargparse import ArgumentError, ArgumentParser
 
     assert is_dataclass(config)
-    documented, hints = parse_from_object(config), get_type_hints(config)
-    helps = {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in documented.params}
-    about = documented.description
+    helps, hints, about = field_texts(config), get_type_hints(config), config.__doc__
     parser = ArgumentParser(f"coeff-diffusion {command}", description=about, exit_on_error=False, allow_abbrev=False)
     # `--json FILE`: where something may follow a flag, it is not the flag's value.
     bare_flags = any(item.metadata.get("positional") for item in fields(config))

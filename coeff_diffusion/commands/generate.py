@@ -21,6 +21,7 @@ from ..inference.studio import Studio
 from ..sources.image_card import called, chunks
 from ..sources.open import open_subject
 from ..subject.errors import shown
+from ..subject.field_texts import field_texts
 from ..subject.layer_strengths import LayerStrengths
 from .terminal import printable
 
@@ -28,14 +29,12 @@ from .terminal import printable
 @cache
 def drawing_flags() -> dict[str, tuple[Any, str]]:
     """The flags that set something of a `DrawRequest`: the type of each, and its help, which is the field's."""
-    from docstring_parser import parse_from_object
-
     found = {}
     for source, settings in ((DrawRequest, SETTINGS), (LayerStrengths, LAYERS)):
-        helps = {one.arg_name: " ".join((one.description or "").split()) for one in parse_from_object(source).params}
         for name, one in settings.items():
             if name != "layers":
-                found[one.flag] = ((Literal[one.choices] if one.choices else one.kind) | None, helps[name])
+                kind = Literal[one.choices] if one.choices else one.kind
+                found[one.flag] = (kind | None, field_texts(source)[name])
     return found
 
 

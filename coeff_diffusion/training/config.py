@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import docstring_parser
 import yaml
 from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
 from ..subject.errors import UserError
+from ..subject.field_texts import field_texts
 from .checks import find_problems
 from .config_layers import parse_layers
 from .settings import TrainSettings
@@ -155,8 +155,7 @@ def parse_train_config(
 @functools.cache
 def field_help() -> dict[str, str]:
     """The help of every setting: the text under its field, on one line."""
-    found = {p.arg_name: p.description or "" for p in docstring_parser.parse_from_object(TrainSettings).params}
-    return {f.name: " ".join(found[f.name].split()) for f in dataclasses.fields(TrainConfig)}
+    return {f.name: field_texts(TrainSettings)[f.name] for f in dataclasses.fields(TrainConfig)}
 
 
 def sections() -> dict[str, list[str]]:

@@ -19,11 +19,11 @@ from .common import or_refusal
 def build(service: StudioService) -> None:
     """Add the endpoints to the page that is being built."""
 
-    def draw(prompt: str, subjects: Any, settings: Any, compare: bool) -> tuple[list[str], dict[str, Any]]:
+    def draw(prompt: str, subjects: Any, settings: Any, compare: bool) -> tuple[list[Any], dict[str, Any]]:
         request = or_refusal(check_limits, service.studio, or_refusal(draw_request, prompt, subjects, settings))
         drawing = or_refusal(service.drawings.draw, request, compare)
-        files = [str(file) for file in drawing.files]
-        return files, {
+        served = [files.move_resource_to_block_cache(file) for file in drawing.files]
+        return served, {
             "files": [file.name for file in drawing.files],
             "seed": drawing.pictures[0].seed,
             "notes": drawing.notes,

@@ -11,6 +11,7 @@ from ..sources.library import Library
 from ..training.reports import unbroken
 from ..training.signals import ending_once
 from .config import PageConfig, PageError, check
+from .own_folder import own_folder
 
 
 def open_page(config: PageConfig, block: bool = True) -> str:
@@ -23,11 +24,14 @@ def open_page(config: PageConfig, block: bool = True) -> str:
         The page's address.
 
     Raises:
-        PageError: see `check`; gradio missing; the port taken. BaseModelError: see `load_base`.
+        PageError: see `check` and `own_folder`; gradio missing; the port taken. BaseModelError: see `load_base`.
     """
     users = check(config)
-    # Both are read when gradio is imported: nothing leaves the machine, and no table of all events is made after each.
+    own_folder()
+    # Read when gradio is imported: nothing leaves the machine, no table of all events is made after each, and no prompt
+    # or picture stays in the browser.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     try:
         from .page import build, launch

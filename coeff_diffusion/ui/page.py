@@ -4,10 +4,14 @@ import socket
 from typing import Any
 
 import gradio as gr
+from gradio import routes
+from starlette.middleware import Middleware
 
 from ..service import StudioService
 from . import api, draw, explore, inspect, library, timeline, train
 from .config import LOCALHOST, MAX_UPLOAD, PageConfig, PageError
+from .guard import Guard
+from .own_folder import own_folder
 
 # Fonts of the reader's system: a web font would be a request to someone else's server.
 THEME = gr.themes.Soft(
@@ -20,7 +24,13 @@ TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, 
 
 
 def build(service: StudioService) -> gr.Blocks:
-    """The page around a service: one tab per file of this folder."""
+    """The page around a service: one tab per file of this folder.
+
+    Raises:
+        PageError: there is no place for temporary files, see `own_folder`.
+    """
+    # Components ask for their place when they are made; this one gradio took when it was imported, perhaps by others.
+    routes.DEFAULT_TEMP_DIR = str(own_folder())
     with gr.Blocks(title="coeff-diffusion", analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as page:
         gr.Markdown(f"# coeff-diffusion\nDrawing on the base *{service.studio.base}*.")
         for title, module in TABS.items():
@@ -39,7 +49,8 @@ def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], bl
         "auth": users or None,
         "inbrowser": config.open_browser,
         "max_file_size": MAX_UPLOAD,
-        "allowed_paths": [],  # the page serves its own cache and nothing else
+        "allowed_paths": [],  # the page serves its own folder and nothing else
+        "app_kwargs": {"middleware": [Middleware(Guard, folder=own_folder())]},
         "theme": THEME,
         "css": "".join(getattr(module, "CSS", "") for module in TABS.values()),
         "footer_links": [],

@@ -1,12 +1,16 @@
 """What strangers may try at the page: each is refused, and said in a sentence where someone reads it."""
 
 import contextlib
+import http.client
 import json
 import struct
+import threading
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from coeff_diffusion.service import StudioService, TrainingForm  # noqa: E402
 from coeff_diffusion.subject.errors import CoefficientsError  # noqa: E402
 from coeff_diffusion.training.config import ConfigError  # noqa: E402
 from coeff_diffusion.ui import PageConfig  # noqa: E402
+from coeff_diffusion.ui.own_folder import own_folder  # noqa: E402
 from coeff_diffusion.ui.page import QUEUE_LENGTH, build, launch  # noqa: E402
 
 BOUNDARY = "end-of-part"
@@ -79,11 +84,129 @@ def test_no_name_of_an_upload_becomes_a_path(page: str, name: str, service: Stud
     assert not list(service.library.folder.parent.rglob("*escaped*"))
 
 
-@pytest.mark.parametrize(
-    "route", ["file=/etc/passwd", "file=../../../etc/passwd", "file=C:/Windows/win.ini", "file=~/.bashrc"]
-)
-def test_files_that_are_none_of_the_pages_are_not_served(page: str, route: str) -> None:
-    assert ask(f"{page}gradio_api/{route}")[0] in (400, 403, 404)
+# What `{}` stands for: a file that lies in the working folder, beside the temporary one, or in the library.
+ROUTES = [
+    "file={}",
+    "file/{}",
+    "file=../../../../../../../../..{}",
+    "file=%2e%2e%2f%2e%2e{}",
+    "file={folder}/../..{}",
+    "file={folder}/%2e%2e/%2e%2e{}",
+    "file=file://{}",
+    "file=FILE://{}",
+    "file=file:{}",
+    "file=%00{}",
+    "file={}%00.png",
+    "file=~root/.bashrc",
+    "file=C:/Windows/win.ini",
+    "file=\\\\127.0.0.1\\share",
+    "file=",
+    "file=.",
+    "file={folder}",
+]
+
+
+def test_files_that_are_none_of_the_pages_are_not_served(
+    service: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cached = tmp_path / ".gradio" / "cached_examples" / "another-program.txt"  # gradio by itself hands these out
+    cached.parent.mkdir(parents=True)
+    cached.write_text("root:")
+    links = [own_folder() / "link", own_folder() / "links"]
+    links[0].symlink_to("/etc/passwd")
+    links[1].symlink_to("/etc")
+    files = ["/etc/passwd", __file__, str(service.library.folder / "dog.safetensors"), str(cached)]
+    routes = [route.format(file, folder=own_folder()) for route in ROUTES for file in files]
+    routes += [f"file={links[0]}", f"file={links[1]}/passwd"]
+    blocks = build(service)
+    try:
+        page = launch(blocks, PageConfig(port=0), [], block=False)
+        answers = {route: ask(f"{page}gradio_api/{route}") for route in routes}
+    finally:
+        blocks.close()
+        for link in links:
+            link.unlink()
+    assert {route: status for route, (status, _) in answers.items() if status not in (400, 403, 404)} == {}
+    assert not any(b"root:" in answer for _, answer in answers.values())
+
+
+@pytest.fixture
+def witness() -> Iterator[tuple[str, list[str]]]:
+    """A server that nobody but this machine reaches, and what it was asked for."""
+    asked: list[str] = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"inside")
+
+        do_HEAD = do_POST = do_GET  # noqa: N815 - the names are http.server's
+
+        def log_message(self, *arguments: object) -> None:
+            """Nothing is printed."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+        thread.join()
+
+
+ELSEWHERE = [
+    "file=http://{}/x.png",
+    "file=https://{}/x.png",
+    "file=HTTP://{}/x.png",
+    "file=//{}/x.png",
+    "file/http://{}/x.png",
+    "file=%20http://{}/x.png",
+    "file=http:%2f%2f{}%2fx.png",
+    "proxy=http://{}/x.png",
+    "proxy=https://huggingface.co.{}/x.png",
+    "file=https://example.com/x.png",
+    "file=https://huggingface.co/x.png",
+    "file=http://169.254.169.254/latest/meta-data",
+    "file=http://user@example.com/",
+    "file=ftp://example.com/x",
+    "file=javascript:alert(1)",
+    "file=data:text/html,hello",
+    "run-history/buckets",
+    "runs",
+    "vibe-code",
+]
+
+
+def test_no_address_leads_elsewhere(page: str, witness: tuple[str, list[str]]) -> None:
+    """Neither is the visitor sent on, nor does the page fetch for him what he cannot reach."""
+    host, asked = witness
+    connection = http.client.HTTPConnection(page.split("/")[2], timeout=30)
+    wrong = []
+    for route, method in product(ELSEWHERE, ("GET", "HEAD")):
+        connection.request(method, f"/gradio_api/{route.format(host)}")
+        answer = connection.getresponse()
+        refused = answer.status in (403, 404, 405) and answer.getheader("location") is None
+        if answer.read() == b"inside" or not refused:
+            wrong.append((method, route, answer.status))
+    connection.close()
+    assert wrong == []
+    assert asked == []
+
+
+def test_a_file_that_was_not_uploaded_is_not_read(page: str, witness: tuple[str, list[str]]) -> None:
+    """As a script that says its picture is there could ask for it."""
+    host, asked = witness
+    places = ["http://{}/x.png", "file:///etc/passwd", "/etc/passwd", "{folder}/../../etc/passwd", "{folder}"]
+    for place in places:
+        picture = {"path": place.format(host, folder=own_folder()), "meta": {"_type": "gradio.FileData"}}
+        body = json.dumps({"data": [[picture], "rex", "dog", "quick", {"max_train_steps": 1}]}).encode()
+        status, answer = ask(f"{page}gradio_api/call/train", body)
+        assert status == 200
+        event = json.loads(answer)["event_id"]
+        assert b"event: error" in ask(f"{page}gradio_api/call/train/{event}")[1], place
+    assert asked == []
 
 
 def test_a_bomb_is_refused_by_name(service: StudioService, tmp_path: Path) -> None:
