@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -16,7 +15,6 @@ import pytest
 gradio_client = pytest.importorskip("gradio_client")
 
 from coeff_diffusion.ui import PageError  # noqa: E402
-from coeff_diffusion.ui.launch import _end_as_by_ctrl_c  # noqa: E402
 from coeff_diffusion.ui.own_folder import NAME, VARIABLE, own_folder  # noqa: E402
 
 
@@ -62,21 +60,6 @@ def test_a_place_that_cannot_be_had_is_said_in_one_line(place: Path, monkeypatch
     with pytest.raises(PageError, match=re.escape(said)):
         own_folder.__wrapped__()
     assert os.environ[VARIABLE] == str(wrong)
-
-
-@pytest.mark.parametrize("one", [signal.SIGTERM, signal.SIGHUP])
-def test_signals_end_the_page_as_ctrl_c_does(one: signal.Signals) -> None:
-    before = signal.getsignal(one)
-    try:
-        signal.signal(one, signal.SIG_IGN)  # as nohup has it
-        _end_as_by_ctrl_c(one)
-        signal.raise_signal(one)
-        signal.signal(one, signal.SIG_DFL)
-        _end_as_by_ctrl_c(one)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(one)
-    finally:
-        signal.signal(one, before)
 
 
 def test_the_whole_page_uses_it_and_takes_it_away(place: Path, tiny_base_dir: Path, tmp_path: Path) -> None:
