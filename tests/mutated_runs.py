@@ -43,7 +43,8 @@ def parts() -> tuple[dict[str, nn.Parameter], Optimizer]:
     """Something small that learns: a matrix and a token."""
     generator = torch.Generator().manual_seed(0)
     coeff, token = (nn.Parameter(torch.randn(size, generator=generator)) for size in ((2, 2), (1, 4)))
-    optimizer = Optimizer([coeff], [token], TrainConfig(lr_scheduler="cosine"), torch.device("cpu"))
+    groups = [([coeff], 1e-3), ([token], 2e-2)]
+    optimizer = Optimizer(groups, TrainConfig(lr_scheduler="cosine"), torch.device("cpu"))
     return {"coeff/a": coeff, "token/text_encoder": token}, optimizer
 
 

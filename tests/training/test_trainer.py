@@ -91,7 +91,8 @@ def test_from_pictures_to_results(
     ]
     said = capsys.readouterr()
     assert (
-        "608 coefficients of 14 attention layers and 32 values of the trigger's embedding, from 5 pictures" in said.out
+        "608 coefficients of 14 attention layers, 32 values of the trigger's embedding, 160 of what 5 stages read there, "
+        "from 5 pictures" in said.out
     )
     assert f"saved {out / 'coefficients.safetensors'}" in said.out
     assert "5/5 [" in said.err
@@ -195,14 +196,15 @@ def test_what_is_trained_is_what_is_saved(
 
 def test_learning_rates_are_separate(run: Callable[..., TrainResult]) -> None:
     """Adam's first step is as long as its learning rate."""
-    result = run(
-        max_train_steps=1, learning_rate=1e-3, token_learning_rate=1e-4, adam_weight_decay=0.0, coeff_dropout=0.0
-    )
+    plain = {"max_train_steps": 1, "adam_weight_decay": 0.0, "coeff_dropout": 0.0}
+    result = run(learning_rate=1e-3, token_learning_rate=1e-2, stage_token_learning_rate=0.1, **plain)
     moved = max(float(coeff.abs().max()) for coeff in result.coefficients.values())
     assert moved == pytest.approx(1e-3, rel=1e-2)
-    untouched = run("slow", max_train_steps=1, token_learning_rate=1e-12, adam_weight_decay=0.0)
+    untouched = run("slow", token_learning_rate=1e-12, **plain)
     token, start = result.coefficients.tokens["text_encoder"], untouched.coefficients.tokens["text_encoder"]
-    assert float((token - start).abs().max()) == pytest.approx(1e-4, rel=1e-2)
+    assert float((token - start).abs().max()) == pytest.approx(1e-2, rel=2e-2)  # files are rounded to float16
+    stages = result.coefficients.stage_tokens.values()
+    assert max(float(stage.abs().max()) for stage in stages) == pytest.approx(0.1, rel=1e-2)
 
 
 def test_training_lowers_the_loss_on_its_pictures(run: Callable[..., TrainResult]) -> None:
@@ -213,7 +215,8 @@ def test_training_lowers_the_loss_on_its_pictures(run: Callable[..., TrainResult
 
 def test_learned_nothing_says_so(run: Callable[..., TrainResult]) -> None:
     lines: list[str] = []
-    result = run(learning_rate=1e-9, token_learning_rate=1e-9, callbacks={"say": lines.append})
+    rates = dict.fromkeys(("learning_rate", "token_learning_rate", "stage_token_learning_rate"), 1e-9)
+    result = run(**rates, callbacks={"say": lines.append})
     assert result.effect.change < 1e-4
     assert any(line.startswith("warning: the subject learned nothing") and "--learning_rate" in line for line in lines)
 
