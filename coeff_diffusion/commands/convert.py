@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from ..inference.request import split_strength
-from ..sources.open import PICTURES, locate, open_subject, read
+from ..sources.open import locate, open_subject, picture_kind, read
 from ..subject.blend import blend
 from ..subject.coefficients import Coefficients
 from ..subject.errors import shown
@@ -65,7 +65,7 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Path:
 def _any_version(source: str) -> Coefficients:
     """A subject, also from a file whose tensors are named in the way of the first versions."""
     path = locate(source)
-    return read(path) if path.suffix.lower() in PICTURES else Coefficients.read(path, old_names=True)
+    return read(path) if picture_kind(path) else Coefficients.read(path, old_names=True)
 
 
 def blend_files(config: BlendConfig, say: Callable[[str], None] = print) -> Path:

@@ -14,10 +14,10 @@ from typing import Any
 
 from ..images.files import find_parameters
 from ..images.generation_info import KEYS, Parameters, PictureError, parse_parameters
-from ..sources.image_card import extract
-from ..sources.open import PICTURES, locate, read
+from ..sources.open import extract_any, locate, picture_kind, read
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut
+from ..subject.file_kind import kind_of_file
 from .terminal import printable
 
 MOST_SHOWN = 300  # characters of a text; JSON has all of it
@@ -56,11 +56,11 @@ def show_info(config: InfoConfig, say: Callable[[str], None] = print) -> None:
 
 def collect_facts(source: str | Path) -> Facts:
     """All that `info` shows, as plain data under the keys that docs/commands.md lists."""
-    path = Path(source).expanduser()
-    if path.suffix.lower() in PICTURES and not path.is_dir():
-        return picture_facts(path)
     path = locate(source)
-    return subject_facts(read(path), path.stat().st_size)
+    if picture_kind(path):
+        return picture_facts(path)
+    subject = read(path)
+    return subject_facts(subject, path.stat().st_size)
 
 
 def subject_facts(subject: Coefficients, size: int) -> Facts:
@@ -94,16 +94,17 @@ def subject_facts(subject: Coefficients, size: int) -> Facts:
 
 def picture_facts(path: Path) -> Facts:
     """How a picture was drawn, and the subjects it carries: in it as a card, or to be seen on it as a QR code."""
-    if not path.is_file():
-        raise PictureError(f"there is no picture {path}")
-    subjects, drawn = [], None
-    if path.suffix.lower() == ".png":
-        subjects = extract(path)
+    kind, drawn = kind_of_file(path, PictureError), None
+    subjects = extract_any(path)
+    if kind.picture == "PNG":
         drawn = _drawn(path, optional=bool(subjects))
     if not subjects and drawn is None:
         subjects = _from_qr(path)  # last, for it looks at every pixel
     if not subjects and drawn is None:
-        raise PictureError(f"{path} carries neither drawing parameters nor a subject, nor shows a QR code of one")
+        alone = "" if kind.picture == "PNG" else "; the first two are in PNG files alone"
+        raise PictureError(
+            f"{path} is {kind.name} that carries neither drawing parameters nor a subject and shows no QR code{alone}"
+        )
     return {
         "kind": "picture",
         "parameters": drawn,

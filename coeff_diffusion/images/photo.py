@@ -4,12 +4,16 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..subject.errors import UserError
+from ..subject.file_kind import kind_of_file
+from ..subject.user_file import open_file
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused: no camera that matters here makes them, but a small file can claim to be one."""
+
+MAX_FILE = 512 * 2**20  # bytes; as many pixels in 32 bits each
 
 
 class DatasetError(UserError, ValueError):
@@ -27,7 +31,7 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         # Pillow only warns near its own limit; the size is checked right here, before a pixel is read.
         quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
-        with quiet, Image.open(path) as image:
+        with quiet, open_file(path, MAX_FILE, DatasetError) as file, Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DatasetError(_bomb(path, f"{image.width} x {image.height} pixels"))
             image.load()
@@ -37,7 +41,18 @@ def read_image(path: str | Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DatasetError(_bomb(path, "far more pixels")) from error
     except Exception as error:  # damaged files make Pillow's decoders raise anything
-        raise DatasetError(f"{path} is not a readable picture ({error}); replace it or take it out") from error
+        why = why_unreadable(path, error)
+        raise DatasetError(f"{path} is not a readable picture ({why}); replace it or take it out") from error
+
+
+def why_unreadable(path: str | Path, error: Exception) -> str:
+    """What keeps Pillow from reading a file. Its own word for what it does not know at all says nothing of the file."""
+    if not isinstance(error, UnidentifiedImageError):
+        return str(error)
+    kind = kind_of_file(path)
+    return (
+        f"it is {kind.name}, damaged or of a form that Pillow does not know" if kind.picture else f"it is {kind.name}"
+    )
 
 
 def _bomb(path: str | Path, size: str) -> str:

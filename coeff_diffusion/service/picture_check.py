@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ..images.photo import DatasetError, read_image
+from ..subject.user_file import check_file, open_file
 from ..training.dataset import mixed_seed
 from ..training.photos import choose_views, scale
 
@@ -52,10 +53,9 @@ def check_pictures(paths: Sequence[Path], resolution: int, center_crop: bool = T
     looks: dict[Path, np.ndarray] = {}
     for index, path in enumerate(paths):
         try:
-            if (size := path.stat().st_size) > MAX_BYTES:
-                raise DatasetError(f"{path} has {size / 2**20:.0f} MB, expected at most {MAX_BYTES // 2**20}")
+            check_file(path, MAX_BYTES, DatasetError)
             image = read_image(path)
-        except (DatasetError, OSError) as error:
+        except DatasetError as error:
             found.refused.append(str(error).replace(str(path), path.name))  # people know their files by name
             continue
         if min(image.size) < resolution:
@@ -79,7 +79,7 @@ def copy_pictures(paths: Sequence[Path], folder: Path) -> None:
     """Copy readable pictures into a new folder as they are, in their order; no name of the user's becomes a path."""
     folder.mkdir(parents=True)
     for number, path in enumerate(paths, start=1):
-        with Image.open(path) as image:
+        with open_file(path, MAX_BYTES, DatasetError) as file, Image.open(file) as image:
             suffix = f".{str(image.format).lower()}"
         known = suffix if suffix in Image.registered_extensions() else ".png"  # any that marks a picture will do
         shutil.copyfile(path, folder / f"{number:03d}{known}")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..subject.atomic_write import atomic_write
 from ..subject.errors import UserError
+from ..subject.user_file import check_file
 
 FORMAT = "coeff-diffusion-checkpoint"
 
@@ -74,6 +75,7 @@ class Checkpoint:
             CheckpointError: it is missing, damaged or something else.
         """
         try:
+            check_file(path, error=CheckpointError)
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
@@ -95,8 +97,6 @@ class Checkpoint:
                 losses=state["losses"],
                 identity=state["identity"],
             )
-        except FileNotFoundError as error:
-            raise CheckpointError(f"no checkpoint {path}") from error
         except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise CheckpointError(f"checkpoint {path} is damaged ({error}); go on from an earlier one") from error
 

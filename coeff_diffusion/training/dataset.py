@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..families.family import Conditioning
-from ..images.photo import read_image
+from ..images.photo import MAX_FILE, DatasetError, read_image
+from ..subject.user_file import read_file
 from .photos import choose_views, scale, view_tensor
 
 # --- latents ----------------------------------------------------------------------------------------------------------
@@ -213,6 +214,6 @@ def fingerprint_files(paths: Sequence[Path], texts: Sequence[str]) -> str:
     """Changes when a picture, its place or its prompt changes: a run is only resumed on the data it began with."""
     digest = hashlib.sha256()
     for path, text in zip(paths, texts, strict=True):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(hashlib.sha256(read_file(path, MAX_FILE, DatasetError)).digest())
         digest.update(hashlib.sha256(text.encode()).digest())
     return digest.hexdigest()

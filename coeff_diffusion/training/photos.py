@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..images.photo import DatasetError
 from ..inference.trigger import contains_trigger
+from ..subject.user_file import read_text
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
@@ -52,6 +53,8 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())]
 
 
+MAX_CAPTION = 2**20  # bytes
+
 # --- captions ---------------------------------------------------------------------------------------------------------
 
 
@@ -72,10 +75,7 @@ def read_caption(path: Path) -> str | None:
     file = path.with_suffix(".txt")
     if not file.is_file():
         return None
-    try:
-        caption = " ".join(file.read_text(encoding="utf-8-sig").split())
-    except (UnicodeDecodeError, OSError) as error:
-        raise DatasetError(f"{file} cannot be read ({error}); expected a caption in UTF-8") from error
+    caption = " ".join(read_text(file, MAX_CAPTION, DatasetError).split())
     if not caption:
         raise DatasetError(f"{file} is empty; write what {path.name} shows, or delete it to use the instance prompt")
     return caption

@@ -18,12 +18,14 @@ from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..subject.info import CoefficientsInfo
 from ..subject.safetensors_file import serialize
+from ..subject.user_file import check_file, read_file
 from .model_card import card_of_step
 from .run_folder import RunFolder
 
 FORMAT = "coeff-diffusion-timeline"
 VERSION = "1"
 MAX_BYTES = 256 * 1024 * 1024
+MAX_CARD = 2**20  # bytes of the model card
 
 
 def save_timeline(path: str | Path, timeline: Mapping[int, Coefficients], losses: Sequence[float] = ()) -> None:
@@ -104,7 +106,8 @@ def keep_step(run: RunFolder, step: int) -> Coefficients:
         raise CoefficientsError(f"{file} is on no step of {timeline} and would be lost; move or rename it first")
     steps[step].save(file)
     if run.card.is_file() and not run.card.is_symlink():
-        text = run.card.read_bytes().decode("utf-8", errors="surrogateescape")  # someone may have edited it
+        edited = read_file(run.card, MAX_CARD, CoefficientsError)  # by someone, perhaps in another encoding
+        text = edited.decode("utf-8", errors="surrogateescape")
         with atomic_write(run.card) as card:
             card.write(card_of_step(text, step).encode("utf-8", errors="surrogateescape"))
     return steps[step]
@@ -112,8 +115,7 @@ def keep_step(run: RunFolder, step: int) -> Coefficients:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise CoefficientsError(f"{path} has {size:,} bytes, expected a timeline of at most {MAX_BYTES:,}")
+        check_file(path, MAX_BYTES, CoefficientsError)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if (found := metadata.get("format")) != FORMAT:

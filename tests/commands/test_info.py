@@ -319,14 +319,14 @@ def test_other_files_are_called_by_their_name(
     refused(tensors("emb_params"), "it is a textual inversion")
     refused(tensors("weight"), "it is 1 tensors without metadata")
 
-    refused(tmp_path / "none.png", "there is no picture", PictureError)
+    refused(tmp_path / "none.png", "there is no file")
     refused(tmp_path / "none.safetensors", "there is no file")
     (tmp_path / "text.png").write_text("hello")
-    refused(tmp_path / "text.png", "cannot be read as a card")
+    refused(tmp_path / "text.png", "not a subject: it is a text")
     Image.new("RGB", (64, 64)).save(tmp_path / "plain.png")
     Image.new("RGB", (64, 64)).save(tmp_path / "plain.jpg")
     for name in ("plain.png", "plain.jpg"):
-        refused(tmp_path / name, "neither drawing parameters nor a subject, nor shows a QR code", PictureError)
+        refused(tmp_path / name, "neither drawing parameters nor a subject and shows no QR code", PictureError)
 
 
 @pytest.mark.parametrize(

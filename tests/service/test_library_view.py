@@ -147,7 +147,7 @@ def test_damaged_and_foreign_ones_are_listed_with_the_reason(
     (library.folder / "empty.safetensors").touch()
     (library.folder / "cut.safetensors").write_bytes(data[:-10])
     (library.folder / "changed.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    (library.folder / "pickle.safetensors").write_bytes(b"PK\x03\x04" + bytes(20))
+    (library.folder / "pickle.safetensors").write_bytes(b"\x80\x02" + bytes(20))
     (library.folder / "folder.safetensors").mkdir()
     (library.folder / "gone.safetensors").symlink_to("nowhere")
     of_stable_diffusion(trigger="sks dog").save(library.folder / "foreign.safetensors")
@@ -158,7 +158,7 @@ def test_damaged_and_foreign_ones_are_listed_with_the_reason(
     entries = {entry.name: entry for entry in library_view.entries()}
     assert entries["a-good-one"].problem == ""
     for name, why in {
-        "empty": "truncated: it has 0 bytes",
+        "empty": "it is an empty file",
         "cut": "damaged",
         "changed": "incomplete, changed or damaged: the hash",
         "pickle": "a pickle, which can run any code",
@@ -303,11 +303,11 @@ def test_importing_files_cards_and_codes(import_export: ImportExport, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("x.safetensors", b"", "x.safetensors: truncated"),
-        ("x.ckpt", b"PK\x03\x04" + bytes(20), "a pickle, which can run any code"),
-        ("x.png", b"", "x.png cannot be read as a card"),
-        ("x.jpg", b"x" * 99, "x.jpg carries no subject"),
-        (f"{'n' * 240}.safetensors", b"x", "truncated"),
+        ("x.safetensors", b"", "x.safetensors: not a subject: it is an empty file"),
+        ("x.ckpt", b"PK\x03\x04" + bytes(20), "it is a zip archive; .* unpack it"),
+        ("x.png", b"", "x.png: not a subject: it is an empty file"),
+        ("x.jpg", b"x" * 99, "x.jpg: not a subject: it is a text"),
+        (f"{'n' * 240}.safetensors", b"x", "it is a text"),
     ],
 )
 def test_what_is_no_subject_is_refused(
@@ -322,7 +322,7 @@ def test_what_is_no_subject_is_refused(
 
 def test_a_picture_without_a_subject_is_refused(import_export: ImportExport, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    with pytest.raises(CoefficientsError, match=r"^plain.png carries no subject, neither in a coEf chunk"):
+    with pytest.raises(CoefficientsError, match=r"^plain.png carries no subject in a coEf chunk, and no QR code"):
         import_export.add(tmp_path / "plain.png")
 
 
@@ -376,7 +376,7 @@ def test_exporting_the_file(import_export: ImportExport, library: Library, new_s
     assert (export.file_name, export.content) == ("a-dog.safetensors", new_subject().to_bytes())
     (library.folder / "bad.safetensors").touch()
     for out in (import_export.file, import_export.card, import_export.qr):
-        with pytest.raises(CoefficientsError, match="'bad' cannot be read: truncated"):
+        with pytest.raises(CoefficientsError, match="'bad' cannot be read: not a subject: it is an empty file"):
             out("bad")
 
 

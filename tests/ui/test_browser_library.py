@@ -190,7 +190,7 @@ def test_sharing_and_importing(
     playwright.expect(page.locator("#library-facts")).to_contain_text("sks owl")
     (tmp_path / "none.safetensors").write_bytes(b"PK\x03\x04" + bytes(20))
     upload.set_input_files(tmp_path / "none.safetensors")
-    says(page, "none.safetensors: a pickle, which can run any code when it is opened")
+    says(page, "none.safetensors: not a subject: it is a pickle, which can run any code when it is opened")
     (tmp_path / "shared").mkdir()
     new_subject("Shared", "sks fox").save(tmp_path / "shared" / FILE_NAME)
     page.get_by_label("From the Hub").fill(str(tmp_path / "shared"))
