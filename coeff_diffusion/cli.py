@@ -4,6 +4,7 @@ Heavy imports wait until a command runs, so that `--help` answers at once. (The 
 need the arguments of all commands before they know which it is, and with them torch and diffusers.)
 """
 
+import io
 import os
 import re
 import sys
@@ -15,8 +16,8 @@ from importlib import import_module
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from . import __version__
-from .commands.terminal import printable
 from .subject.errors import UserError
+from .subject.printable import printable
 
 # What a command does; its arguments: a dataclass, or a function that reads them; and what runs it.
 COMMANDS = {
@@ -53,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(run: Callable[[], int], debug: bool = False) -> int:
     """Run something for a user: an error becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal has all letters that a prompt or a name may have
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         _quiet(debug)
         try:

@@ -18,7 +18,7 @@ from ..sources.open import extract_any, locate, picture_kind, read
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut
 from ..subject.file_kind import kind_of_file
-from .terminal import printable
+from ..subject.printable import printable
 
 MOST_SHOWN = 300  # characters of a text; JSON has all of it
 MOST_OTHERS = 30  # keys that other tools wrote into a picture
@@ -224,11 +224,12 @@ def _drawing(parameters: Facts) -> Facts:
     """What a picture says of how it was drawn, in words; of other tools' keys the first few."""
     p, names = {**parameters, "scheduler": parameters["sampler"]}, parameters["hashes"]
     digits = f" (hash {p['base_hash']})" if p["base_hash"] else ""
+    begin, end = _number(p["begin"]), _number(p["end"])
     known = {
         "prompt": p["prompt"],
         "negative prompt": p["negative_prompt"],
         "subjects": ", ".join(
-            f"{name} at {strength}" + (f" (hash {names[name]})" if name in names else "")
+            f"{name} at {_number(strength)}" + (f" (hash {names[name]})" if name in names else "")
             for name, strength in p["subjects"].items()
         ),
         "base": f"{p['model'] or 'unknown'}{digits}" if p["model"] or digits else None,
@@ -240,12 +241,18 @@ def _drawing(parameters: Facts) -> Facts:
             for one in KEYS.values()
             if one.name not in TOLD and (one.always or p[one.name] != one.default)
         },
-        "layer strengths": ", ".join(f"{kind} {factor:g}" for kind, factor in p["layers"].items() if factor != 1),
-        "subjects act": None if (p["begin"], p["end"]) == (0, 1) else f"from {p['begin']} to {p['end']} of denoising",
+        "layer strengths": ", ".join(
+            f"{kind} {_number(factor)}" for kind, factor in p["layers"].items() if factor != 1
+        ),
+        "subjects act": None if (p["begin"], p["end"]) == (0, 1) else f"from {begin} to {end} of denoising",
         "size": f"{p['width']} x {p['height']}" if p["width"] else None,
     }
     others = {key: value for key, value in p["extra"].items() if key not in known}
     return {**known, **dict(islice(others.items(), MOST_OTHERS))}
+
+
+def _number(value: float | None) -> str:
+    return "no number" if value is None else f"{value:g}"  # what JSON cannot say: infinity, or not a number
 
 
 def _lines(facts: Mapping[str, object]) -> str:

@@ -16,8 +16,8 @@ from ..sources.hub import Hub, HubError, HubMissingError, find_token, split_id
 from ..sources.shared_folder import SAMPLE, check, check_target, read_bounded, read_folder, wanted, write_folder
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut, shown
+from ..subject.printable import printable
 from ..subject.safetensors_file import FILE_NAME
-from .terminal import printable
 
 NEW_REPOSITORY = {".gitattributes", "README.md"}  # what the Hub itself puts into a new one
 Say = Callable[[str], None]

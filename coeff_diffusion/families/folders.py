@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from ..subject.user_file import FileError, read_text
+from ..subject.user_file import read_text
 from .checkpoints import NOT_LOADED, PICKLES
 from .errors import CHOICES, BaseModelError, one_line
 from .family import Family
@@ -97,7 +97,7 @@ def _read_index(folder: Path, name: str) -> Mapping[str, Any]:
     try:
         found = json.loads(read_text(index, MAX_CONFIG))
         found["_class_name"]
-    except (FileError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BaseModelError(f"{name!r}: {INDEX} does not name a pipeline ({one_line(error)})") from error
     return dict(found)
 

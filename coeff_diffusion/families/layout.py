@@ -17,7 +17,7 @@ import torch
 from ..base import embedded_path
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut, shown
-from ..subject.user_file import FileError, read_file
+from ..subject.user_file import read_file
 from .errors import BaseModelError
 from .family import Config, Family
 from .fingerprint import architecture, check_fits, check_tokens_fit, fingerprint
@@ -125,7 +125,7 @@ def _read_config(path: Path | None, base: str) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(read_file(path, MAX_CONFIG))
-    except (FileError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BaseModelError(f"{base!r}: {path.parent.name}/{path.name} cannot be read: {cut(str(error))}") from error
     if not isinstance(found, dict):
         raise BaseModelError(f"{base!r}: {path.parent.name}/{path.name} is {shown(found)}, expected a JSON object")

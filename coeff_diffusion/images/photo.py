@@ -8,7 +8,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..subject.errors import UserError
 from ..subject.file_kind import kind_of_file
-from ..subject.user_file import open_file
+from ..subject.user_file import FileError, open_file
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused: no camera that matters here makes them, but a small file can claim to be one."""
@@ -31,7 +31,7 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         # Pillow only warns near its own limit; the size is checked right here, before a pixel is read.
         quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
-        with quiet, open_file(path, MAX_FILE, DatasetError) as file, Image.open(file) as image:
+        with quiet, open_file(path, MAX_FILE) as file, Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DatasetError(_bomb(path, f"{image.width} x {image.height} pixels"))
             image.load()
@@ -47,6 +47,8 @@ def read_image(path: str | Path) -> Image.Image:
 
 def why_unreadable(path: str | Path, error: Exception) -> str:
     """What keeps Pillow from reading a file. Its own word for what it does not know at all says nothing of the file."""
+    if isinstance(error, FileError):
+        return f"it {error.problem}"
     if not isinstance(error, UnidentifiedImageError):
         return str(error)
     kind = kind_of_file(path)

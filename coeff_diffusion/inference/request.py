@@ -11,7 +11,7 @@ from ..images.drawing_settings import MAX_SEED as MAX_SEED  # what is written so
 from ..images.drawing_settings import SETTINGS
 from ..images.drawing_settings import DrawRequest as DrawRequest
 from ..subject.coefficients import Coefficients
-from ..subject.errors import UserError
+from ..subject.errors import UserError, shown
 from ..subject.layer_strengths import LayerStrengths as LayerStrengths
 from ..subject.user_file import user_path
 
@@ -78,6 +78,11 @@ def problems(request: DrawRequest, multiple: int, max_steps: int) -> list[str]:
         pixels = getattr(request, side)
         if pixels < multiple or pixels % multiple:
             problems.append(f"{side} is {pixels}, expected a multiple of {multiple}")
+    problems += [
+        f"{name} is {shown(getattr(request, name))}, expected text in UTF-8"
+        for name in ("prompt", "negative_prompt")
+        if any("\ud800" <= letter <= "\udfff" for letter in getattr(request, name))
+    ]
     for name, strength in request.subjects.items():
         if not math.isfinite(strength):
             problems.append(f"the strength of subject {name!r} is {strength}, expected a finite number")

@@ -9,6 +9,7 @@ from ..families.layout import layout_of
 from ..images.drawing_settings import LAYERS, SETTINGS
 from ..images.files import find_parameters
 from ..images.generation_info import Parameters, parse_parameters
+from ..inference.limits import MAX_SUBJECTS, limits_of
 from ..inference.replay import Base, Replay
 from ..inference.request import DrawRequest
 from ..inference.samplers import ZERO_SNR_GUIDANCE_RESCALE, SchedulerError, find_scheduler, has_zero_terminal_snr
@@ -19,7 +20,6 @@ from ..sources.open import extract_any, open_subject, picture_kind
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, shown
 from ..subject.layer_strengths import STRENGTH_REACH, LayerStrengths
-from .limits import MAX_SUBJECTS, limits_of
 from .loading import SubjectLoader
 from .messages import by_name
 

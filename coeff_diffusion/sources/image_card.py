@@ -121,7 +121,7 @@ def as_png(path: str | Path) -> bytes:
     """
     path = user_path(path)
     try:
-        data = read_file(path, MAX_PICTURE, PictureError)
+        data = read_file(path, MAX_PICTURE)
         if data.startswith(SIGNATURE):
             return data
         bombs = warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning)

@@ -32,7 +32,7 @@ def user_path(name: str | Path) -> Path:
         return Path(name)
 
 
-class FileError(UserError, ValueError):
+class FileError(UserError, OSError):
     """A file cannot be opened, or is larger than it may be.
 
     Attributes:
@@ -76,7 +76,7 @@ def read_text(path: str | Path, most: int, error: type[Exception] = FileError) -
     try:
         text = read_file(path, most, error).decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        found = FileError(Path(path), f"is not text in UTF-8: {problem.reason} at byte {problem.start}")
+        found = FileError(Path(path), f"cannot be read as text in UTF-8 ({problem.reason} at byte {problem.start})")
         raise found if error is FileError else error(str(found)) from problem
     return io.StringIO(text, newline=None).read()  # any end of line is one
 
@@ -95,12 +95,12 @@ def _opened(path: Path, most: int | None) -> BinaryIO:
         except BaseException:
             file.close()
             raise
+    except FileError:
+        raise
     except FileNotFoundError as error:
         raise FileError(path, MISSING) from error
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from error
-    except FileError:
-        raise
     except ValueError as error:  # a name that no file system takes
         raise FileError(path, f"is no name that a file can have ({error})") from error
     return file

@@ -75,7 +75,7 @@ class Checkpoint:
             CheckpointError: it is missing, damaged or something else.
         """
         try:
-            check_file(path, error=CheckpointError)
+            check_file(path)
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping

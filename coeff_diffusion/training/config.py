@@ -16,11 +16,14 @@ from typing import Any, NoReturn
 
 import docstring_parser
 import yaml
-from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
-from ..subject.errors import UserError
+from ..subject.errors import UserError, shown
+from ..subject.user_file import FileError, read_text, user_path
 from .checks import find_problems
 from .settings import TrainSettings
+
+MAX_CONFIG = 2**20  # bytes
 
 
 class ConfigError(UserError, ValueError):
@@ -86,6 +89,21 @@ class TrainConfig(TrainSettings):
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
+class ConfigFile(ActionConfigFile):
+    """`--config FILE`: a regular file of bounded size, in UTF-8 wherever it is read."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            text = read_text(user_path(values), MAX_CONFIG)
+            found = yaml.safe_load(text)
+        except (FileError, yaml.YAMLError, RecursionError) as error:
+            why = str(error) if isinstance(error, FileError) else f"{values} is no YAML: {' '.join(str(error).split())}"
+            raise ConfigError([f"--config: {why}"]) from error
+        if found is not None and not isinstance(found, dict):
+            raise ConfigError([f"--config: {values} holds {shown(found)}, expected lines such as 'seed: 1'"])
+        self.apply_config(parser, cfg, self.dest, f"# no path\n{text if found else '{}'}")
+
+
 class ConfigParser(ArgumentParser):
     """jsonargparse's parser, with the nearest known name in the error about an unknown one."""
 
@@ -108,7 +126,7 @@ def train_parser(**kwargs: Any) -> ConfigParser:
         kwargs: go to jsonargparse's `ArgumentParser`, such as `exit_on_error=False`.
     """
     parser = ConfigParser(**{"allow_abbrev": False, "description": "Teach a Stable Diffusion a new subject.", **kwargs})
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags after it win")
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of these settings; flags after it win")
     types = typing.get_type_hints(TrainConfig)
     defaults = {f.name: getattr(TrainConfig(), f.name) for f in dataclasses.fields(TrainConfig)}
     for section, names in sections().items():

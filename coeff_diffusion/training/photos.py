@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..images.photo import DatasetError
 from ..inference.trigger import contains_trigger
-from ..subject.user_file import read_text
+from ..subject.user_file import FileError, read_text
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
@@ -73,9 +73,12 @@ def read_prompts(paths: Sequence[Path], instance_prompt: str, trigger: str, clas
 def read_caption(path: Path) -> str | None:
     """The text of the `.txt` file beside a picture, on one line; None where there is no such file."""
     file = path.with_suffix(".txt")
-    if not file.is_file():
+    if not file.exists():
         return None
-    caption = " ".join(read_text(file, MAX_CAPTION, DatasetError).split())
+    try:
+        caption = " ".join(read_text(file, MAX_CAPTION).split())
+    except FileError as error:
+        raise DatasetError(f"{error}; expected a caption in UTF-8") from error
     if not caption:
         raise DatasetError(f"{file} is empty; write what {path.name} shows, or delete it to use the instance prompt")
     return caption

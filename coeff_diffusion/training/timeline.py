@@ -115,7 +115,7 @@ def keep_step(run: RunFolder, step: int) -> Coefficients:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        check_file(path, MAX_BYTES, CoefficientsError)
+        check_file(path, MAX_BYTES)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if (found := metadata.get("format")) != FORMAT:

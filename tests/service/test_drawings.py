@@ -268,9 +268,9 @@ def test_damaged_library_files_are_passed_over(drawings: Drawings, library: Libr
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.png", b"no picture", "a.png is not a readable picture"),
+        ("a.png", b"no picture", "a.png: not a subject: it is a text"),
         ("a.png", None, "a.png carries no subject"),
-        ("a.jpg", None, "a.jpg carries no subject"),
+        ("a.jpg", None, "a.jpg is a JPEG picture, which carries no subject"),
     ],
 )
 def test_what_gives_nothing_is_refused_by_its_name(
