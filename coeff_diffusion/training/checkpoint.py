@@ -74,6 +74,8 @@ class Checkpoint:
         Raises:
             CheckpointError: it is missing, damaged or something else.
         """
+        if not path.exists():
+            raise CheckpointError(f"no checkpoint {path}")
         try:
             check_file(path)
             with safe_open(path, framework="pt") as file:
