@@ -18,6 +18,7 @@ from ..subject.coefficients import Coefficients
 from ..subject.errors import cut, shown
 from ..subject.printable import printable
 from ..subject.safetensors_file import FILE_NAME
+from ..subject.user_file import user_path
 
 NEW_REPOSITORY = {".gitattributes", "README.md"}  # what the Hub itself puts into a new one
 Say = Callable[[str], None]
@@ -70,7 +71,7 @@ def push(config: PushConfig, say: Say = print, token: str | None = None) -> str:
     Raises:
         CoefficientsError (also as HubError or LayoutError), OSError: with a message of one line; nothing was written.
     """
-    source, folder = Path(config.subject).expanduser(), local_folder(config.repo)
+    source, folder = user_path(config.subject), local_folder(config.repo)
     if not source.exists():
         raise HubError(f"there is no {config.subject}; give a training run's folder, a .safetensors file or a card")
     senseless = ("overwrite",) if folder is None else ("private", "message", "token_file")
@@ -103,7 +104,7 @@ def pull(config: PullConfig, say: Say = print) -> Path:
     Raises:
         CoefficientsError (also as HubError or LayoutError), OSError: with a message of one line; nothing was written.
     """
-    target, folder = Path(config.output).expanduser(), local_folder(config.repo)
+    target, folder = user_path(config.output), local_folder(config.repo)
     check_target(target, config.overwrite)
     if folder is not None and config.revision is not None:
         raise HubError(f"--revision only means something for the Hub, but {config.repo} is a folder")
@@ -120,7 +121,7 @@ def local_folder(text: str) -> Path | None:
 
     A folder is there already, or looks like a path: with `.`, `/`, `~` or a drive in front, or a backslash.
     """
-    path = Path(text).expanduser()
+    path = user_path(text)
     looks_so = text.startswith((".", "/", "~")) or "\\" in text or text[1:2] == ":"
     return path if looks_so or path.is_dir() else None
 

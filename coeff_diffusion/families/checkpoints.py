@@ -11,6 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from safetensors import SafetensorError, safe_open
 
 from ..subject.file_kind import PICKLE, SAFETENSORS, kind_of_file
+from ..subject.user_file import user_path
 from .errors import BaseModelError, one_line
 from .family import Family
 from .registry import EXPECTED, FAMILIES
@@ -52,7 +53,7 @@ def load_checkpoint(path: Path, config: str | Path | None) -> Any:
         BaseModelError: no checkpoint of a known family, damaged, incomplete, or its configs cannot be had.
     """
     family = check_checkpoint(path)
-    folder = None if config is None else Path(config).expanduser()
+    folder = None if config is None else user_path(config)
     source = None if folder is None else str(folder if folder.exists() else config)
     pipeline = getattr(diffusers, family.pipeline)
     accepted = {name: None for name in NOT_LOADED if name in pipeline._optional_components}

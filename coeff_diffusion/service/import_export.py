@@ -109,7 +109,7 @@ class ImportExport:
     def _folder(source: str) -> Path | None:
         try:
             return local_folder(source)
-        except (RuntimeError, ValueError, OSError) as error:  # the home of a user that does not exist
+        except (ValueError, OSError) as error:  # a name that no file can have
             raise HubError(f"{source!r} is neither an id on the Hub, such as user/my-dog, nor a folder") from error
 
     # --- out ----------------------------------------------------------------------------------------------------------

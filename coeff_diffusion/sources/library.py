@@ -14,6 +14,7 @@ from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, listed, shown
 from ..subject.printable import printable
 from ..subject.safetensors_file import FILE_NAME
+from ..subject.user_file import user_path
 from .open import open_subject
 
 SUFFIX = ".safetensors"
@@ -55,7 +56,7 @@ class Library:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = user_path(folder)
         self._lock = threading.RLock()
 
     def find(self) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..subject.atomic_write import atomic_write
 from ..subject.errors import UserError
-from ..subject.user_file import check_file
+from ..subject.user_file import check_file, user_path
 
 FORMAT = "coeff-diffusion-checkpoint"
 
@@ -138,7 +138,7 @@ def find_checkpoint(name: str, folder: Path) -> Path:
                 "written with --checkpointing_steps)"
             )
         return found[-1]
-    for path in (Path(name).expanduser(), folder / name, folder / f"{name}.safetensors"):
+    for path in (user_path(name), folder / name, folder / f"{name}.safetensors"):
         if path.is_file():
             return path
     raise CheckpointError(f"no checkpoint {name!r}; expected a file, or 'latest' of {folder}")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..images.photo import DatasetError
 from ..inference.trigger import contains_trigger
-from ..subject.user_file import FileError, read_text
+from ..subject.user_file import FileError, read_text, user_path
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
@@ -27,12 +27,12 @@ def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
         DatasetError: nothing there, or no pictures in it.
     """
     if not isinstance(source, str | Path):
-        paths = [Path(path).expanduser() for path in source]
+        paths = [user_path(path) for path in source]
         missing = [str(path) for path in paths if not path.is_file()]
         if missing or not paths:
             raise DatasetError(f"no such picture: {', '.join(missing)}" if missing else "the list of pictures is empty")
         return paths
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     if folder.is_file():
         return [folder]
     if not folder.is_dir():

@@ -31,6 +31,7 @@ from ..inference.studio import Studio
 from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
+from ..subject.user_file import user_path
 from .checkpoint import Checkpoint, find_checkpoint, prune_checkpoints
 from .config import ConfigError, TrainConfig
 from .dataset import mixed_seed
@@ -99,7 +100,7 @@ class Trainer:
         say: Callable[[str], None] = print,
     ) -> None:
         self.config = config.resolve()
-        self.output = RunFolder(Path(str(self.config.output_dir)).expanduser())
+        self.output = RunFolder(user_path(str(self.config.output_dir)))
         self.pipe = pipe
         self.on_step, self.on_preview = on_step, on_preview
         self.stop = StopRequest(should_stop, say)

@@ -344,7 +344,7 @@ def test_pulling_from_the_hub(import_export: ImportExport, server: HubServer, ne
         ("<b>/x", "is no repository of the Hub"),
         ("anna/nothing", "there is no repository anna/nothing that you may see"),
         ("../..", "holds no coefficients.safetensors"),
-        ("~nobody-of-this-name/x", "neither an id on the Hub"),
+        ("~nobody-of-this-name/x", "there is no folder ~nobody-of-this-name/x"),
         ("./no/such/folder", "there is no folder"),
     ],
 )
