@@ -122,7 +122,7 @@ def parse(command: str, config: type[Config], arguments: Sequence[str]) -> Confi
     many = {item.name: item.metadata["flags"]() for item in fields(config) if "flags" in item.metadata}
     for item in fields(config):
         for flag, (kind, text) in many.get(item.name, {}).items():
-            parser.add_argument(f"--{flag}", type=kind, help=text)
+            parser.add_argument(f"--{flag}", type=_as_typed(kind), help=text)
         if item.name not in many:
             names, options = _argument(item, hints[item.name], bare_flags)
             parser.add_argument(*names, help=helps[item.name], **options)
@@ -140,7 +140,7 @@ def _argument(item: "Field[Any]", hint: Any, bare_flags: bool) -> tuple[list[str
     from jsonargparse import ActionYesNo
 
     is_list = get_origin(hint) is list
-    options: dict[str, Any] = {"type": str if is_list else hint}
+    options: dict[str, Any] = {"type": str if is_list else _as_typed(hint)}
     if item.metadata.get("positional"):
         return [item.name], {**options, "metavar": _shown(item), **({"nargs": "+"} if is_list else {})}
     if hint is bool:  # `--grid` alone means true
@@ -150,6 +150,11 @@ def _argument(item: "Field[Any]", hint: Any, bare_flags: bool) -> tuple[list[str
     default = item.default if item.default_factory is MISSING else item.default_factory()
     options |= {"required": True} if default is MISSING else {"default": default}
     return [*filter(None, [item.metadata.get("short")]), _shown(item)], {**options, "dest": item.name}
+
+
+def _as_typed(hint: Any) -> Any:
+    """The type of an argument; a text that may be left out is what was typed, and "null" is no lack of it."""
+    return str if hint == (str | None) else hint
 
 
 def _shown(item: "Field[Any]") -> str:

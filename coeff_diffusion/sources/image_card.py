@@ -42,8 +42,11 @@ def embed(png: bytes, subjects: Sequence[Coefficients]) -> bytes:
         raise CoefficientsError(f"the picture cannot carry a subject: {error}") from error
 
 
-def extract(source: Path | bytes) -> list[Coefficients]:
+def extract(source: Path | bytes, *, old_names: bool = False) -> list[Coefficients]:
     """The subjects that a PNG carries; none in a picture that is no card.
+
+    Args:
+        old_names: see `Coefficients.from_bytes`.
 
     Raises:
         CoefficientsError: not a PNG, or damaged; more than 16 subjects or 4 MiB of them; one that is damaged (see
@@ -57,7 +60,7 @@ def extract(source: Path | bytes) -> list[Coefficients]:
     subjects: list[Coefficients] = []
     for number, (_, content) in enumerate(found, start=1):
         try:
-            subject = Coefficients.from_bytes(content)
+            subject = Coefficients.from_bytes(content, old_names=old_names)
         except CoefficientsError as error:
             raise CoefficientsError(f"subject {number} of {len(found)} in {where}: {error}") from error
         if subject in subjects:

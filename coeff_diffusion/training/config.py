@@ -8,6 +8,7 @@ import difflib
 import functools
 import os
 import re
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -154,10 +155,22 @@ def parse_train_config(arguments: Sequence[str] | None = None, prog: str | None 
     Raises:
         ConfigError: an unknown flag or YAML key (the nearest known one is named), or a value of the wrong type.
     """
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return config_from_namespace(train_parser(exit_on_error=False, prog=prog).parse_args(arguments))
+        return config_from_namespace(train_parser(exit_on_error=False, prog=prog).parse_args(_with_paths(given)))
     except ArgumentError as error:
         raise ConfigError([str(error)]) from error
+
+
+def _with_paths(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with a folder of pictures that is called as a list is written (`[dog]`) told from one."""
+    found, flag = list(arguments), "--instance_data_dir"
+    for place, one in enumerate(found):
+        before, name = (f"{flag}=", one.removeprefix(f"{flag}=")) if one.startswith(f"{flag}=") else ("", one)
+        is_value = bool(before) or (place > 0 and found[place - 1] == flag)
+        if is_value and name.startswith("[") and Path(name).exists():
+            found[place] = f"{before}./{name}"
+    return found
 
 
 @functools.cache

@@ -6,11 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 from subject_maker import of_stable_diffusion
 
+from coeff_diffusion.cli import parse
+from coeff_diffusion.commands.generate import GenerateConfig
 from coeff_diffusion.images.files import read_parameters
 from coeff_diffusion.sources.library import Library
+from coeff_diffusion.training.config import parse_train_config
 
 PROMPT = "a sks 🐶 dog, Möpp, 狗"
 NAME = "run_12:30 [x] caf\udce9"  # its last byte is that of Latin-1
@@ -65,3 +69,22 @@ def test_a_library_lists_names_that_cannot_be_written(tmp_path: Path) -> None:
     library.delete(r"gpj\u202eexe")
     assert [one.name for one in library.deleted()] == [r"gpj\u202eexe"]
     assert library.put_back(library.deleted()[0].key) == r"gpj\u202eexe"
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "~", "# x", "12:30:45", "1e3", "true", "[x]", "{a: b}", "🐶", "caf\udce9", "@f", ""]
+)
+def test_a_text_is_what_was_typed(text: str) -> None:
+    """Flags are read by a library that knows YAML; names and prompts are no YAML."""
+    flags = ("base", "prompt", "subject", "output_dir", "negative_prompt", "scheduler")
+    found = parse("generate", GenerateConfig, [f"--{flag}={text}" for flag in flags])
+    assert (found.base, found.prompt, found.subject, found.output_dir) == (text, [text], [text], text)
+    assert found.settings == {"negative_prompt": text, "scheduler": text}
+
+
+def test_a_folder_may_be_called_as_a_list_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("[x]").mkdir()
+    for flags in (["--instance_data_dir", "[x]"], ["--instance_data_dir=[x]"]):
+        assert parse_train_config(flags).instance_data_dir == "./[x]"
+    assert parse_train_config(["--instance_data_dir", "[a.png, b.png]"]).instance_data_dir == ["a.png", "b.png"]

@@ -247,6 +247,8 @@ def test_a_photo_that_carries_a_subject_gives_the_subject(drawings: Drawings, li
     settings = drawings.settings_of(picture(tmp_path / "a.png", None, subject))
     assert settings.request is None
     assert (settings.subjects, settings.notes) == ({"dog": 1.0}, ["it does not say how it was drawn"])
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert drawings.settings_of(tmp_path / "a.jpg") == settings
 
 
 def test_a_subject_of_another_base_is_left_out(drawings: Drawings, library: Library, tmp_path: Path) -> None:

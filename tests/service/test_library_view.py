@@ -298,6 +298,11 @@ def test_importing_files_cards_and_codes(import_export: ImportExport, tmp_path: 
     assert import_export.add(tmp_path / "photo.jpg") == ["code"]
     assert Coefficients.load(import_export.library.path("sks-cat")) == cat
     assert len(import_export.library_view.entries()) == 5
+    for name, there in (("my dog.safetensors", "b.png"), ("00001-7.png", "c.safetensors"), ("photo.jpg", "d.ckpt")):
+        (tmp_path / name).rename(tmp_path / there)
+    assert import_export.add(tmp_path / "b.png") == ["b"]
+    assert import_export.add(tmp_path / "c.safetensors") == ["Rex-3", "sks-cat-2"]
+    assert import_export.add(tmp_path / "d.ckpt") == ["code-2"]
 
 
 @pytest.mark.parametrize(
