@@ -4,6 +4,7 @@ Heavy imports wait until a command runs, so that `--help` answers at once. (The 
 need the arguments of all commands before they know which it is, and with them torch and diffusers.)
 """
 
+import io
 import os
 import re
 import signal
@@ -17,9 +18,9 @@ from importlib import import_module
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from . import __version__
-from .commands.terminal import printable
 from .subject.errors import UserError
 from .subject.field_texts import field_texts
+from .subject.printable import printable
 from .training.signals import Terminated, all_like_ctrl_c
 
 # What a command does; its arguments: a dataclass, or a function that reads them; and what runs it.
@@ -60,6 +61,9 @@ def guarded(run: Callable[[], int], debug: bool = False) -> int:
 
     Ctrl-C gives exit code 130, SIGTERM 143 and SIGHUP 129, as in a shell (a training that saved what it has: 0).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal has all letters that a prompt or a name may have
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings(), all_like_ctrl_c():
         _quiet(debug)
         try:
@@ -124,7 +128,7 @@ def parse(command: str, config: type[Config], arguments: Sequence[str]) -> Confi
     many = {item.name: item.metadata["flags"]() for item in fields(config) if "flags" in item.metadata}
     for item in fields(config):
         for flag, (kind, text) in many.get(item.name, {}).items():
-            parser.add_argument(f"--{flag}", type=kind, help=text)
+            parser.add_argument(f"--{flag}", type=_as_typed(kind), help=text)
         if item.name not in many:
             names, options = _argument(item, hints[item.name], bare_flags)
             parser.add_argument(*names, help=helps[item.name], **options)
@@ -142,7 +146,7 @@ def _argument(item: "Field[Any]", hint: Any, bare_flags: bool) -> tuple[list[str
     from jsonargparse import ActionYesNo
 
     is_list = get_origin(hint) is list
-    options: dict[str, Any] = {"type": str if is_list else hint}
+    options: dict[str, Any] = {"type": str if is_list else _as_typed(hint)}
     if item.metadata.get("positional"):
         return [item.name], {**options, "metavar": _shown(item), **({"nargs": "+"} if is_list else {})}
     if hint is bool:  # `--grid` alone means true
@@ -152,6 +156,11 @@ def _argument(item: "Field[Any]", hint: Any, bare_flags: bool) -> tuple[list[str
     default = item.default if item.default_factory is MISSING else item.default_factory()
     options |= {"required": True} if default is MISSING else {"default": default}
     return [*filter(None, [item.metadata.get("short")]), _shown(item)], {**options, "dest": item.name}
+
+
+def _as_typed(hint: Any) -> Any:
+    """The type of an argument; a text that may be left out is what was typed, and "null" is no lack of it."""
+    return str if hint == (str | None) else hint
 
 
 def _shown(item: "Field[Any]") -> str:

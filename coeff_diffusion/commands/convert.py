@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 
 from ..inference.request import split_strength
-from ..sources.open import PICTURES, locate, open_subject, read
+from ..sources.image_card import choose, extract
+from ..sources.open import locate, open_subject, picture_kind, read
 from ..subject.blend import blend
 from ..subject.coefficients import Coefficients
 from ..subject.errors import shown
@@ -65,7 +66,11 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Path:
 def _any_version(source: str) -> Coefficients:
     """A subject, also from a file whose tensors are named in the way of the first versions."""
     path = locate(source)
-    return read(path) if path.suffix.lower() in PICTURES else Coefficients.read(path, old_names=True)
+    kind = picture_kind(path)
+    carried = extract(path, old_names=True) if kind and kind.picture == "PNG" else []
+    if carried:
+        return choose(carried, None, path)
+    return read(path) if kind else Coefficients.read(path, old_names=True)
 
 
 def blend_files(config: BlendConfig, say: Callable[[str], None] = print) -> Path:

@@ -15,6 +15,7 @@ from ..families.load import EMBEDDED, load_base
 from ..images.drawing_settings import LAYERS, SETTINGS
 from ..images.files import check_folder, save_new_picture
 from ..images.grid import labelled_grid
+from ..inference.limits import within_limits
 from ..inference.replay import Base, Part, Replay
 from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError, split_strength
 from ..inference.studio import Studio
@@ -23,7 +24,7 @@ from ..sources.open import open_subject
 from ..subject.errors import shown
 from ..subject.field_texts import field_texts
 from ..subject.layer_strengths import LayerStrengths
-from .terminal import printable
+from ..subject.printable import printable
 
 
 @cache
@@ -96,6 +97,10 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list
         chunks([part.subject for part in parts])  # says now, not after the drawing, that they cannot be embedded
     request, place = _overridden(config, request, place)
     studio, base_notes = _studio(config, replay)
+    if replay is not None:
+        chosen = [name for name, one in SETTINGS.items() if one.flag in config.settings]
+        request, place, limit_notes = within_limits(studio, request, place, chosen)
+        notes += limit_notes
     check_folder(config.output_dir)
     request = replace(request, subjects=_load(studio, parts, say))
     for note in [*notes, *base_notes]:

@@ -14,11 +14,11 @@ from typing import Any
 
 from ..images.files import find_parameters
 from ..images.generation_info import KEYS, Parameters, PictureError, parse_parameters
-from ..sources.image_card import extract
-from ..sources.open import PICTURES, locate, read
+from ..sources.open import extract_any, locate, picture_kind, read
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut
-from .terminal import printable
+from ..subject.file_kind import kind_of_file
+from ..subject.printable import printable
 
 MOST_SHOWN = 300  # characters of a text; JSON has all of it
 MOST_OTHERS = 30  # keys that other tools wrote into a picture
@@ -56,11 +56,11 @@ def show_info(config: InfoConfig, say: Callable[[str], None] = print) -> None:
 
 def collect_facts(source: str | Path) -> Facts:
     """All that `info` shows, as plain data under the keys that docs/commands.md lists."""
-    path = Path(source).expanduser()
-    if path.suffix.lower() in PICTURES and not path.is_dir():
-        return picture_facts(path)
     path = locate(source)
-    return subject_facts(read(path), path.stat().st_size)
+    if picture_kind(path):
+        return picture_facts(path)
+    subject = read(path)
+    return subject_facts(subject, path.stat().st_size)
 
 
 def subject_facts(subject: Coefficients, size: int) -> Facts:
@@ -98,16 +98,17 @@ def subject_facts(subject: Coefficients, size: int) -> Facts:
 
 def picture_facts(path: Path) -> Facts:
     """How a picture was drawn, and the subjects it carries: in it as a card, or to be seen on it as a QR code."""
-    if not path.is_file():
-        raise PictureError(f"there is no picture {path}")
-    subjects, drawn = [], None
-    if path.suffix.lower() == ".png":
-        subjects = extract(path)
+    kind, drawn = kind_of_file(path, PictureError), None
+    subjects = extract_any(path)
+    if kind.picture == "PNG":
         drawn = _drawn(path, optional=bool(subjects))
     if not subjects and drawn is None:
         subjects = _from_qr(path)  # last, for it looks at every pixel
     if not subjects and drawn is None:
-        raise PictureError(f"{path} carries neither drawing parameters nor a subject, nor shows a QR code of one")
+        alone = "" if kind.picture == "PNG" else "; the first two are in PNG files alone"
+        raise PictureError(
+            f"{path} is {kind.name} that carries neither drawing parameters nor a subject and shows no QR code{alone}"
+        )
     return {
         "kind": "picture",
         "parameters": drawn,
@@ -234,11 +235,12 @@ def _drawing(parameters: Facts) -> Facts:
     """What a picture says of how it was drawn, in words; of other tools' keys the first few."""
     p, names = {**parameters, "scheduler": parameters["sampler"]}, parameters["hashes"]
     digits = f" (hash {p['base_hash']})" if p["base_hash"] else ""
+    begin, end = _number(p["begin"]), _number(p["end"])
     known = {
         "prompt": p["prompt"],
         "negative prompt": p["negative_prompt"],
         "subjects": ", ".join(
-            f"{name} at {strength}" + (f" (hash {names[name]})" if name in names else "")
+            f"{name} at {_number(strength)}" + (f" (hash {names[name]})" if name in names else "")
             for name, strength in p["subjects"].items()
         ),
         "base": f"{p['model'] or 'unknown'}{digits}" if p["model"] or digits else None,
@@ -250,12 +252,18 @@ def _drawing(parameters: Facts) -> Facts:
             for one in KEYS.values()
             if one.name not in TOLD and (one.always or p[one.name] != one.default)
         },
-        "layer strengths": ", ".join(f"{kind} {factor:g}" for kind, factor in p["layers"].items() if factor != 1),
-        "subjects act": None if (p["begin"], p["end"]) == (0, 1) else f"from {p['begin']} to {p['end']} of denoising",
+        "layer strengths": ", ".join(
+            f"{kind} {_number(factor)}" for kind, factor in p["layers"].items() if factor != 1
+        ),
+        "subjects act": None if (p["begin"], p["end"]) == (0, 1) else f"from {begin} to {end} of denoising",
         "size": f"{p['width']} x {p['height']}" if p["width"] else None,
     }
     others = {key: value for key, value in p["extra"].items() if key not in known}
     return {**known, **dict(islice(others.items(), MOST_OTHERS))}
+
+
+def _number(value: float | None) -> str:
+    return "no number" if value is None else f"{value:g}"  # what JSON cannot say: infinity, or not a number
 
 
 def _lines(facts: Mapping[str, object]) -> str:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from ..subject.errors import UserError
+from ..subject.user_file import user_path
 
 
 class OutputError(UserError, ValueError):
@@ -21,7 +22,7 @@ def check_output(output: str | Path, suffix: str, overwrite: bool, make_folder: 
     Raises:
         OutputError: its name ends in something else, it is there and may not be replaced, or its folder is missing.
     """
-    path = Path(output).expanduser()
+    path = user_path(output)
     if path.suffix.lower() != suffix:
         raise OutputError(f"{path} does not end in {suffix}; give a name that does")
     if path.is_dir():

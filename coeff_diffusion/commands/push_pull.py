@@ -15,8 +15,9 @@ from ..publishing.shareable import prepare
 from ..sources.shared_folder import README, SAMPLE, check, check_target, fetch, read_folder, write_folder
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut, shown
+from ..subject.printable import printable
 from ..subject.safetensors_file import FILE_NAME
-from .terminal import printable
+from ..subject.user_file import user_path
 
 NEW_REPOSITORY = {".gitattributes", README}  # what the Hub itself puts into a new one
 Say = Callable[[str], None]
@@ -69,7 +70,7 @@ def push(config: PushConfig, say: Say = print, token: str | None = None) -> str:
     Raises:
         CoefficientsError (also as HubError or LayoutError), OSError: with a message of one line; nothing was written.
     """
-    source, folder, repo = Path(config.subject).expanduser(), local_folder(config.repo), config.repo
+    source, folder, repo = user_path(config.subject), local_folder(config.repo), config.repo
     what = "is on the Hub, which keeps its old versions" if folder is None else "is a folder, not on the Hub"
     useless = ("overwrite",) if folder is None else ("private", "message", "token_file")
     given = [f"--{name}" for name in useless if getattr(config, name)]
@@ -105,7 +106,7 @@ def pull(config: PullConfig, say: Say = print) -> Path:
     Raises:
         CoefficientsError (also as HubError or LayoutError), OSError: with a message of one line; nothing was written.
     """
-    target, folder = Path(config.output).expanduser(), local_folder(config.repo)
+    target, folder = user_path(config.output), local_folder(config.repo)
     check_target(target, config.overwrite)
     if folder is not None and config.revision is not None:
         raise HubError(f"--revision only means something for the Hub, but {config.repo} is a folder")
@@ -123,7 +124,7 @@ def local_folder(text: str) -> Path | None:
 
     A folder is there already, or looks like a path: with `.`, `/`, `~` or a drive in front, or a backslash.
     """
-    path = Path(text).expanduser()
+    path = user_path(text)
     looks_so = text.startswith((".", "/", "~")) or "\\" in text or text[1:2] == ":"
     return path if looks_so or path.is_dir() else None
 

@@ -9,6 +9,7 @@ from ..images.photo import read_photo
 from ..sources.open import open_subject
 from ..sources.qr_code import make_qr, make_sheet
 from ..sources.qr_payload import CAPACITY, largest_change, pack, unpack
+from ..subject.user_file import user_path
 from .output import check_output
 
 
@@ -42,7 +43,7 @@ def make_qr_file(config: QrConfig, say: Callable[[str], None] = print) -> Path:
     path = check_output(config.output, ".png", config.overwrite, make_folder=True)
     subject = open_subject(config.subject)
     code = make_qr(subject)
-    picture = None if config.picture is None else read_photo(Path(config.picture).expanduser())
+    picture = None if config.picture is None else read_photo(user_path(config.picture))
     save_picture(code if picture is None else make_sheet(picture.image, subject.info.trigger, code), path)
 
     payload = pack(subject)

@@ -20,6 +20,7 @@ from ..families.registry import FAMILIES
 from ..hub import HubUnreachableError, api, asking, listing
 from ..sources.open import open_subject
 from ..subject.errors import CoefficientsError, listed, shown
+from ..subject.user_file import user_path
 
 COMPONENTS = {part for family in FAMILIES for part in (family.denoiser, *family.text_encoders, "vae")}
 CONFIGS = (INDEX, *(f"{part}/config.json" for part in sorted(COMPONENTS)))
@@ -89,9 +90,9 @@ def read_base(name: str, revision: str | None = None, config: str | None = None)
         case "embedded":
             return read_layout(_in_folder(embedded_path()), name)
         case "folder":
-            return read_layout(_in_folder(Path(name).expanduser()), name)
+            return read_layout(_in_folder(user_path(name)), name)
         case "checkpoint":
-            return _from_checkpoint(Path(name).expanduser(), config)
+            return _from_checkpoint(user_path(name), config)
         case "hub":
             return read_layout(_in_hub(name, revision), name)
 

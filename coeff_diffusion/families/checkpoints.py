@@ -10,6 +10,8 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from ..subject.file_kind import PICKLE, SAFETENSORS, kind_of_file
+from ..subject.user_file import user_path
 from .errors import BaseModelError, one_line
 from .family import Family
 from .registry import EXPECTED, FAMILIES
@@ -51,7 +53,7 @@ def load_checkpoint(path: Path, config: str | Path | None) -> Any:
         BaseModelError: no checkpoint of a known family, damaged, incomplete, or its configs cannot be had.
     """
     family = check_checkpoint(path)
-    folder = None if config is None else Path(config).expanduser()
+    folder = None if config is None else user_path(config)
     source = None if folder is None else str(folder if folder.exists() else config)
     pipeline = getattr(diffusers, family.pipeline)
     accepted = {name: None for name in NOT_LOADED if name in pipeline._optional_components}
@@ -78,13 +80,12 @@ def check_checkpoint(path: Path) -> Family:
     Raises:
         BaseModelError: it is one of these; the message says which.
     """
-    if path.suffix.lower() in PICKLES:
-        raise BaseModelError(
-            f"{str(path)!r} is a pickled checkpoint, which is never opened because it can run code; "
-            "expected .safetensors (most are published in both forms)"
-        )
-    if path.suffix.lower() != ".safetensors":
-        raise BaseModelError(f"{str(path)!r} is not a checkpoint; expected a .safetensors file")
+    kind = kind_of_file(path, BaseModelError)
+    if kind is not SAFETENSORS:
+        both = " (most are published in both forms)" if PICKLE in kind.name else ""
+        raise BaseModelError(f"{str(path)!r} is {kind.name}; expected a .safetensors checkpoint{both}")
+    if path.suffix.lower() != ".safetensors":  # diffusers goes by the name
+        raise BaseModelError(f"{str(path)!r} is {kind.name} under another name; rename it to {path.stem}.safetensors")
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
@@ -94,9 +95,9 @@ def check_checkpoint(path: Path) -> Family:
     whole = next((family for family in FAMILIES if not missing[family]), None)
     if whole is not None:
         return whole
-    for pattern, kind in OTHERS:
+    for pattern, other in OTHERS:
         if any(re.search(pattern, name) for name in names):
-            raise BaseModelError(f"{str(path)!r} is {kind}; expected {EXPECTED}")
+            raise BaseModelError(f"{str(path)!r} is {other}; expected {EXPECTED}")
     nearest = max(FAMILIES, key=lambda family: len(family.checkpoint) - len(missing[family]))
     raise BaseModelError(
         f"{str(path)!r} lacks {', '.join(missing[nearest])}; expected a whole checkpoint of {EXPECTED}"

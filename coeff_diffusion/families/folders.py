@@ -12,12 +12,14 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 
 from ..hub import HubError, HubUnreachableError, api, asking, listing
+from ..subject.user_file import read_text
 from .checkpoints import NOT_LOADED, PICKLES
 from .errors import CHOICES, BaseModelError, one_line
 from .family import Family
 from .registry import EXPECTED, by_pipeline, tokenizer_name
 
 INDEX = "model_index.json"
+MAX_CONFIG = 2**20  # bytes
 VARIANT = "fp16"  # the one that people publish beside the full weights, or instead of them
 WEIGHTS = re.compile(r"[^/]+\.safetensors(\.index(\.\w+)?\.json)?")  # whole, a shard, or the index of shards
 SETTINGS = re.compile(r"[^/]+\.(json|txt|model)")
@@ -85,9 +87,9 @@ def _read_index(folder: Path, name: str) -> Mapping[str, Any]:
             raise BaseModelError(f"{name!r} is a subject's folder, not a base; load it with --subject {name}")
         raise BaseModelError(f"{name!r} is not a diffusers folder: it has no {INDEX}; a base is {CHOICES}")
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))
+        found = json.loads(read_text(index, MAX_CONFIG))
         found["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BaseModelError(f"{name!r}: {INDEX} does not name a pipeline ({one_line(error)})") from error
     return dict(found)
 

@@ -17,14 +17,14 @@ import torch
 from ..base import embedded_path
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut, shown
+from ..subject.user_file import read_file
 from .errors import BaseModelError
 from .family import Config, Family
 from .fingerprint import architecture, check_fits, check_tokens_fit, fingerprint
-from .folders import check_model_index
+from .folders import MAX_CONFIG, check_model_index
 from .registry import EXPECTED, FAMILIES, by_denoiser, denoiser_of, encoders_of, sites_of
 
 EMBEDDED = "the embedded base"
-MAX_CONFIG = 2**20
 Find = Callable[[str], Path | None]  # where a config of a base lies, by its path in the diffusers layout
 
 
@@ -124,8 +124,7 @@ def _read_config(path: Path | None, base: str) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        with path.open("rb") as file:
-            found = json.loads(file.read(MAX_CONFIG))
+        found = json.loads(read_file(path, MAX_CONFIG))
     except (OSError, ValueError, RecursionError) as error:
         raise BaseModelError(f"{base!r}: {path.parent.name}/{path.name} cannot be read: {cut(str(error))}") from error
     if not isinstance(found, dict):

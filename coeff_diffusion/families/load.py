@@ -18,6 +18,7 @@ from torch import nn
 
 from ..base import embedded_path
 from ..subject.hub_id import is_hub_id
+from ..subject.user_file import user_path
 from .checkpoints import PICKLES, load_checkpoint
 from .errors import CHOICES
 from .errors import BaseModelError as BaseModelError  # a part of what this module offers
@@ -52,7 +53,7 @@ def load_base(
         BaseModelError: nothing there, of no known family, pickled or damaged weights, Hub out of reach.
     """
     name = str(name_or_path)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if revision is not None and (name == EMBEDDED or path.exists()):
         raise BaseModelError(f"revision={revision!r} only means something for a Hub id, but the base is {name!r}")
     if config is not None and not path.is_file():
@@ -92,7 +93,7 @@ def kind_of_base(name: str) -> Literal["embedded", "folder", "checkpoint", "hub"
     Raises:
         BaseModelError: it means none.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name == EMBEDDED:
         return "embedded"
     if path.is_dir():

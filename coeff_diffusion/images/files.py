@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 
 from ..subject.atomic_write import atomic_write
+from ..subject.user_file import user_path
 from .generation_info import Parameters, PictureError, parse_parameters
 from .png import TEXT_KINDS, PngError, read_chunks, text_of, with_chunks
 
@@ -94,7 +95,7 @@ def check_folder(folder: str | Path) -> Path:
     Raises:
         PictureError: it cannot.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:

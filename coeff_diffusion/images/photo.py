@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..subject.errors import UserError
+from ..subject.file_kind import kind_of_file
+from ..subject.user_file import FileError, open_file
 from .colour import to_srgb
 from .photo_formats import RAW, is_raw, readable_formats, why_unread
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused: no camera that matters here makes them, but a small file can claim to be one."""
+
+MAX_FILE = 512 * 2**20  # bytes; as many pixels in 32 bits each
 
 
 class DatasetError(UserError, ValueError):
@@ -51,7 +55,8 @@ def read_photo(path: str | Path) -> Photo:
             raise DatasetError(f"{path} cannot be read: {reason}")
         # Pillow only warns near its own limit; the size is checked right here, before a pixel is read.
         quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
-        with quiet, Image.open(path, formats=readable_formats()) as image:
+        formats = readable_formats()
+        with quiet, open_file(path, MAX_FILE) as file, Image.open(file, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DatasetError(_bomb(path, f"{image.width} x {image.height} pixels"))
             if is_raw(image):
@@ -64,7 +69,20 @@ def read_photo(path: str | Path) -> Photo:
     except Image.DecompressionBombError as error:
         raise DatasetError(_bomb(path, "far more pixels")) from error
     except Exception as error:  # damaged files make Pillow's decoders raise anything
-        raise DatasetError(f"{path} is not a readable picture ({error}); replace it or take it out") from error
+        why = why_unreadable(path, error)
+        raise DatasetError(f"{path} is not a readable picture ({why}); replace it or take it out") from error
+
+
+def why_unreadable(path: str | Path, error: Exception) -> str:
+    """What keeps Pillow from reading a file. Its own word for what it does not know at all says nothing of the file."""
+    if isinstance(error, FileError):
+        return f"it {error.problem}"
+    if not isinstance(error, UnidentifiedImageError):
+        return str(error)
+    kind = kind_of_file(path)
+    return (
+        f"it is {kind.name}, damaged or of a form that Pillow does not know" if kind.picture else f"it is {kind.name}"
+    )
 
 
 def _bomb(path: Path, size: str) -> str:

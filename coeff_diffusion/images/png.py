@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..subject.errors import UserError
+from ..subject.file_kind import HEAD, kind_of
+from ..subject.user_file import FileError, open_file
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_WALKED = 100_000  # chunks: 800 MB of pixels in the smallest that encoders write, 0.2 s to walk
@@ -23,6 +25,7 @@ _TEXTS = {
 }
 TEXT_KINDS = tuple(_TEXTS)
 Chunk = tuple[bytes, bytes]  # kind, of four letters, and content
+END: Chunk = (b"IEND", b"")
 
 
 class PngError(UserError, ValueError):
@@ -35,26 +38,29 @@ def read_chunks(source: Path | bytes, wanted: Collection[bytes], max_bytes: int,
     There may be at most `max_chunks` wanted ones, with contents of `max_bytes` together.
 
     Raises:
-        PngError: no regular file, not a PNG, truncated, something stands behind its end, the checksum of a wanted chunk
-            does not agree, or there is more than may be.
+        PngError: no regular file, not a PNG, truncated, the checksum of a wanted chunk does not agree, or there is more
+            than may be.
     """
     if isinstance(source, bytes):
         return _read(io.BytesIO(source), wanted, max_bytes, max_chunks)
-    if not source.is_file():  # opening a named pipe would wait for someone to write into it
-        raise PngError("not a regular file" if source.exists() else "there is no such file")
     try:
-        with source.open("rb") as file:
+        with open_file(source) as file:
             return _read(file, wanted, max_bytes, max_chunks)
+    except FileError as error:
+        raise PngError(f"it {error.problem}") from error
     except OSError as error:
         raise PngError(f"it cannot be read: {error.strerror or error}") from error
 
 
 def _read(file: BinaryIO, wanted: Collection[bytes], max_bytes: int, max_chunks: int) -> list[Chunk]:
+    """The wanted chunks. The file is left right behind its end: what programs append there is no part of it."""
     found: list[Chunk] = []
     size, total = file.seek(0, io.SEEK_END), 0
     file.seek(0)
-    if file.read(len(SIGNATURE)) != SIGNATURE:
-        raise PngError("not a PNG")
+    head = file.read(HEAD)
+    if not head.startswith(SIGNATURE):
+        raise PngError(f"not a PNG: it is {kind_of(head).name}")
+    file.seek(len(SIGNATURE))
     for number in range(MAX_WALKED):
         head, left = file.read(8), size - file.tell() - 4  # 4 bytes of length, 4 of kind; at the end 4 of checksum
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
@@ -66,8 +72,9 @@ def _read(file: BinaryIO, wanted: Collection[bytes], max_bytes: int, max_chunks:
         if length > left:
             raise PngError(f"truncated: its chunk {name} claims {length} bytes, {max(left, 0)} are left")
         if kind == b"IEND":
-            if left:
-                raise PngError(f"{left} bytes stand behind its end; save the picture anew without them")
+            if length:
+                raise PngError(f"damaged: its chunk IEND has {length} bytes")
+            file.seek(4, io.SEEK_CUR)
             return found
         if kind not in wanted:
             file.seek(length + 4, io.SEEK_CUR)
@@ -91,17 +98,19 @@ def pixels_alone(source: Path | bytes, max_bytes: int) -> bytes:
         PngError: as `read_chunks`.
     """
     chunks = read_chunks(source, (b"IHDR", b"PLTE", b"tRNS", b"IDAT"), max_bytes, MAX_WALKED)
-    return SIGNATURE + _encoded([*chunks, (b"IEND", b"")])
+    return SIGNATURE + _encoded([*chunks, END])
 
 
 def with_chunks(png: bytes, chunks: Sequence[Chunk]) -> bytes:
-    """A PNG with further chunks at its end. All else stays as it is, bit by bit.
+    """A PNG with further chunks before its end. All else stays as it is, bit by bit.
 
     Raises:
         PngError: `png` is not a PNG, or damaged.
     """
-    read_chunks(png, (), 0, 0)
-    return png[:-12] + _encoded(chunks) + png[-12:]  # before IEND
+    file = io.BytesIO(png)
+    _read(file, (), 0, 0)
+    end = file.tell() - len(_encoded([END]))
+    return png[:end] + _encoded(chunks) + png[end:]
 
 
 def _encoded(chunks: Sequence[Chunk]) -> bytes:

@@ -17,6 +17,7 @@ from ..images.generation_info import Parameters
 from ..sources.image_card import called, extract
 from ..subject.coefficients import Coefficients
 from ..subject.errors import shown
+from ..subject.user_file import user_path
 from .pipeline_subjects import loaded_coefficients
 from .request import DrawRequest, StudioError
 from .trigger import contains_trigger
@@ -107,7 +108,7 @@ class Replay:
             PictureError: not a PNG, damaged, or it does not say how it was drawn.
             CoefficientsError: a subject in it is damaged.
         """
-        path = Path(path).expanduser()
+        path = user_path(path)
         return cls(path, read_parameters(path), extract(path))
 
     def request(self) -> tuple[DrawRequest, int | None]:

@@ -11,8 +11,9 @@ from ..images.drawing_settings import MAX_SEED as MAX_SEED  # what is written so
 from ..images.drawing_settings import SETTINGS
 from ..images.drawing_settings import DrawRequest as DrawRequest
 from ..subject.coefficients import Coefficients
-from ..subject.errors import UserError
+from ..subject.errors import UserError, shown
 from ..subject.layer_strengths import LayerStrengths as LayerStrengths
+from ..subject.user_file import user_path
 
 OWN_FIELDS = ("prompt", "negative_prompt", "subjects", "seed")
 """In what requests that are drawn in one batch may differ (see `Studio.draw_batch`)."""
@@ -77,6 +78,11 @@ def problems(request: DrawRequest, multiple: int, max_steps: int) -> list[str]:
         pixels = getattr(request, side)
         if pixels < multiple or pixels % multiple:
             problems.append(f"{side} is {pixels}, expected a multiple of {multiple}")
+    problems += [
+        f"{name} is {shown(getattr(request, name))}, expected text in UTF-8"
+        for name in ("prompt", "negative_prompt")
+        if any("\ud800" <= letter <= "\udfff" for letter in getattr(request, name))
+    ]
     for name, strength in request.subjects.items():
         if not math.isfinite(strength):
             problems.append(f"the strength of subject {name!r} is {strength}, expected a finite number")
@@ -102,8 +108,10 @@ def disagreements(requests: Sequence[DrawRequest]) -> list[str]:
 def split_strength(text: str) -> tuple[str, float]:
     """`"dog.safetensors:0.8"` -> `("dog.safetensors", 0.8)`; without a number after the last colon the strength is 1.
 
+    A file or folder whose own name ends so (`run_12:30:45`) is meant as it stands.
+
     Raises:
-        StudioError: the strength is not finite.
+        StudioError: the strength is not finite, or there are files of both names.
     """
     source, colon, number = text.rpartition(":")
     try:
@@ -111,6 +119,10 @@ def split_strength(text: str) -> tuple[str, float]:
     except ValueError:
         return text, 1.0  # no strength: the colon, if any, is part of the path (C:\\subjects\\dog.safetensors)
     if not colon or not source:
+        return text, 1.0
+    if user_path(text).exists():
+        if user_path(source).exists():
+            raise StudioError(f"{text} and {source} are both there; write {text}:1 or {source}:{strength}")
         return text, 1.0
     if not math.isfinite(strength):
         raise StudioError(f"the strength in {text!r} is {number}, expected a finite number")

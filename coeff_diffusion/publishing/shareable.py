@@ -19,11 +19,12 @@ from yaml import YAMLError
 from ..images.files import PARAMETERS, find_parameters
 from ..images.generation_info import Parameters, PictureError, format_parameters, parse_parameters
 from ..images.photo import read_image
-from ..sources.open import open_subject
-from ..sources.shared_folder import MAX_SAMPLE, MAX_SAMPLES, README, check, is_ours
+from ..sources.open import open_subject, picture_kind
+from ..sources.shared_folder import MAX_BYTES, MAX_SAMPLE, MAX_SAMPLES, README, check, is_ours
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, UserError
 from ..subject.safetensors_file import FILE_NAME
+from ..subject.user_file import read_text
 from ..training.model_card import is_public, subject_card
 from ..training.run_folder import RunFolder
 
@@ -91,7 +92,8 @@ def _samples(source: Path, say: Say) -> Iterator[tuple[str, bytes]]:
     if source.is_dir():
         paths = RunFolder(source).newest_samples() or sorted((source / "samples").glob("*"))
     else:
-        paths = [source] if source.suffix.lower() == ".png" else []
+        kind = picture_kind(source)
+        paths = [source] if kind and kind.picture == "PNG" else []
     for path in paths[:MAX_SAMPLES]:
         name = f"samples/{path.name}" if source.is_dir() else "samples/card.png"
         try:
@@ -108,7 +110,7 @@ def _sample(path: Path, name: str) -> bytes:
     Raises:
         PictureError, DatasetError: it may be a photo, cannot be read, or others could not have it.
     """
-    if not is_ours(name) or path.suffix != ".png" or path.is_symlink() or path.parent.is_symlink():
+    if not is_ours(name) or not name.endswith(".png") or path.is_symlink() or path.parent.is_symlink():
         raise PictureError("expected a .png file with a plain name, and no symbolic link")
     parameters = _drawn(path)
     text = format_parameters(parameters if is_public(parameters.model or "") else replace(parameters, model=None))
@@ -132,7 +134,7 @@ def _drawn(picture: Path | bytes) -> Parameters:
 
 def _own_card(path: Path, base: str, samples: Collection[str]) -> str:
     """The card that lies beside the subject. Raises ValueError, YAMLError: others may not have it, and why."""
-    text = path.read_text("utf-8")
+    text = read_text(path, MAX_BYTES[README])
     head = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     bases = head.get("base_model") or []
     hidden = [str(one) for one in (bases if isinstance(bases, list) else [bases]) if not is_public(str(one))]

@@ -3,6 +3,7 @@
 No gradio here, and no state in a browser: a page that is loaded again finds everything as it was.
 """
 
+from ..inference.limits import MAX_SUBJECTS, check_limits, limits_of
 from .drawings import Drawing, Drawings
 from .explorer import Exploration, Explorer
 from .grid_cells import MAX_ROWS, GridRequest, read_strengths, spread
@@ -10,7 +11,6 @@ from .import_export import Export, ImportExport, PushRequest, ReplaceError
 from .inspector import Inspector, SubjectCharts, WordView
 from .jobs import Glimpse, Jobs
 from .library_view import Entry, LibraryView
-from .limits import MAX_SUBJECTS, check_limits, limits_of
 from .loading import SubjectLoader
 from .picture_settings import Settings
 from .studio_service import StudioService

@@ -12,12 +12,12 @@ from ..commands.push_pull import PullConfig, PushConfig, local_folder, pull, pus
 from ..commands.qr import QrConfig, make_qr_file
 from ..hub import TOKEN, HubError, api, asking, split_id
 from ..images.generation_info import PictureError
-from ..sources.image_card import extract
 from ..sources.library import plain_name
-from ..sources.open import open_subject
+from ..sources.open import extract_any, open_subject, picture_kind
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
-from ..subject.safetensors_file import FILE_NAME
+from ..subject.safetensors_file import FILE_NAME, MAX_FILE
+from ..subject.user_file import read_file
 from .library_view import Entry, LibraryView
 from .messages import by_name
 
@@ -79,11 +79,10 @@ class ImportExport:
             CoefficientsError: there is no subject in it, or a damaged one. Nothing was taken in then.
         """
         path = Path(file)
-        is_subject = path.suffix.lower() == ".safetensors"
         with by_name(path):
-            subjects = extract(path) if path.suffix.lower() == ".png" else []
-            subjects = subjects or [open_subject(path)]
-        names = [path.stem if is_subject and path.name != FILE_NAME else _own_name(subject) for subject in subjects]
+            is_picture = picture_kind(path) is not None
+            subjects = extract_any(path) or [open_subject(path)]
+        names = [path.stem if not is_picture and path.name != FILE_NAME else _own_name(subject) for subject in subjects]
         return [self.library.put(subject, name or path.stem) for subject, name in zip(subjects, names, strict=True)]
 
     def pull(self, source: str) -> str:
@@ -110,7 +109,7 @@ class ImportExport:
     def _folder(source: str) -> Path | None:
         try:
             return local_folder(source)
-        except (RuntimeError, ValueError, OSError) as error:  # the home of a user that does not exist
+        except (ValueError, OSError) as error:  # a name that no file can have
             raise HubError(f"{source!r} is neither an id on the Hub, such as user/my-dog, nor a folder") from error
 
     # --- out ----------------------------------------------------------------------------------------------------------
@@ -121,7 +120,7 @@ class ImportExport:
         Raises:
             CoefficientsError: there is none of this name, or it is damaged.
         """
-        return Export(_file_name(name, ".safetensors"), self._readable(name).path.read_bytes(), [])
+        return Export(_file_name(name, ".safetensors"), read_file(self._readable(name).path, MAX_FILE), [])
 
     def card(self, name: str, picture: str | Path | None = None) -> Export:
         """A PNG that carries the subject.

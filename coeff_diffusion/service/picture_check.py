@@ -15,6 +15,7 @@ from PIL import Image
 from ..images.photo import DatasetError, read_photo
 from ..images.photo_formats import readable_formats, why_unread
 from ..subject.atomic_write import atomic_write
+from ..subject.user_file import check_file
 from ..training.captions import some
 from ..training.dataset import mixed_seed
 from ..training.masks import mask_of
@@ -64,8 +65,7 @@ def check_pictures(paths: Sequence[Path], resolution: int, center_crop: bool = T
         path = picture.path
         try:
             for file in filter(None, (path, picture.mask)):
-                if (size := file.stat().st_size) > MAX_BYTES:
-                    raise DatasetError(f"{file} has {size / 2**20:.0f} MB, expected at most {MAX_BYTES // 2**20}")
+                check_file(file, MAX_BYTES, DatasetError)
             caption, photo = picture.words(), read_photo(path)
             mask_of(photo, path, picture.mask)
         except (DatasetError, OSError) as error:

@@ -9,17 +9,17 @@ from ..families.layout import layout_of
 from ..images.drawing_settings import LAYERS, SETTINGS
 from ..images.files import find_parameters
 from ..images.generation_info import Parameters, parse_parameters
+from ..inference.limits import MAX_SUBJECTS, limits_of
 from ..inference.replay import Base, Replay
 from ..inference.request import DrawRequest
 from ..inference.samplers import ZERO_SNR_GUIDANCE_RESCALE, SchedulerError, find_scheduler, has_zero_terminal_snr
 from ..inference.studio import Studio
-from ..sources.image_card import called, extract
+from ..sources.image_card import called
 from ..sources.library import Library
-from ..sources.open import open_subject
+from ..sources.open import extract_any, open_subject, picture_kind
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, shown
 from ..subject.layer_strengths import STRENGTH_REACH, LayerStrengths
-from .limits import MAX_SUBJECTS, limits_of
 from .loading import SubjectLoader
 from .messages import by_name
 
@@ -48,9 +48,9 @@ def restored(loader: SubjectLoader, file: str | Path) -> Settings:
     """
     path = Path(file)
     with by_name(path):
-        is_png = path.suffix.lower() == ".png"
-        text = find_parameters(path) if is_png else None
-        carried = extract(path) if is_png else []
+        kind = picture_kind(path)
+        text = find_parameters(path) if kind and kind.picture == "PNG" else None
+        carried = extract_any(path)
         if not text and not carried:
             carried = [open_subject(path)]  # in a QR code, or the error that says what the picture lacks
         replay = Replay(Path(path.name), parse_parameters(text), carried) if text else None

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 from ..images.files import find_parameters
 from ..images.generation_info import PictureError, parse_parameters
 from ..subject.safetensors_file import MAX_HEADER
+from ..subject.user_file import open_file
 
 SIDE = 192  # pixels
 MOST_SAMPLES = 64  # that are looked at to find the one to show
@@ -78,7 +79,7 @@ def _sample_thumbnail(path: Path, modified: int, size: int) -> Image.Image | Non
 @lru_cache(maxsize=256)
 def _own_thumbnail(path: Path, modified: int, size: int) -> Image.Image | None:
     """The picture in a file's metadata (`modelspec.thumbnail`, a data URL); None without one that can be read."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(length) if length <= MAX_HEADER else b""
     try:

@@ -10,6 +10,7 @@ from ..inference.request import DrawProgress, DrawRequest, Picture
 from ..sources.open import open_subject
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
+from ..subject.printable import printable
 from ..training.config import ConfigError, TrainConfig
 from ..training.run_folder import RunFolder
 from ..training.timeline import keep_step, load_losses, load_timeline
@@ -80,7 +81,7 @@ class Timelines:
         folder = self.loader.library.folder
         inside = {path: path.relative_to(folder).parent for path in folder.glob("**/timeline.safetensors")}
         return {
-            parent.as_posix(): path
+            printable(parent.as_posix()): path
             for path, parent in inside.items()
             if parent.parts and not any(part.startswith(".") for part in parent.parts)
         }

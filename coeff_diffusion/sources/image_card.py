@@ -12,15 +12,19 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from ..images.generation_info import PictureError
+from ..images.photo import why_unreadable
 from ..images.photo_formats import register_readers
 from ..images.png import SIGNATURE, PngError, read_chunks, with_chunks
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, shown
+from ..subject.user_file import read_file, user_path
 
 CHUNK = b"coEf"
 MAX_SUBJECTS = 16
 MAX_BYTES = 4 * 2**20
 """Of all subjects of a picture. One for Stable Diffusion 1.x has 24 KB, the largest for XL less than 1 MB."""
+MAX_PICTURE = 64 * 2**20
+"""Bytes of a picture that is to become a card: it is sent to people."""
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
@@ -39,8 +43,11 @@ def embed(png: bytes, subjects: Sequence[Coefficients]) -> bytes:
         raise CoefficientsError(f"the picture cannot carry a subject: {error}") from error
 
 
-def extract(source: Path | bytes) -> list[Coefficients]:
+def extract(source: Path | bytes, *, old_names: bool = False) -> list[Coefficients]:
     """The subjects that a PNG carries; none in a picture that is no card.
+
+    Args:
+        old_names: see `Coefficients.from_bytes`.
 
     Raises:
         CoefficientsError: not a PNG, or damaged; more than 16 subjects or 4 MiB of them; one that is damaged (see
@@ -54,7 +61,7 @@ def extract(source: Path | bytes) -> list[Coefficients]:
     subjects: list[Coefficients] = []
     for number, (_, content) in enumerate(found, start=1):
         try:
-            subject = Coefficients.from_bytes(content)
+            subject = Coefficients.from_bytes(content, old_names=old_names)
         except CoefficientsError as error:
             raise CoefficientsError(f"subject {number} of {len(found)} in {where}: {error}") from error
         if subject in subjects:
@@ -116,8 +123,9 @@ def as_png(path: str | Path) -> bytes:
     Raises:
         PictureError: not a readable picture, several in one file, or colours that a PNG cannot hold.
     """
+    path = user_path(path)
     try:
-        data = Path(path).expanduser().read_bytes()
+        data = read_file(path, MAX_PICTURE)
         if data.startswith(SIGNATURE):
             return data
         register_readers()
@@ -130,7 +138,7 @@ def as_png(path: str | Path) -> bytes:
     except PictureError:
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise anything
-        raise PictureError(f"{path} is not a readable picture: {error}") from error
+        raise PictureError(f"{path} is not a readable picture: {why_unreadable(path, error)}") from error
     if upright.mode not in PNG_MODES:
         raise PictureError(
             f"{path} has {upright.mode} pixels, which a PNG cannot hold without loss; convert it to RGB first"

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, listed, shown
+from ..subject.printable import printable
 from ..subject.safetensors_file import FILE_NAME
+from ..subject.user_file import user_path
 from .open import open_subject
 
 SUFFIX = ".safetensors"
@@ -54,11 +56,14 @@ class Library:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = user_path(folder)
         self._lock = threading.RLock()
 
     def find(self) -> dict[str, Path]:
-        """The files by the names they are listed under, in alphabetical order. Looks at the disk every time."""
+        """The files by the names they are listed under, in alphabetical order. Looks at the disk every time.
+
+        Names may be of strangers, or in no encoding: what does not print is listed as its escape.
+        """
         found: dict[str, Path] = {}
         for path in sorted(self.folder.glob(f"**/*{SUFFIX}")):
             inside = path.relative_to(self.folder)
@@ -66,7 +71,10 @@ class Library:
                 continue
             if any(part.startswith(".") for part in inside.parts):
                 continue
-            found[(inside.parent if self._is_run(path) else inside.with_suffix("")).as_posix()] = path
+            name = printable((inside.parent if self._is_run(path) else inside.with_suffix("")).as_posix())
+            while name in found:
+                name += "_"
+            found[name] = path
         return dict(sorted(found.items()))
 
     def path(self, name: str) -> Path:

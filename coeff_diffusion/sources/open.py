@@ -1,16 +1,20 @@
 """Open a subject, wherever it is: a file, a folder, a card, a QR code in a picture, the Hub."""
 
+import re
 from pathlib import Path
 
 from ..subject.coefficients import Coefficients
-from ..subject.errors import CoefficientsError
+from ..subject.errors import CoefficientsError, listed, shown
+from ..subject.file_kind import Kind, kind_of_file
 from ..subject.hub_id import HUB_ID
 from ..subject.safetensors_file import FILE_NAME
+from ..subject.user_file import user_path
 from .image_card import CHUNK, choose, extract
 from .qr_code import read_qr
 from .shared_folder import fetch_coefficients
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")  # a subject is in a chunk of a PNG, or in a QR code in any of them
+SUFFIXES = re.compile(r"(?i)\.(safetensors|png|jpe?g|jfif|webp|gif|bmp|tiff?|avif|hei[cf]|ckpt|pth?|bin|zip)")
+"""How files are called; what is in one is told by its bytes alone."""
 
 
 def open_subject(source: str | Path, name: str | None = None) -> Coefficients:
@@ -39,28 +43,44 @@ def locate(source: str | Path) -> Path:
     Raises:
         CoefficientsError: there is no such file, or the Hub does not give it.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         if not (path / FILE_NAME).is_file():
-            raise CoefficientsError(f"the folder {path} holds no {FILE_NAME}")
+            others = [shown(other.name) for other in sorted(path.iterdir()) if SUFFIXES.fullmatch(other.suffix)]
+            there = f"; it holds {listed(others)}: give the file itself" if others else ""
+            raise CoefficientsError(f"the folder {path} holds no {FILE_NAME}{there}")
         return path / FILE_NAME
-    names_a_file = path.suffix.lower() in (".safetensors", *PICTURES)
-    if isinstance(source, str) and not path.exists() and not names_a_file and HUB_ID.fullmatch(source):
+    names_a_file = SUFFIXES.fullmatch(path.suffix)
+    if isinstance(source, str) and not names_a_file and HUB_ID.fullmatch(source) and not path.exists():
         return fetch_coefficients(source)
     return path
 
 
 def read(path: str | Path, name: str | None = None) -> Coefficients:
-    """Read a `.safetensors` file, or the subject that a picture carries; see `open_subject`."""
+    """Read a subject's own file, or the subject that a picture carries, whatever it is called; see `open_subject`."""
     path = Path(path)
-    if path.suffix.lower() not in PICTURES:
-        return choose([Coefficients.read(path)], name, path)
-    if path.is_symlink() or not path.is_file():
-        return Coefficients.read(path)  # which says what is wrong with it
-    return read_card(path, name)
+    if not path.is_symlink() and (kind := picture_kind(path)):
+        return _read_card(path, kind, name)
+    return choose([Coefficients.read(path)], name, path)  # which says what is wrong with it
 
 
-def read_card(path: Path, name: str | None = None) -> Coefficients:
+def picture_kind(path: Path) -> Kind | None:
+    """The kind of a picture; None of any other file.
+
+    Raises:
+        CoefficientsError: there is no such file, or no regular one.
+    """
+    kind = kind_of_file(path, CoefficientsError)
+    return kind if kind.picture else None
+
+
+def extract_any(path: Path) -> list[Coefficients]:
+    """The subjects in the chunks of a picture: only a PNG has some."""
+    kind = picture_kind(path)
+    return extract(path) if kind and kind.picture == "PNG" else []
+
+
+def _read_card(path: Path, kind: Kind, name: str | None) -> Coefficients:
     """The subject in a picture: in a chunk, or else in a QR code that is to be seen in it.
 
     Args:
@@ -69,16 +89,18 @@ def read_card(path: Path, name: str | None = None) -> Coefficients:
     Raises:
         CoefficientsError: there is none, or several and `name` does not say which; or what is there is damaged.
     """
-    subjects = extract(path) if path.suffix.lower() == ".png" else []
+    subjects = extract_any(path)
     if not subjects:
+        why = f"{path} carries no subject in a {CHUNK.decode()} chunk"
+        why = why if kind.picture == "PNG" else f"{path} is {kind.name}, which carries no subject in itself"
         try:
             found = read_qr(path)
         except CoefficientsError as error:
-            raise CoefficientsError(f"{path} carries no subject in a {CHUNK.decode()} chunk; {error}") from error
+            raise CoefficientsError(f"{why}; {error}") from error
         if found is None:
             raise CoefficientsError(
-                f"{path} carries no subject, neither in a {CHUNK.decode()} chunk nor in a QR code; programs that save "
-                "or shrink a picture drop its chunks, so send the card as a file"
+                f"{why}, and no QR code of one is to be seen; programs that save or shrink a picture drop its chunks, "
+                "so send the card as a file"
             )
         subjects = [found]
     return choose(subjects, name, path)

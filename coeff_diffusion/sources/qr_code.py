@@ -7,6 +7,7 @@ import importlib
 import io
 import math
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..images.generation_info import PictureError
-from ..images.png import SIGNATURE, pixels_alone
+from ..images.photo import why_unreadable
+from ..images.png import pixels_alone
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
+from ..subject.file_kind import kind_of_file
+from ..subject.user_file import check_file, read_file
 from .qr_payload import MAGIC, pack, unpack
 
 MODULE = 4  # pixels a module; what comes out is still read at half and at one and a half times its size
@@ -28,7 +32,6 @@ MAX_PNG = 12 * 2**20  # of its packed pixels, which are held beside the decoded 
 MAX_SIDE = 4_096
 MAX_PIXELS = 4_096 * 3_072  # a phone's camera; decoded, 48 MiB
 LIMITS = f"pictures of up to {MAX_SIDE} pixels a side and {MAX_PIXELS / 1e6:.1f} million in all"
-FORMATS = ("PNG", "JPEG", "WEBP")  # other decoders need not meet a stranger's file
 
 
 def make_qr(subject: Coefficients) -> Image.Image:
@@ -72,7 +75,7 @@ def make_sheet(picture: Image.Image, trigger: str, code: Image.Image) -> Image.I
 
 
 def read_qr(path: str | Path) -> Coefficients | None:
-    """The subject of the QR code in a picture (PNG, JPEG or WebP), wherever the code stands in it.
+    """The subject of the QR code in a picture of any format that Pillow reads, wherever the code stands in it.
 
     Returns:
         None where there is no QR code that can be read, or only codes that hold something else.
@@ -96,18 +99,18 @@ def read_qr(path: str | Path) -> Coefficients | None:
 
 def _grey(path: Path) -> Image.Image:
     """The brightness of a stranger's picture (mode "L"), its size checked before a pixel is decoded."""
-    if not path.is_file():
-        raise CoefficientsError(f"there is no file {path}" if not path.exists() else f"{path} is not a regular file")
-    if (size := path.stat().st_size) > MAX_FILE:
-        raise CoefficientsError(
-            f"{path} has {size // 2**20} MiB; QR codes are looked for in pictures of up to {MAX_FILE // 2**20} MiB"
-        )
+    kind = kind_of_file(path, CoefficientsError)
+    if not kind.picture:
+        raise CoefficientsError(f"{path} is {kind.name}; expected a picture")
+    if kind.picture not in _decoders():
+        raise CoefficientsError(f"{path} is {kind.name}, which Pillow cannot read here; {kind.advice}")
+    check_file(path, MAX_FILE, CoefficientsError)
     try:
-        with path.open("rb") as file:
-            is_png = file.read(len(SIGNATURE)) == SIGNATURE
-        picture = io.BytesIO(pixels_alone(path, MAX_PNG)) if is_png else path  # Pillow would inflate all texts of a PNG
-        # Pillow only warns near its own limit; the size is checked right here.
-        with warnings.catch_warnings(action="ignore"), Image.open(picture, formats=FORMATS) as image:
+        is_png = kind.picture == "PNG"  # Pillow would inflate all its texts
+        data = pixels_alone(path, MAX_PNG) if is_png else read_file(path, MAX_FILE, CoefficientsError)
+        # Pillow only warns near its own limit; the size is checked right here. No decoder but its own meets the file.
+        quiet = warnings.catch_warnings(action="ignore")
+        with quiet, Image.open(io.BytesIO(data), formats=(kind.picture,)) as image:
             if not _is_readable(image.width, image.height):
                 raise CoefficientsError(
                     f"{path} has {image.width} x {image.height} pixels; QR codes are looked for in {LIMITS}: cut out "
@@ -118,7 +121,13 @@ def _grey(path: Path) -> Image.Image:
     except CoefficientsError:
         raise
     except Exception as error:  # damaged files make Pillow's decoders raise anything
-        raise CoefficientsError(f"{path} is not a picture that can be read (PNG, JPEG, WebP): {error}") from error
+        raise CoefficientsError(f"{path} is not a readable picture: {why_unreadable(path, error)}") from error
+
+
+def _decoders() -> Collection[str]:
+    """The formats that Pillow reads here; further packages add some."""
+    Image.init()
+    return Image.OPEN
 
 
 def _is_readable(width: int, height: int) -> bool:

@@ -14,6 +14,7 @@ from .atomic_write import atomic_write
 from .errors import CoefficientsError, cut, listed, shown
 from .info import CoefficientsInfo
 from .safetensors_file import DTYPES, FILE_NAME, MAX_FILE, file_bytes, parse, tensors_hash
+from .user_file import open_file, user_path
 
 MAX_HEADS = 128
 MAX_TOKEN = (64, 8_192)  # vectors, channels
@@ -236,15 +237,10 @@ class Coefficients(Mapping[str, Tensor]):
         """
         if path.is_symlink():
             raise CoefficientsError(f"{path} is a symbolic link to {path.readlink()}; give the file itself")
-        if not path.is_file():
-            raise CoefficientsError(
-                f"there is no file {path}" if not path.exists() else f"{path} is not a regular file"
-            )
+        with open_file(path, error=CoefficientsError) as file:
+            data = file.read(MAX_FILE + 1)  # of what is too large the beginning tells what it is
         try:
-            with path.open("rb") as file:
-                return cls.from_bytes(file.read(MAX_FILE + 1), old_names=old_names)
-        except OSError as error:
-            raise CoefficientsError(f"{path} cannot be read: {error.strerror}") from error
+            return cls.from_bytes(data, old_names=old_names)
         except CoefficientsError as error:
             raise CoefficientsError(f"{path}: {error}") from error
 
@@ -296,7 +292,7 @@ def _worst(tensor: Tensor) -> float:
 
 
 def _open_file(source: str | Path, name: str | None) -> Coefficients:
-    path = Path(source).expanduser()
+    path = user_path(source)
     found = Coefficients.read(path / FILE_NAME if path.is_dir() else path)
     if name is not None and name not in (found.info.name, found.sha256[:12]):
         raise CoefficientsError(f"{path} carries no subject called {shown(name)}")

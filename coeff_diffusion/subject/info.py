@@ -13,6 +13,8 @@ from .errors import CoefficientsError, listed, shown
 Gate = Literal["trigger", "always"]  # on which prompts a subject acts: on those with its trigger, or on all
 MAX_TEXT = 2_000  # characters of any one text in CoefficientsInfo
 MAX_LIST = 256  # entries of any one list in it; the largest UNet of Stable Diffusion has 140 attention layers
+TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # with them "gpj.exe" reads "exe.jpg"
+IN_PROMPTS = f"\n\t{TURNS}"  # those of Arabic and Hebrew may hold them
 MAX_INFO = 256 * 1024  # characters of all of it as JSON: fields that nobody knows yet are kept, but not without end
 
 
@@ -21,7 +23,8 @@ class CoefficientsInfo:
     """Where coefficients came from. Every field may be left out; empty means unknown.
 
     Raises:
-        CoefficientsError: a text or list is too long, a text holds control characters, or a number is not finite.
+        CoefficientsError: a text or list is too long, a text holds control characters, a name one that turns the
+            direction of writing, or a number is not finite.
     """
 
     name: str = ""
@@ -78,7 +81,7 @@ class CoefficientsInfo:
             for text in value if isinstance(value, tuple) else (value,):
                 if isinstance(text, str) and len(text) > MAX_TEXT:
                     problems.append(f"{item.name} has {len(text)} characters, expected at most {MAX_TEXT}")
-                elif isinstance(text, str) and _controls(text, allowed="\n\t" if "prompt" in item.name else ""):
+                elif isinstance(text, str) and _controls(text, IN_PROMPTS if "prompt" in item.name else ""):
                     problems.append(f"{item.name} holds control characters: {shown(text)}")
         if problems:
             raise CoefficientsError(f"the info of these coefficients is not valid: {listed(problems)}")
@@ -121,8 +124,10 @@ class CoefficientsInfo:
 
 
 def _controls(text: str, allowed: str) -> bool:
-    """Whether a text holds characters that steer a terminal, or halves of surrogate pairs."""
-    return any(unicodedata.category(letter) in ("Cc", "Cs") and letter not in allowed for letter in text)
+    """Whether a text holds characters that steer a terminal, turn the writing around, or are half of a pair."""
+    return any(
+        (letter in TURNS or unicodedata.category(letter) in ("Cc", "Cs")) and letter not in allowed for letter in text
+    )
 
 
 def _refuse_constant(name: str) -> None:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import CoefficientsError, listed, shown
+from .file_kind import SAFETENSORS, kind_of
 from .info import CoefficientsInfo
 
 FORMAT = "coeff-diffusion"
@@ -29,7 +30,6 @@ MAX_FILE = 16 * 2**20
 MAX_HEADER = 2 * 2**20
 MAX_TENSORS = 1_024  # the largest UNet of Stable Diffusion has 140 attention layers
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # narrower ones are widened when read
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 MODELSPEC_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v"}
 # What else people have in .safetensors files: by the format in the metadata, and by the name of any tensor.
 OTHER_FORMATS = {
@@ -109,24 +109,21 @@ def parse(data: bytes) -> Content:
 
 def _header(data: bytes) -> dict[str, Any]:
     """The JSON header of a safetensors file, its size and its keys checked."""
+    if (kind := kind_of(data)) is not SAFETENSORS:
+        advice = f"; {kind.advice}" if kind.advice else ""
+        raise CoefficientsError(f"not a subject: it is {kind.name}; expected a subject's .safetensors file{advice}")
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(MAX_HEADER, len(data) - 8):
-        if data.startswith(PICKLE_STARTS):
-            raise CoefficientsError("a pickle, which can run any code when it is opened; only .safetensors is read")
-        if length > MAX_HEADER:
-            raise CoefficientsError(
-                f"not a safetensors file: its header claims {length} bytes, at most {MAX_HEADER} fit"
-            )
+    if length > MAX_HEADER:
+        raise CoefficientsError(f"not a safetensors file: its header claims {length} bytes, at most {MAX_HEADER} fit")
+    if length > len(data) - 8:
         raise CoefficientsError(f"truncated: it has {len(data)} bytes, its header alone needs {length + 8}")
     try:
-        header = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=_without_duplicates)
+        header: dict[str, Any] = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         if isinstance(error, CoefficientsError):
             raise
         raise CoefficientsError("not a safetensors file: its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise CoefficientsError("not a safetensors file: its header is not a JSON object")
-    return header
+    return header  # an object: it begins with a brace
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..subject.atomic_write import atomic_write
 from ..subject.errors import UserError, cut, listed, shown
+from ..subject.user_file import user_path
 from .optimizer import Optimizer
 from .tensor_file import DamagedFileError, is_count, numbers, read_json, read_tensors
 
@@ -162,7 +163,7 @@ def find_checkpoint(name: str, folder: Path) -> Path:
                 "--overwrite_output_dir instead (checkpoints are only written with --checkpointing_steps)"
             )
         return found[-1]
-    for path in (Path(name).expanduser(), folder / name, folder / f"{name}.safetensors"):
+    for path in (user_path(name), folder / name, folder / f"{name}.safetensors"):
         if path.is_file():
             return path
     raise CheckpointError(f"no checkpoint {name!r}; expected a file, or 'latest' of {folder}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..inference.trigger import contains_trigger
+from ..subject.user_file import user_path
 from .settings import TrainSettings
 
 
@@ -143,7 +144,7 @@ def _environment_problems(config: TrainSettings) -> list[str]:
     if config.mixed_precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         problems.append("--mixed_precision fp16 needs a GPU and none was found; use bf16 or no")
     base = config.pretrained_model_name_or_path
-    if config.revision is not None and (base == "embedded" or Path(base).expanduser().exists()):
+    if config.revision is not None and (base == "embedded" or user_path(base).exists()):
         problems.append(f"--revision only means something for a Hub id, not for {base!r}")
     if config.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         problems.append("--report_to tensorboard: it is not installed; pip install 'coeff-diffusion[tracking]'")

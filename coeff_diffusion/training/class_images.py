@@ -9,6 +9,7 @@ from ..images.files import save_picture
 from ..images.photo import DatasetError
 from ..inference.request import DrawRequest
 from ..inference.studio import Studio
+from ..subject.user_file import user_path
 from .picture_folder import scan
 
 
@@ -39,7 +40,7 @@ def class_images(
     Raises:
         DatasetError: the folder cannot be used. DrawCancelled: `should_stop` said so; what is drawn so far stays.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ActionYesNo, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentParser, Namespace
 
-from ..subject.errors import UserError
+from ..subject.errors import UserError, shown
 from ..subject.field_texts import field_texts
+from ..subject.user_file import FileError, read_text, user_path
 from .checks import find_problems
 from .config_layers import parse_layers
 from .settings import TrainSettings
+
+MAX_CONFIG = 2**20  # bytes
 
 
 class ConfigError(UserError, ValueError):
@@ -88,6 +91,21 @@ class TrainConfig(TrainSettings):
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
+class ConfigFile(ActionConfigFile):
+    """`--config FILE`: a regular file of bounded size, in UTF-8 wherever it is read."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            text = read_text(user_path(values), MAX_CONFIG)
+            found = yaml.safe_load(text)
+        except (FileError, yaml.YAMLError, RecursionError) as error:
+            why = str(error) if isinstance(error, FileError) else f"{values} is no YAML: {' '.join(str(error).split())}"
+            raise ConfigError([f"--config: {why}"]) from error
+        if found is not None and not isinstance(found, dict):
+            raise ConfigError([f"--config: {values} holds {shown(found)}, expected lines such as 'seed: 1'"])
+        self.apply_config(parser, cfg, self.dest, f"# no path\n{text if found else '{}'}")
+
+
 class ConfigParser(ArgumentParser):
     """jsonargparse's parser, with the nearest known name in the error about an unknown one."""
 
@@ -110,7 +128,7 @@ def train_parser(**kwargs: Any) -> ConfigParser:
         kwargs: go to jsonargparse's `ArgumentParser`, such as `exit_on_error=False`.
     """
     parser = ConfigParser(**{"allow_abbrev": False, "description": "Teach a Stable Diffusion a new subject.", **kwargs})
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings; flags win over it")
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with any of these settings; flags win over it")
     types = typing.get_type_hints(TrainConfig)
     defaults = {f.name: getattr(TrainConfig(), f.name) for f in dataclasses.fields(TrainConfig)}
     for section, names in sections().items():
@@ -141,15 +159,27 @@ def parse_train_config(
     Raises:
         ConfigError: an unknown flag or YAML key (the nearest known one is named), or a value of the wrong type.
     """
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         parser = train_parser(exit_on_error=False, prog=prog)
-        parsed, notes = parse_layers(parser, sys.argv[1:] if arguments is None else arguments)
+        parsed, notes = parse_layers(parser, _with_paths(given))
     except ArgumentError as error:
         raise ConfigError([str(error)]) from error
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         for note in notes:
             say(note)
     return config_from_namespace(parsed)
+
+
+def _with_paths(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with a folder of pictures that is called as a list is written (`[dog]`) told from one."""
+    found, flag = list(arguments), "--instance_data_dir"
+    for place, one in enumerate(found):
+        before, name = (f"{flag}=", one.removeprefix(f"{flag}=")) if one.startswith(f"{flag}=") else ("", one)
+        is_value = bool(before) or (place > 0 and found[place - 1] == flag)
+        if is_value and name.startswith("[") and Path(name).exists():
+            found[place] = f"{before}./{name}"
+    return found
 
 
 @functools.cache

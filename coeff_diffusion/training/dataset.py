@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..families.family import Conditioning
-from ..images.photo import DatasetError, read_photo
+from ..images.photo import MAX_FILE, DatasetError, read_photo
+from ..subject.user_file import read_file
 from .masks import mask_of, view_weights
 from .photos import choose_views, scale, view_tensor
 from .picture_folder import TrainingPicture
@@ -303,8 +304,8 @@ def fingerprint_files(paths: Sequence[Path], texts: Sequence[str], masks: Sequen
     """Changes when a picture, its place, prompt or mask changes: a run is only resumed on the data it began with."""
     digest = hashlib.sha256()
     for path, text in zip(paths, texts, strict=True):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(hashlib.sha256(read_file(path, MAX_FILE, DatasetError)).digest())
         digest.update(hashlib.sha256(text.encode()).digest())
     for mask in masks:
-        digest.update(hashlib.sha256(mask.read_bytes()).digest())
+        digest.update(hashlib.sha256(read_file(mask, MAX_FILE, DatasetError)).digest())
     return digest.hexdigest()

@@ -20,6 +20,7 @@ from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, listed, shown
 from ..subject.info import CoefficientsInfo
 from ..subject.safetensors_file import serialize
+from ..subject.user_file import read_file
 from .model_card import card_of_step
 from .run_folder import RunFolder
 from .tensor_file import DamagedFileError, numbers, read_json, read_tensors
@@ -28,6 +29,7 @@ FORMAT = "coeff-diffusion-timeline"
 VERSION = "1"
 STEP = re.compile(r"\d{1,9}", re.ASCII)
 TENSOR = re.compile(rf"step_({STEP.pattern})/(.+)", re.ASCII | re.DOTALL)
+MAX_CARD = 2**20  # bytes of the model card
 
 
 def save_timeline(path: str | Path, timeline: Mapping[int, Coefficients], losses: Sequence[float] = ()) -> None:
@@ -99,7 +101,8 @@ def keep_step(run: RunFolder, step: int) -> Coefficients:
         raise CoefficientsError(f"{file} is on no step of {timeline} and would be lost; move or rename it first")
     steps[step].save(file)
     if run.card.is_file() and not run.card.is_symlink():
-        text = run.card.read_bytes().decode("utf-8", errors="surrogateescape")  # someone may have edited it
+        edited = read_file(run.card, MAX_CARD, CoefficientsError)  # by someone, perhaps in another encoding
+        text = edited.decode("utf-8", errors="surrogateescape")
         with atomic_write(run.card) as card:
             card.write(card_of_step(text, step).encode("utf-8", errors="surrogateescape"))
     return steps[step]

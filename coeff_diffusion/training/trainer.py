@@ -31,6 +31,7 @@ from ..inference.studio import Studio
 from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
+from ..subject.user_file import user_path
 from .checkpoint import Checkpoint, find_checkpoint, prune_checkpoints
 from .config import ConfigError, TrainConfig
 from .dataset import mixed_seed
@@ -103,7 +104,7 @@ class Trainer:
         say: Callable[[str], None] = print,
     ) -> None:
         self.config = config = config.resolve()
-        self.output = RunFolder(Path(str(config.output_dir)).expanduser())
+        self.output = RunFolder(user_path(str(config.output_dir)))
         self.place: tuple[int, int] | None = None  # which folder that is, from when it is this run's
         self.pipe = pipe
         if pipe is not None:

@@ -1,9 +1,11 @@
 """How the page is opened: its flags, and who may reach it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..subject.errors import UserError
+from ..subject.user_file import read_text, user_path
+
+MAX_AUTH = 2**20  # bytes of a file of users
 
 LOCALHOST = "127.0.0.1"
 MAX_UPLOAD = "25mb"  # one photo of a good camera; what a subject's file or a card may have is checked when it is read
@@ -52,8 +54,8 @@ def read_auth(auth: str | None) -> list[tuple[str, str]]:
     """
     if auth is None:
         return []
-    path = Path(auth).expanduser()
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else [auth]
+    path = user_path(auth)
+    lines = read_text(path, MAX_AUTH, PageError).splitlines() if path.exists() else [auth]
     users = []
     for line in lines:
         if line.strip():

@@ -91,9 +91,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             rows = subject_rows(service)
             words = gr.HTML(elem_id="draw-words")
             compare, embed = _switches()
-            upload = gr.UploadButton(
-                "Add a subject's file", file_types=[".safetensors", ".png"], size="sm", elem_id="draw-upload"
-            )
+            upload = gr.UploadButton("Add a subject's file", size="sm", elem_id="draw-upload")
             with gr.Accordion("Settings", open=False, elem_id="draw-settings"):
                 seed, random_seed, reuse = seed_controls(service)
                 fields = plain_controls(service)
@@ -101,7 +99,6 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
                 layers, fine = fine_controls(service)
             drop = gr.File(
                 label="Get settings from a picture",
-                file_types=[".png", ".jpg", ".jpeg", ".webp"],
                 height=160,
                 elem_id="draw-drop",
             )

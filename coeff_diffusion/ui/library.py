@@ -7,7 +7,7 @@ import gradio as gr
 
 from ..service import StudioService
 from .common import QUIET, REFUSALS, or_refusal, refusal, status_line, with_status
-from .library_detail import PICTURES, Detail
+from .library_detail import Detail
 
 MOST_CARDS = 120  # more are found by searching
 # Cards of one size, however many there are, with their words below the picture instead of on it.
@@ -99,7 +99,6 @@ class _Import:
         with gr.Accordion("Import", open=False, elem_id="library-import"):
             self.file = gr.File(
                 label="A subject's file, a card or a picture of its QR code",
-                file_types=[".safetensors", *PICTURES],
                 height=120,
                 elem_id="library-file",
             )

@@ -10,7 +10,6 @@ from gradio.processing_utils import save_bytes_to_cache
 from ..service import Entry, Export, PushRequest, ReplaceError, StudioService
 from .common import QUIET, REFUSALS, or_refusal, refusal, status_line, with_status
 
-PICTURES = [".png", ".jpg", ".jpeg", ".webp"]
 Values = dict[Any, Any]
 
 
@@ -40,7 +39,6 @@ class Detail:
                 )
                 self.picture = gr.File(
                     label="Your own picture (optional)",
-                    file_types=PICTURES,
                     height=120,
                     elem_id="library-picture",
                 )

@@ -177,7 +177,9 @@ def test_errors_are_one_clear_line(
         capsys, "convert", dog, "-o", "x.safetensors", "--dtype", "int8"
     )
     assert "none.png" in refused(capsys, "info", tmp_path / "none.png")
-    assert "is a pickled" in refused(capsys, "generate", "--prompt", "a", "--base", _touched(tmp_path / "x.ckpt"))
+    assert "is an empty file; expected a .safetensors checkpoint" in refused(
+        capsys, "generate", "--prompt", "a", "--base", _touched(tmp_path / "x.ckpt")
+    )
     blocked = _touched(tmp_path / "file") / "pictures"
     assert f"cannot be written to {blocked}: Not a directory" in refused(
         capsys, "generate", "--prompt", "a", *base, "--output_dir", blocked

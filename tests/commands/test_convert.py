@@ -15,7 +15,7 @@ from coeff_diffusion.commands.convert import BlendConfig, ConvertConfig, blend_f
 from coeff_diffusion.commands.output import OutputError
 from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.inference.request import StudioError
-from coeff_diffusion.sources.image_card import embed
+from coeff_diffusion.sources.image_card import CHUNK, embed
 from coeff_diffusion.subject.coefficients import MAX_MAGNITUDE
 from coeff_diffusion.subject.safetensors_file import DTYPES, serialize
 
@@ -82,6 +82,9 @@ def test_a_file_of_the_first_versions_is_written_anew(dog: Path, tmp_path: Path)
         Coefficients.load(old)
     run(convert, ConvertConfig(str(old), str(tmp_path / "new.safetensors"), "float32"))
     assert (tmp_path / "new.safetensors").read_bytes() == dog.read_bytes()
+    save_picture(Image.new("RGB", (8, 8)), tmp_path / "card.png", chunks=[(CHUNK, old.read_bytes())])
+    run(convert, ConvertConfig(str(tmp_path / "card.png"), str(tmp_path / "of a card.safetensors"), "float32"))
+    assert (tmp_path / "of a card.safetensors").read_bytes() == dog.read_bytes()
 
 
 def test_numbers_too_small_for_float16_are_counted_in_the_error(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from coeff_diffusion.cli import main
 from coeff_diffusion.commands.generate import GenerateConfig, drawing_flags, generate
 from coeff_diffusion.images.files import read_parameters, save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
+from coeff_diffusion.inference.limits import within_limits
+from coeff_diffusion.inference.replay import Replay
 from coeff_diffusion.inference.request import StudioError, split_strength
+from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.sources.image_card import extract
 from coeff_diffusion.subject.layer_strengths import LayerStrengths
 
@@ -182,6 +186,27 @@ def test_each_picture_of_a_batch_comes_again_bit_by_bit(tiny_base_dir: Path, sou
     assert read_parameters(alone).seed == place.seed
     assert read_parameters(alone).batch_size == 1
     assert np.abs(pixels(alone) - pixels(cards[5])).max() <= 1
+
+
+def test_a_picture_may_ask_for_no_more_than_the_page_offers(tiny_base_dir: Path, tmp_path: Path) -> None:
+    asked = Parameters("a dog", seed=70, steps=90_000, width=16_384, height=16_384, batch_size=64, batch_position=5,
+                       scheduler="DDIM", model=tiny_base_dir.name)  # fmt: skip
+    save_picture(Image.new("RGB", (8, 8)), tmp_path / "a.png", format_parameters(asked))
+    file, lines = drawn(tiny_base_dir, tmp_path, from_picture=str(tmp_path / "a.png"), num_inference_steps=1)
+    found = read_parameters(file)
+    assert (found.width, found.height, found.steps, found.seed, found.batch_size) == (64, 64, 1, 70, 1)
+    assert [line for line in lines if "here it is" in line] == [
+        "note: its width was 16384; here it is 64, unless you give --width 16384",
+        "note: its height was 16384; here it is 64, unless you give --height 16384",
+        "note: it was drawn with 63 others, too many at once for 64 x 64 pixels; here it is drawn alone, so its last "
+        "bits may differ",
+    ]
+    request, place = Replay.read(tmp_path / "a.png").request()
+    request, place, notes = within_limits(Studio(load_base(tiny_base_dir)), request, place, ("width", "height"))
+    assert (request.width, request.height, request.steps, place) == (16_384, 16_384, 100, None)
+    assert notes[0] == "its number of steps was 90000; here it is 100, unless you give --num_inference_steps 90000"
+    few = replace(request, width=None, height=None, batch_size=16)
+    assert within_limits(Studio(load_base(tiny_base_dir)), few, 3, ()) == (few, 3, [])
 
 
 def test_flags_win_over_the_card(tiny_base_dir: Path, sources: Path, plain: Path, tmp_path: Path) -> None:

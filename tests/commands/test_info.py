@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,16 @@ import pytest
 import safetensors.torch
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from single_file import write_original_checkpoint
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, describe_base, layer_heads
 from coeff_diffusion.commands.info import InfoConfig, collect_facts, show_info
-from coeff_diffusion.commands.terminal import printable
 from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.sources.image_card import embed
 from coeff_diffusion.sources.qr_code import make_qr
+from coeff_diffusion.subject.printable import printable
 from coeff_diffusion.subject.safetensors_file import FILE_NAME, MAX_FILE
 from coeff_diffusion.training.checkpoint import Checkpoint
 from coeff_diffusion.training.timeline import save_timeline
@@ -281,9 +282,26 @@ def test_nothing_reaches_the_terminal_but_text(text: str, tmp_path: Path) -> Non
 
 
 def test_a_name_that_turns_the_line_around(tmp_path: Path) -> None:
-    """Marks of direction are no control characters, so a subject may have them in its name."""
-    DOG.replace(info=CoefficientsInfo(name="dog\u202egnp.exe", trigger="sks")).save(tmp_path / "a.safetensors")
-    assert r"dog\u202egnp.exe" in shown(tmp_path / "a.safetensors")
+    """Marks of direction may stand in prompts, where Arabic and Hebrew need them, and nowhere else."""
+    info = CoefficientsInfo(name="dog", trigger="sks", instance_prompt="\u202egnp.exe")
+    DOG.replace(info=info).save(tmp_path / "a.safetensors")
+    assert r"\u202egnp.exe" in shown(tmp_path / "a.safetensors")
+    for name in ("name", "trigger", "class_word", "base_model", "license", "trained_with"):
+        with pytest.raises(CoefficientsError, match=rf"{name} holds control characters: 'x.u2066y'"):
+            replace(info, **{name: "x\u2066y"})
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
+def test_numbers_that_are_none(number: str, tmp_path: Path) -> None:
+    line = f'Act from: {number}, Layer strengths: "{{\\"down\\": {number}}}", Subjects: "{{\\"d\\": {number}}}"'
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", f"a dog\nSteps: 1, Seed: 1, Size: 8x8, CFG scale: {number}, {line}")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    page = shown(tmp_path / "a.png")
+    assert "down no number" in page
+    assert "from no number to 1" in page
+    assert "d at no number" in page
+    assert json.loads(json.dumps(collect_facts(tmp_path / "a.png"), allow_nan=False))["parameters"]["begin"] is None
 
 
 @pytest.mark.parametrize("text", ["Möpp 🐶", "👩‍👧", "犬　猫", "سگ‌ها", "a b"])
@@ -319,14 +337,14 @@ def test_other_files_are_called_by_their_name(
     refused(tensors("emb_params"), "it is a textual inversion")
     refused(tensors("weight"), "it is 1 tensors without metadata")
 
-    refused(tmp_path / "none.png", "there is no picture", PictureError)
+    refused(tmp_path / "none.png", "there is no file")
     refused(tmp_path / "none.safetensors", "there is no file")
     (tmp_path / "text.png").write_text("hello")
-    refused(tmp_path / "text.png", "cannot be read as a card")
+    refused(tmp_path / "text.png", "not a subject: it is a text")
     Image.new("RGB", (64, 64)).save(tmp_path / "plain.png")
     Image.new("RGB", (64, 64)).save(tmp_path / "plain.jpg")
     for name in ("plain.png", "plain.jpg"):
-        refused(tmp_path / name, "neither drawing parameters nor a subject, nor shows a QR code", PictureError)
+        refused(tmp_path / name, "neither drawing parameters nor a subject and shows no QR code", PictureError)
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def test_what_is_no_base_is_an_error(configs: Path, tmp_path: Path, new_subject:
     refused(configs, "--base_config only means something for a single checkpoint", base_config="x")
     refused(save(new_subject()), "a subject of coeff-diffusion, not a base")
     (tmp_path / "model.ckpt").touch()
-    refused(tmp_path / "model.ckpt", "pickled")
+    refused(tmp_path / "model.ckpt", "is an empty file")
     for text, message in {
         "{": "unet/config.json cannot be read",
         "[" * 100_000: "unet/config.json cannot be read",

@@ -247,6 +247,8 @@ def test_a_photo_that_carries_a_subject_gives_the_subject(drawings: Drawings, li
     settings = drawings.settings_of(picture(tmp_path / "a.png", None, subject))
     assert settings.request is None
     assert (settings.subjects, settings.notes) == ({"dog": 1.0}, ["it does not say how it was drawn"])
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert drawings.settings_of(tmp_path / "a.jpg") == settings
 
 
 def test_a_subject_of_another_base_is_left_out(drawings: Drawings, library: Library, tmp_path: Path) -> None:
@@ -268,9 +270,9 @@ def test_damaged_library_files_are_passed_over(drawings: Drawings, library: Libr
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.png", b"no picture", "a.png is not a readable picture"),
+        ("a.png", b"no picture", "a.png: not a subject: it is a text"),
         ("a.png", None, "a.png carries no subject"),
-        ("a.jpg", None, "a.jpg carries no subject"),
+        ("a.jpg", None, "a.jpg is a JPEG picture, which carries no subject"),
     ],
 )
 def test_what_gives_nothing_is_refused_by_its_name(

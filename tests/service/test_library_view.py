@@ -147,7 +147,7 @@ def test_damaged_and_foreign_ones_are_listed_with_the_reason(
     (library.folder / "empty.safetensors").touch()
     (library.folder / "cut.safetensors").write_bytes(data[:-10])
     (library.folder / "changed.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    (library.folder / "pickle.safetensors").write_bytes(b"PK\x03\x04" + bytes(20))
+    (library.folder / "pickle.safetensors").write_bytes(b"\x80\x02" + bytes(20))
     (library.folder / "folder.safetensors").mkdir()
     (library.folder / "gone.safetensors").symlink_to("nowhere")
     of_stable_diffusion(trigger="sks dog").save(library.folder / "foreign.safetensors")
@@ -158,7 +158,7 @@ def test_damaged_and_foreign_ones_are_listed_with_the_reason(
     entries = {entry.name: entry for entry in library_view.entries()}
     assert entries["a-good-one"].problem == ""
     for name, why in {
-        "empty": "truncated: it has 0 bytes",
+        "empty": "it is an empty file",
         "cut": "damaged",
         "changed": "incomplete, changed or damaged: the hash",
         "pickle": "a pickle, which can run any code",
@@ -298,16 +298,21 @@ def test_importing_files_cards_and_codes(import_export: ImportExport, tmp_path: 
     assert import_export.add(tmp_path / "photo.jpg") == ["code"]
     assert Coefficients.load(import_export.library.path("sks-cat")) == cat
     assert len(import_export.library_view.entries()) == 5
+    for name, there in (("my dog.safetensors", "b.png"), ("00001-7.png", "c.safetensors"), ("photo.jpg", "d.ckpt")):
+        (tmp_path / name).rename(tmp_path / there)
+    assert import_export.add(tmp_path / "b.png") == ["b"]
+    assert import_export.add(tmp_path / "c.safetensors") == ["Rex-3", "sks-cat-2"]
+    assert import_export.add(tmp_path / "d.ckpt") == ["code-2"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("x.safetensors", b"", "x.safetensors: truncated"),
-        ("x.ckpt", b"PK\x03\x04" + bytes(20), "a pickle, which can run any code"),
-        ("x.png", b"", "x.png cannot be read as a card"),
-        ("x.jpg", b"x" * 99, "x.jpg carries no subject"),
-        (f"{'n' * 240}.safetensors", b"x", "truncated"),
+        ("x.safetensors", b"", "x.safetensors: not a subject: it is an empty file"),
+        ("x.ckpt", b"PK\x03\x04" + bytes(20), "it is a zip archive; .* unpack it"),
+        ("x.png", b"", "x.png: not a subject: it is an empty file"),
+        ("x.jpg", b"x" * 99, "x.jpg: not a subject: it is a text"),
+        (f"{'n' * 240}.safetensors", b"x", "it is a text"),
     ],
 )
 def test_what_is_no_subject_is_refused(
@@ -322,7 +327,7 @@ def test_what_is_no_subject_is_refused(
 
 def test_a_picture_without_a_subject_is_refused(import_export: ImportExport, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    with pytest.raises(CoefficientsError, match=r"^plain.png carries no subject, neither in a coEf chunk"):
+    with pytest.raises(CoefficientsError, match=r"^plain.png carries no subject in a coEf chunk, and no QR code"):
         import_export.add(tmp_path / "plain.png")
 
 
@@ -344,7 +349,7 @@ def test_pulling_from_the_hub(import_export: ImportExport, server: HubServer, ne
         ("<b>/x", "is no repository of the Hub"),
         ("anna/nothing", "there is no model repository anna/nothing that you may see"),
         ("../..", "holds no coefficients.safetensors"),
-        ("~nobody-of-this-name/x", "neither an id on the Hub"),
+        ("~nobody-of-this-name/x", "there is no folder ~nobody-of-this-name/x"),
         ("./no/such/folder", "there is no folder"),
     ],
 )
@@ -376,7 +381,7 @@ def test_exporting_the_file(import_export: ImportExport, library: Library, new_s
     assert (export.file_name, export.content) == ("a-dog.safetensors", new_subject().to_bytes())
     (library.folder / "bad.safetensors").touch()
     for out in (import_export.file, import_export.card, import_export.qr):
-        with pytest.raises(CoefficientsError, match="'bad' cannot be read: truncated"):
+        with pytest.raises(CoefficientsError, match="'bad' cannot be read: not a subject: it is an empty file"):
             out("bad")
 
 

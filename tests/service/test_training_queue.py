@@ -353,7 +353,7 @@ def test_what_is_no_picture_is_refused_by_its_name(
     starts = (
         "text.png is not a readable picture",
         "cut.png is not a readable picture",
-        "large.png has 0 MB, expected at most 0",
+        "large.png has 2,048 bytes, expected at most 2,000",
         "bomb.png has 2000 x 1000 pixels",
     )
     assert refused[0] == "gone.png cannot be read: no regular file"

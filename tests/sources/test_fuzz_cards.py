@@ -16,133 +16,21 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from mutated_files import EXAMPLES, JUNK, MOST_SECONDS, SUBJECT, VALID, files, joined
+from mutated_files import EXAMPLES, MOST_SECONDS, SUBJECT, VALID, joined
 from mutated_files import split as split_file
+from mutated_pictures import PNG, cards, codes
 from PIL import Image
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
+from coeff_diffusion.commands.info import collect_facts
 from coeff_diffusion.images.files import MAX_TEXT, read_parameters
-from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
-from coeff_diffusion.images.png import SIGNATURE, with_chunks
+from coeff_diffusion.images.generation_info import PictureError, format_parameters
+from coeff_diffusion.images.png import with_chunks
 from coeff_diffusion.inference.replay import Part, Replay
 from coeff_diffusion.inference.request import StudioError
 from coeff_diffusion.sources.image_card import CHUNK, MAX_BYTES, embed, extract
 from coeff_diffusion.subject.info import MAX_INFO
 from coeff_diffusion.subject.safetensors_file import MAX_HEADER, MAX_TENSORS
-
-Chunks = list[tuple[bytes, bytes]]
-
-
-def _picture() -> bytes:
-    file = io.BytesIO()
-    Image.linear_gradient("L").resize((8, 8)).save(file, format="PNG")
-    return file.getvalue()
-
-
-PNG = _picture()
-TEXT = format_parameters(
-    Parameters("a sks dog", "blurry", {"dog": 0.5}, seed=7, width=8, height=8, batch_size=2, batch_position=1,
-               guidance_rescale=0.1, scheduler="DDIM", gate="always", model="embedded", base_hash="0123456789ab",
-               precision="float16", hashes={"dog": SUBJECT.sha256[:12]})
-)  # fmt: skip
-KINDS = st.one_of(
-    st.sampled_from([CHUNK, b"tEXt", b"zTXt", b"iTXt", b"IHDR", b"IDAT", b"IEND", b"coef", b"\0\0\0\0", b"co\nf"]),
-    st.binary(min_size=4, max_size=4),
-)  # fmt: skip
-LENGTHS = st.sampled_from([0, 1, 12, 2**24, 2**31 - 1, 2**31, 2**32 - 1])
-VALUES = st.one_of(JUNK.map(json.dumps), st.sampled_from(["9" * 5_000, "1e999", "NaN", "[" * 3_000, "-1", "1x1x1", ""]))
-FIELDS = st.sampled_from(
-    ["Steps", "Sampler", "CFG scale", "Guidance rescale", "Seed", "Size", "Model", "Base hash", "Precision",
-     "Batch size", "Batch pos", "Gate", "Subjects", "Subject hashes", "Exact prompt",
-     "Layer strengths", "Act from", "Act until", "x" * 200]
-)  # fmt: skip
-
-
-@st.composite
-def texts(draw: st.DrawFn) -> bytes:
-    """The parameters with some fields changed, added or cut."""
-    text = TEXT
-    for _ in range(draw(st.integers(0, 3))):
-        value = draw(st.one_of(VALUES, VALUES.map(json.dumps)))
-        text += f", {draw(FIELDS)}: {value}" if draw(st.booleans()) else f"\n{draw(FIELDS)}: {value}"
-    junk, at = draw(st.text(max_size=8)), draw(st.integers(0, len(text)))
-    text = draw(st.sampled_from([text, text[:at], text[:at] + junk + text[at:], junk]))
-    return text.encode("utf-8", "surrogatepass")
-
-
-@st.composite
-def text_chunks(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    """A text chunk of each kind, sound, damaged or a bomb."""
-    key = draw(st.sampled_from([b"parameters", b"parameters", b"parameters", b"comment", b"", b"k" * 80]))
-    text = draw(texts())
-    packed = draw(st.sampled_from([zlib.compress(text), zlib.compress(bytes(300_000)), zlib.compress(text)[:-2], text]))
-    flag, method = draw(st.sampled_from([b"\0", b"\1", b"\2"])), draw(st.sampled_from([b"\0", b"\0", b"\1", b""]))
-    return draw(
-        st.sampled_from(
-            [
-                (b"tEXt", key + b"\0" + text),
-                (b"zTXt", key + b"\0" + method + packed),
-                (b"iTXt", key + b"\0" + flag + method + b"de\0\0" + (packed if flag == b"\1" else text)),
-            ]
-        )
-    )
-
-
-@st.composite
-def cards(draw: st.DrawFn) -> bytes:
-    """A card after a few mutations of its chunks, and then perhaps of its bytes."""
-    header, *rest, end = split(PNG)
-    contents = draw(st.lists(st.one_of(st.just(VALID), files(), files(), st.binary(max_size=40)), max_size=2))
-    inside = [*rest, draw(text_chunks()), *((CHUNK, content) for content in contents)]
-    chunks = [header, *draw(st.permutations(inside)), end]
-    for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
-        kind = draw(st.sampled_from(["rename", "drop", "repeat", "swap"]))
-        at, other = (draw(st.integers(0, len(chunks) - 1)) for _ in range(2))
-        if kind == "rename":
-            chunks[at] = (draw(KINDS), chunks[at][1])
-        elif kind == "drop" and len(chunks) > 1:
-            del chunks[at]
-        elif kind == "repeat":
-            chunks[at:at] = [chunks[at]] * draw(st.sampled_from([1, 20, 2_000]))
-        elif kind == "swap":
-            chunks[at], chunks[other] = chunks[other], chunks[at]
-    return draw(damaged(chunks))
-
-
-@st.composite
-def damaged(draw: st.DrawFn, chunks: Chunks) -> bytes:
-    """The bytes of these chunks as a bad disk, a bad line or a bad person leaves them."""
-    parts = [SIGNATURE, *(encoded(*chunk) for chunk in chunks)]
-    at = draw(st.integers(1, len(parts) - 1))
-    kind = draw(st.sampled_from(["as it is", "as it is", "as it is", "flip", "cut", "grow", "length", "checksum"]))
-    if kind == "length":
-        length = draw(st.one_of(LENGTHS, st.integers(-12, 12).map(lambda n: max(0, len(parts[at]) - 12 + n))))
-        parts[at] = length.to_bytes(4, "big") + parts[at][4:]
-    if kind == "checksum":
-        parts[at] = parts[at][:-4] + draw(st.binary(min_size=4, max_size=4))
-    data = bytearray(b"".join(parts))
-    if kind == "flip":
-        for bit in draw(st.lists(st.integers(0, 8 * len(data) - 1), min_size=1, max_size=8)):
-            data[bit // 8] ^= 1 << bit % 8
-    if kind == "cut":
-        del data[draw(st.integers(0, len(data))) :]
-    if kind == "grow":
-        data += draw(st.binary(min_size=1, max_size=40))
-    return bytes(data)
-
-
-def split(data: bytes) -> Chunks:
-    chunks, place = [], len(SIGNATURE)
-    while place < len(data):
-        length = int.from_bytes(data[place : place + 4], "big")
-        chunks.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + length]))
-        place += length + 12
-    return chunks
-
-
-def encoded(kind: bytes, content: bytes) -> bytes:
-    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
 
 
 def attempt(call: Callable[[], Any], *ours: type[Exception]) -> Any:
@@ -181,6 +69,16 @@ def test_any_card_is_read_or_refused(path: Path, data: bytes) -> None:
         replay = Replay(path, parameters, carried or [])
         attempt(replay.request, StudioError)
         attempt(lambda: replay.parts([Part(SUBJECT, source="dog.safetensors")]), StudioError)
+
+
+@settings(max_examples=EXAMPLES // 10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=codes())
+def test_any_picture_of_a_code_is_read_or_refused(path: Path, data: bytes) -> None:
+    pytest.importorskip("zxingcpp")
+    path.write_bytes(data)
+    loaded = attempt(lambda: Coefficients.load(path), CoefficientsError)
+    found = attempt(lambda: collect_facts(path), CoefficientsError, PictureError)
+    assert (loaded is None) == (found is None)
 
 
 def test_the_cards_are_worth_trying(path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_picture_that_was_saved_again_says_what_happened(card: Path, tmp_path:
     for name in ("again.png", "again.jpg"):
         with Image.open(card) as image:
             image.convert("RGB").save(tmp_path / name)
-        with pytest.raises(CoefficientsError, match=rf"{name} carries no subject.*drop its chunks"):
+        with pytest.raises(CoefficientsError, match=rf"{name} .*carries no subject.*drop its chunks"):
             Coefficients.load(tmp_path / name)
 
 
@@ -203,7 +203,7 @@ def bad_cards(dog: Coefficients) -> dict[str, tuple[bytes, str]]:
     flipped[-1] ^= 1
     nan = file[:-4] + np.float32("nan").tobytes()
     return {
-        "empty chunk": (raw(b""), "subject 1 of 1 in .*truncated"),
+        "empty chunk": (raw(b""), "subject 1 of 1 in .*an empty file"),
         "pickle": (raw(b"\x80\x04\x95" + bytes(20)), "subject 1 of 1 in .*a pickle"),
         "flipped bit under a new checksum": (raw(bytes(flipped)), "changed or damaged: the hash"),
         "NaN": (raw(nan), "nan, expected finite"),
@@ -212,14 +212,12 @@ def bad_cards(dog: Coefficients) -> dict[str, tuple[bytes, str]]:
         "truncated": (good[: place + 500], "truncated: its chunk coEf claims"),
         "without an end": (good[:-12], "without the chunk IEND"),
         "huge length": (good[: place - 4] + b"\xff\xff\xff\xff" + good[place:], "claims 4294967295 bytes"),
-        "behind the end": (PNG + good[place - 4 : -12], "stand behind its end"),
         "the second is damaged": (with_chunks(good, [(CHUNK, file[:-1])]), "subject 2 of 2 in .*damaged"),
         "twice": (with_chunks(good, [(CHUNK, file)]), r"carries 'dog' \(.*\) twice"),
         "too many": (with_chunks(PNG, [(CHUNK, b"")] * (MAX_SUBJECTS + 1)), f"more than {MAX_SUBJECTS} coEf chunks"),
         "thousands": (with_chunks(PNG, [(CHUNK, file)] * 5_000), "coEf chunks"),
         "too large": (raw(bytes(MAX_BYTES + 1)), f"have {MAX_BYTES + 1} bytes, expected at most"),
-        "not a PNG": (b"\xff\xd8\xff" + file, "not a PNG"),
-        "a file under another name": (file, "not a PNG"),
+        "a JPEG": (b"\xff\xd8\xff" + file, "which carries no subject in itself|it is a JPEG picture"),
     }  # fmt: skip
 
 
@@ -339,7 +337,7 @@ def test_pictures_that_cannot_be_cards(dog_file: Path, tmp_path: Path) -> None:
     refused("a.gif", "holds several pictures")
     (tmp_path / "a.jpg").write_bytes(b"no picture")
     refused("a.jpg", "not a readable picture")
-    refused("none.jpg", "not a readable picture")
+    refused("none.jpg", "not a readable picture: it does not exist")
     (tmp_path / "cut.png").write_bytes(PNG[:-5])
     with pytest.raises(PictureError, match="truncated"):
         make(dog_file, tmp_path / "cut.png", tmp_path / "out.png")

@@ -194,9 +194,9 @@ def claiming(width: int, height: int) -> bytes:
         (claiming(4_096, 4_096), "4096 x 4096 pixels; QR codes are looked for in"),
         (claiming(12_000, 12_000), "12000 x 12000 pixels"),
         (claiming(60_000, 60_000), "cannot be read|60000"),
-        (b"", "not a picture that can be read"),
-        (b"not a picture", "not a picture that can be read"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a picture that can be read"),
+        (b"", "picture.png is an empty file; expected a picture"),
+        (b"not a picture", "picture.png is a text; expected a picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "picture.png is a text; expected a picture"),
     ],
 )
 def test_pictures_that_are_none_or_too_large(tmp_path: Path, data: bytes, message: str) -> None:
@@ -216,7 +216,7 @@ def test_files_that_are_none_or_too_large(tmp_path: Path) -> None:
         read_qr(tmp_path / "pipe.png")
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(MAX_FILE + 1)
-    with pytest.raises(CoefficientsError, match="32 MiB"):
+    with pytest.raises(CoefficientsError, match="is zeros where it begins"):
         read_qr(tmp_path / "large.png")
 
 

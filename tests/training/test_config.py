@@ -242,3 +242,27 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert all(f"--{name}" in shown for name in field_help())
     assert all(section in shown for section in sections())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello", "holds 'hello', expected lines such as 'seed: 1'"),
+        (b"/etc/hostname", "holds '/etc/hostname', expected lines"),  # a path in it is not opened
+        (b"- a", r"holds \['a'\], expected lines"),
+        (b"seed: [", "is no YAML"),
+        (b"[" * 100_000, "is no YAML"),
+        (b"\xff\xfe", "cannot be read as text in UTF-8"),
+    ],
+)
+def test_a_config_that_is_none(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"--config: .*c\.yaml {message}"):
+        parse_train_config(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_a_config_is_text_in_utf8(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes("\ufefftrigger: sks 🐶\r\nlearning_rate: 1e-3\r\n".encode())
+    (tmp_path / "empty.yaml").touch()
+    found = parse_train_config(["--config", str(tmp_path / "c.yaml"), "--config", str(tmp_path / "empty.yaml")])
+    assert (found.trigger, found.learning_rate) == ("sks 🐶", 1e-3)

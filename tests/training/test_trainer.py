@@ -91,8 +91,8 @@ def test_from_pictures_to_results(
     ]
     said = capsys.readouterr()
     assert (
-        "608 coefficients of 14 attention layers, 32 values of the trigger's embedding, 160 of what 5 stages read there, "
-        "from 5 pictures" in said.out
+        "608 coefficients of 14 attention layers, 32 values of the trigger's embedding, 160 of what 5 stages read "
+        "there, from 5 pictures" in said.out
     )
     assert f"saved {out / 'coefficients.safetensors'}" in said.out
     assert "5/5 [" in said.err

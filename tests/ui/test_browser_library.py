@@ -103,7 +103,7 @@ def test_finding_renaming_deleting(page: Any, service: StudioService) -> None:
 
     # What cannot be used says why; what strangers wrote is text.
     cards(page).nth(0).click()
-    playwright.expect(facts).to_contain_text("The file cannot be read: truncated")
+    playwright.expect(facts).to_contain_text("The file cannot be read: not a subject: it is a text")
     playwright.expect(page.locator("#library-share")).to_be_hidden()
     cards(page).nth(1).click()
     playwright.expect(facts).to_contain_text("It does not fit the base that is loaded: the subject is for some/base")
@@ -190,7 +190,7 @@ def test_sharing_and_importing(
     playwright.expect(page.locator("#library-facts")).to_contain_text("sks owl")
     (tmp_path / "none.safetensors").write_bytes(b"PK\x03\x04" + bytes(20))
     upload.set_input_files(tmp_path / "none.safetensors")
-    says(page, "none.safetensors: a pickle, which can run any code when it is opened")
+    says(page, "none.safetensors: not a subject: it is a zip archive")
     (tmp_path / "shared").mkdir()
     new_subject("Shared", "sks fox").save(tmp_path / "shared" / FILE_NAME)
     page.get_by_label("From the Hub").fill(str(tmp_path / "shared"))
