@@ -34,6 +34,7 @@ from coeff_diffusion.training.optimizer import Optimizer
 from coeff_diffusion.training.reports import own_random_state
 from coeff_diffusion.training.trainer import Trainer
 
+TRAINED = {method: "coefficients+token" if method == "all" else method for method in OURS}
 PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -88,7 +89,8 @@ def train_config(run: Run, settings: Settings, output_dir: str) -> TrainConfig:
         instance_data_dir=str(folder),
         class_word=about["class_word"],
         trigger=about["trigger"],
-        train=run.method if run.method in OURS else "coefficients",  # type: ignore[arg-type]
+        train=TRAINED.get(run.method, "coefficients"),  # type: ignore[arg-type]
+        stage_tokens=run.method == "all",
         max_train_steps=run.steps,
         train_batch_size=run.batch,
         seed=run.seed,
@@ -102,7 +104,8 @@ def train_config(run: Run, settings: Settings, output_dir: str) -> TrainConfig:
 def _rate_names(method: str) -> list[str]:
     if method == "token":
         return ["token_learning_rate"]
-    return ["learning_rate", "token_learning_rate"] if method == "coefficients+token" else ["learning_rate"]
+    names = ["learning_rate", "token_learning_rate", "stage_token_learning_rate"]
+    return names[: len(METHODS[method].start)]
 
 
 def train(run: Run, settings: Settings, pipe: StableDiffusionPipeline) -> Trained:

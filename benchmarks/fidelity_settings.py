@@ -31,11 +31,12 @@ METHODS = {
     "coefficients": Method("coefficients", (5e-3,)),
     "token": Method("token", (1e-2,)),
     "coefficients+token": Method("coefficients + token", (1e-3, 1e-2)),
+    "all": Method("coefficients + token + stage tokens", (1e-3, 2e-2, 2e-2)),
     "lora1": Method("LoRA rank 1", (5e-4,), rank=1),
     "lora4": Method("LoRA rank 4", (2e-4,), rank=4),
     "attention": Method("all attention weights", (2e-5,)),
 }
-OURS = ("coefficients", "token", "coefficients+token")  # what the library itself trains
+OURS = ("coefficients", "token", "coefficients+token", "all")  # what the library itself trains
 
 
 class BenchmarkError(ValueError):
@@ -51,8 +52,9 @@ class Settings:
     subject: list[str] = field(default_factory=list)
     """A folder of `subjects_dir`; give it again for more. Default: all of them."""
     method: list[str] = field(default_factory=list)
-    """One of nothing, coefficients, token, coefficients+token, lora1, lora4, attention; give it again for more.
-    Default: all. Nothing always takes part: the others are compared with it."""
+    """One of nothing, coefficients, token, coefficients+token, all (what `train` does by default), lora1, lora4,
+    attention; give it again for more. Default: all of them. Nothing always takes part: the others are compared with
+    it."""
     seeds: int = 3
     """Trainings of each method and subject."""
     sweep_subjects: int = 2

@@ -19,14 +19,10 @@ from hub_server import WRITER, HubServer
 from huggingface_hub import constants
 from PIL import Image, ImageDraw
 from subject_maker import make_subject
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from tiny_tokenizer import tiny_tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from coeff_diffusion import Coefficients, CoefficientsInfo, describe_base, layer_heads
-
-# Words the tiny tokenizer knows as one token each; all else falls back to bytes.
-WORDS = "a photo of the dog cat pot in on snow beach red blue grass"
-
 
 torch.set_num_threads(1)  # models this small only lose time to a second thread, and much of it on a busy machine
 
@@ -40,7 +36,7 @@ def _seed() -> None:
 def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion of 300,000 weights, saved by diffusers: 14 attention layers, 4 or 8 heads, 16 px pictures."""
     torch.manual_seed(0)
-    tokenizer = _tokenizer()
+    tokenizer = tiny_tokenizer()
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -92,7 +88,7 @@ def tiny_pipe(tiny_base_dir: Path) -> StableDiffusionPipeline:
 def tiny_xl_pipe() -> StableDiffusionXLPipeline:
     """A Stable Diffusion XL of tiny parts: two text encoders, pooled text and sizes, 16 px pictures."""
     torch.manual_seed(0)
-    tokenizer = _tokenizer()
+    tokenizer = tiny_tokenizer()
     options: dict[str, Any] = {
         "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 4, "max_position_embeddings": 77, "projection_dim": 32,
@@ -104,7 +100,7 @@ def tiny_xl_pipe() -> StableDiffusionXLPipeline:
         text_encoder=CLIPTextModel(CLIPTextConfig(**options)).eval(),
         text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**options)).eval(),
         tokenizer=tokenizer,
-        tokenizer_2=_tokenizer(),
+        tokenizer_2=tiny_tokenizer(),
         unet=UNet2DConditionModel(
             sample_size=8,
             block_out_channels=(16, 32),
@@ -234,19 +230,3 @@ def _scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
-
-
-def _tokenizer() -> CLIPTokenizer:
-    """Byte-level BPE in CLIP's own form: any text tokenizes, the words of `WORDS` as one token each."""
-    letters = sorted(ByteLevel.alphabet())
-    merges: list[tuple[str, str]] = []
-    for word in WORDS.split():
-        stem = word[0] if len(word) > 1 else f"{word}</w>"
-        for i, letter in enumerate(word[1:], start=2):
-            merge = (stem, letter + ("</w>" if i == len(word) else ""))
-            if merge not in merges:
-                merges.append(merge)
-            stem = "".join(merge)
-    tokens = dict.fromkeys([*letters, *(f"{x}</w>" for x in letters), *map("".join, merges)])
-    vocabulary = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)

@@ -1,4 +1,4 @@
-"""The embedded base: a small Stable Diffusion that ships with the package (128 x 128 pictures, 22 M weights, float16).
+"""The embedded base: a small Stable Diffusion that ships with the package (128 x 128 pictures, 27 M weights, float16).
 
 `model/` is a plain diffusers folder: `StableDiffusionPipeline.from_pretrained(embedded_path())` needs no code of ours.
 How it was made: `tools/base`; what it can do: `model/README.md`.

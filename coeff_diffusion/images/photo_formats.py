@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image, features
 
+from ..subject.user_file import open_file
+
 # Pillow hands these to other programs, or only knows that they exist.
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 # Formats that begin with bytes of their own: what opens as one of them is one, whatever it is called.
@@ -55,7 +57,7 @@ def why_unread(path: Path) -> str | None:
     register_readers()
     if path.suffix.lower() in RAW_SUFFIXES:
         return RAW
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(64)
     if head[4:8] == b"ftyp":
         brands = {head[8:12], *(head[i : i + 4] for i in range(16, min(64, int.from_bytes(head[:4], "big")), 4))}

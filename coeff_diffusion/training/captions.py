@@ -12,6 +12,7 @@ from typing import Any
 
 from ..images.photo import DatasetError
 from ..inference.trigger import contains_trigger
+from ..subject.user_file import open_file
 
 SUFFIXES = (".txt", ".caption", ".json")  # of files beside a picture; where there are several, the first one counts
 TABLES = ("metadata.jsonl", "metadata.csv")  # of a whole folder, as Hugging Face's imagefolder has them
@@ -112,11 +113,8 @@ def _worded(row: Mapping[str, Any], place: str) -> str:
 
 def _decoded(file: Path, most: int) -> tuple[str, list[str]]:
     """The text of a file in whichever encoding, and a note where the encoding is a guess."""
-    try:
-        with file.open("rb") as opened:
-            data = opened.read(most + 1)
-    except OSError as error:
-        raise DatasetError(f"{file} cannot be read: {error.strerror or error}") from error
+    with open_file(file, error=DatasetError) as opened:
+        data = opened.read(most + 1)
     if len(data) > most:
         raise DatasetError(f"{file} has more than {most:,} bytes; expected captions")
     encoding = next((name for bom, name in _BOMS.items() if data.startswith(bom)), "")

@@ -232,7 +232,7 @@ class Trainer:
 
     def check_folder(self) -> None:
         """Raises OSError: the output folder is not there any more, or another has taken its place."""
-        if self.output.place() != self.place:
+        if self.place is not None and self.output.place() != self.place:
             raise FileNotFoundError(errno.ENOENT, "its folder was deleted, moved or replaced", str(self.output.path))
 
     def begin(self) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import _tokenizer
 from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_tokenizer import tiny_tokenizer
 
 from coeff_diffusion.images.photo import DatasetError
 from coeff_diffusion.training.captions import read_caption, read_table, some, unread, with_trigger
@@ -126,7 +126,7 @@ def test_the_words_that_are_cut_are_the_end_of_the_prompt(text: str) -> None:
     assert (count > 0) == (len(tokenizer(text, verbose=False).input_ids) > 77)
 
 
-TOKENIZER = _tokenizer()
+TOKENIZER = tiny_tokenizer()
 
 
 def test_some_lines_stand_for_many() -> None:
