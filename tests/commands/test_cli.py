@@ -118,7 +118,7 @@ def test_a_subject_is_checked_converted_and_blended(
     code, out, _ = run(capsys, "verify", dog, "--base", tiny_base_dir)
     assert (code, out.count("\n")) == (0, 1)
     assert f"{dog} (14 layers, a token of 32 channels) fits {tiny_base_dir}" in out
-    assert "this base is custom with 14 layers" in refused(capsys, "verify", dog, "--base", "embedded")
+    assert "this base is custom with 20 layers" in refused(capsys, "verify", dog, "--base", "embedded")
 
     assert run(capsys, "convert", dog, "-o", "half.safetensors", "--dtype", "float16")[0] == 0
     assert "half.safetensors exists" in refused(capsys, "convert", dog, "-ohalf.safetensors", "--dtype", "bfloat16")

@@ -140,6 +140,7 @@ def test_json_for_programs(dog: Path) -> None:
             "mid_block": {"self": 0.0},
         },
         "tokens": {"text_encoder": {"vectors": 2, "width": 8, "norm": 1.0}},
+        "stage_tokens": {},
         "quantized": None,
         "size": dog.stat().st_size,
         "sha256": DOG.sha256,

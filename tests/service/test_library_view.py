@@ -172,7 +172,7 @@ def test_damaged_and_foreign_ones_are_listed_with_the_reason(
         assert entries[name].facts().keys() == {"Date", "Size"}
         assert library_view.picture(entries[name]).size == (SIDE, SIDE)
     for name, why in {
-        "foreign": "the subject is for some/base (custom, 14 layers), this base is custom with 14 layers",
+        "foreign": "the subject is for some/base (custom, 20 layers), this base is custom with 14 layers",
         "wide": "the subject's token has 8 channels, but the text_encoder of this base has 32",
         "blocks": "no attention layer matches",
     }.items():

@@ -178,7 +178,7 @@ def test_what_no_reader_would_take_is_not_written(dog: Coefficients) -> None:
     with pytest.raises(CoefficientsError, match=f"at most {MAX_SUBJECTS} subjects, not {MAX_SUBJECTS + 1}"):
         embed(full, [dog])
     large = [
-        Coefficients({}, {"text_encoder": torch.full((64, 8192), 0.01 * i)}, CoefficientsInfo(trigger="x"))
+        Coefficients({}, {"text_encoder": torch.full((64, 8192), 0.01 * (i + 1))}, CoefficientsInfo(trigger="x"))
         for i in range(2)
     ]
     assert len(extract(embed(PNG, large[:1]))) == 1
