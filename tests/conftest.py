@@ -1,5 +1,6 @@
 """Tiny real components: what every test runs on. No network, no mocks of a model."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from coeff_diffusion import Coefficients, CoefficientsInfo, describe_base, layer_heads
+
+# What runs in the background of a shell has Ctrl-C and the end of the terminal switched off; the tests are about them.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 torch.set_num_threads(1)  # models this small only lose time to a second thread, and much of it on a busy machine
 

@@ -84,7 +84,7 @@ def is_picture(path: Path) -> bool:
         return True
     known = [kind for kind in UNMISTAKABLE if kind in readable_formats()]
     try:
-        with Image.open(path, formats=known):
+        with open_file(path) as file, Image.open(file, formats=known):
             return True
     except Exception:  # noqa: BLE001 - damaged files make Pillow's readers raise anything
         return False

@@ -15,7 +15,7 @@ from PIL import Image
 from ..images.photo import DatasetError, read_photo
 from ..images.photo_formats import readable_formats, why_unread
 from ..subject.atomic_write import atomic_write
-from ..subject.user_file import check_file
+from ..subject.user_file import check_file, open_file
 from ..training.captions import some
 from ..training.dataset import mixed_seed
 from ..training.masks import mask_of
@@ -130,7 +130,7 @@ def copy_pictures(paths: Sequence[Path], folder: Path) -> None:
 
 
 def _suffix(picture: Path) -> str:
-    with Image.open(picture, formats=readable_formats()) as image:
+    with open_file(picture) as file, Image.open(file, formats=readable_formats()) as image:
         suffix = f".{str(image.format).lower()}"
     return suffix if suffix in Image.registered_extensions() else ".png"  # any that marks a picture will do
 
