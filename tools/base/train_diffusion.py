@@ -316,7 +316,7 @@ def main() -> None:
     length = 60 * args.max_train_minutes if args.max_train_minutes else args.max_train_steps
     progress = Progress(args.output, start, length, "diffusion", seconds if args.max_train_minutes else None)
     step, saved_at = start, time.monotonic()
-    while done(step) < 1 and step != args.stop_after:
+    while (step == 0 or done(step) < 1) and step != args.stop_after:  # a slow start leaves one step at least
         share = done(step)
         generator = step_generator(seed, step, device)
         latents, tokens = latents_of(pictures, share, generator)
