@@ -4,10 +4,10 @@
     python tools/peer_suites.py path/to/diffusers unet lora   # some of them
 
 The folder is a checkout of diffusers at the version that is installed, or near it; of the checkout only the tests are
-used (they want `pip install parameterized requests-mock` beside what the project's tests need). Each suite runs three
-times: without coefficients, with zero ones, which must make no difference, and with random ones (`peer_plugin.py`).
-What ends otherwise than without is printed, and the exit code is 1 where zero ones make a difference. The known
-differences stand in docs/reliability.md.
+used (they want `pip install parameterized requests-mock scipy` beside what the project's tests need). Each suite runs
+three times: without coefficients, with zero ones, which must make no difference, not even in the numbers that a failure
+tells of, and with random ones (`peer_plugin.py`). What ends otherwise than without is printed, and the exit code is 1
+where zero ones make a difference. The known differences stand in docs/reliability.md.
 
 The Hub is not asked, so tests that want a published checkpoint fail alike three times; two tiny text models are stood
 in for. Tests that want a GPU are skipped alike.
@@ -15,6 +15,7 @@ in for. Tests that want a GPU are skipped alike.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ SUITES = {
     "lora": ["tests/lora/test_lora_layers_sd.py", "tests/lora/test_lora_layers_sdxl.py"],
 }
 PATIENCE = 600  # seconds for one test
+PLACES = re.compile(r"0x[0-9a-f]{6,}|/tmp/\S+")  # in messages, other ones in each run
 BROKEN = 2  # from here on pytest's exit codes say that the tests did not run to their end
 
 
@@ -42,7 +44,7 @@ class SuiteError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a test ended: passed, failed or skipped, and the first line of what it said."""
+    """How a test ended: passed, failed or skipped, and what it said."""
 
     kind: str
     message: str = ""
@@ -85,18 +87,26 @@ def outcomes(report: Path) -> dict[str, Outcome]:
         for part in case:
             if part.tag in ("failure", "error", "skipped"):
                 kind = "skipped" if part.tag == "skipped" else "failed"
-                message = " ".join((part.get("message") or "").split())[:200]
+                message = PLACES.sub("...", " ".join((part.get("message") or "").split()))[:300]
         classname = case.get("classname", "").rpartition(".")[2]
         found[f"{classname}::{case.get('name')}"] = Outcome(kind, message)
     return found
 
 
-def differences(base: Outcomes, other: Outcomes) -> dict[str, tuple[Outcome, Outcome]]:
-    """Tests that end otherwise, by name: how in `base`, and how in `other`."""
+def differences(base: Outcomes, other: Outcomes, words: bool = False) -> dict[str, tuple[Outcome, Outcome]]:
+    """Tests that end otherwise, by name: how in `base`, and how in `other`.
+
+    Args:
+        words: a failure with another message is another end.
+    """
     nothing = Outcome("missing")
     names = [*base, *(name for name in other if name not in base)]
     pairs = {name: (base.get(name, nothing), other.get(name, nothing)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0].kind != pair[1].kind}
+    return {
+        name: (before, after)
+        for name, (before, after) in pairs.items()
+        if before.kind != after.kind or (words and before != after)
+    }
 
 
 def summary(found: Outcomes) -> str:
@@ -121,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found[mode] = run(args.checkout, SUITES[suite], mode)
                 print(f"{suite}, {mode}: {summary(found[mode])}", flush=True)
             for mode in MODES[1:]:
-                for name, (before, after) in differences(found["without"], found[mode]).items():
+                for name, (before, after) in differences(found["without"], found[mode], mode == "zero").items():
                     wrong += mode == "zero"
                     print(f"  {mode}: {name} {before.kind} -> {after.kind}: {after.message or before.message}")
     except SuiteError as error:

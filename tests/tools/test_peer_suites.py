@@ -72,6 +72,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_zero_coefficients_make_no_difference_and_random_ones_do(
     peers: Any, checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +96,9 @@ def test_what_zero_coefficients_change_is_counted(peers: Any) -> None:
     before, after = {"a": one, "b": two, "c": one}, {"a": two, "b": two, "d": one}
     gone = peers.Outcome("missing")
     assert peers.differences(before, after) == {"a": (one, two), "c": (one, gone), "d": (gone, one)}
+    other = peers.Outcome("failed", "other numbers")
+    assert peers.differences({"a": two}, {"a": other}) == {}
+    assert peers.differences({"a": two, "b": two}, {"a": other, "b": two}, words=True) == {"a": (two, other)}
 
 
 def test_a_folder_without_the_tests_is_said(peers: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
