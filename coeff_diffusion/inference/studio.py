@@ -37,7 +37,9 @@ from .samplers import (
     compatible_schedulers,
     has_zero_terminal_snr,
     make_scheduler,
+    most_steps,
     scheduler_label,
+    steps_near,
 )
 from .sampling import rest, sample
 from .trigger import contains_trigger, reads_trigger, replace_trigger
@@ -281,7 +283,9 @@ class Studio:
             height=height if request.height is None else request.height,
             guidance_rescale=self._rescale(request) if request.guidance_rescale is None else request.guidance_rescale,
         )
-        wrong = problems(request, self.multiple, int(self.pipe.scheduler.config.num_train_timesteps))
+        wrong = problems(request, self.multiple, most_steps(self.pipe.scheduler))
+        if request.steps > 0 and (near := steps_near(self.pipe.scheduler, request.steps)) != request.steps:
+            wrong.append(f"steps is {request.steps}, a number that this base's timesteps do not allow; take {near}")
         unknown = [name for name in request.subjects if name not in self.subjects]
         if unknown:
             wrong.append(f"no subject {', '.join(map(repr, unknown))} is loaded; loaded are {_names(self.subjects)}")

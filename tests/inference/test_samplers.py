@@ -1,10 +1,16 @@
+import inspect
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    SchedulerMixin,
     StableDiffusionPipeline,
 )
 
@@ -15,10 +21,13 @@ from coeff_diffusion.inference.samplers import (
     find_scheduler,
     has_zero_terminal_snr,
     make_scheduler,
+    most_steps,
     scheduler_label,
+    steps_near,
 )
 
-PLAIN = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+PLAIN = {**NOISE, "clip_sample": False}
 ZERO_SNR = {
     **PLAIN,
     "prediction_type": "v_prediction",
@@ -66,6 +75,109 @@ def test_samplers_that_cannot_honour_the_base_are_refused() -> None:
     with pytest.raises(SchedulerError, match="needs a base with a beta schedule"):
         make_scheduler("DDIM", FlowMatchEulerDiscreteScheduler())
     assert compatible_schedulers(DDIMScheduler(**PLAIN)) == list(SCHEDULERS)
+
+
+# --- what is offered works --------------------------------------------------------------------------------------------
+
+V, TRAILING = {"prediction_type": "v_prediction"}, {"timestep_spacing": "trailing"}
+LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
+COSINE = {"beta_schedule": "squaredcos_cap_v2"}
+ZERO = {"rescale_betas_zero_snr": True}
+BASES: dict[str, SchedulerMixin] = {
+    "SD 1.5": PNDMScheduler(**NOISE, skip_prk_steps=True, steps_offset=1),
+    "SD 2.1": DDIMScheduler(**PLAIN, **V, steps_offset=1, set_alpha_to_one=False),
+    "SDXL": EulerDiscreteScheduler(**NOISE, **LEADING),
+    "zero SNR": DDIMScheduler(**ZERO_SNR),
+    "zero SNR, evenly spaced": EulerDiscreteScheduler(**NOISE, **V, **ZERO, timestep_spacing="linspace"),
+    "zero SNR, noise, leading": DDIMScheduler(**PLAIN, **ZERO, **LEADING),
+    "zero SNR, noise, trailing": EulerDiscreteScheduler(**NOISE, **ZERO, **TRAILING),
+    "trailing": DDIMScheduler(**PLAIN, **TRAILING),
+    "sample": DDIMScheduler(**PLAIN, prediction_type="sample"),
+    "linear": DDIMScheduler(beta_schedule="linear", clip_sample=False),
+    "cosine": DDIMScheduler(**COSINE, clip_sample=False),
+    "cosine, v, trailing": DDIMScheduler(**COSINE, **V, **TRAILING, clip_sample=False),
+    "cosine, zero SNR": DDIMScheduler(**COSINE, **V, **TRAILING, **ZERO, clip_sample=False),
+}
+REFUSED = {
+    "zero SNR": "Euler Karras, DPM++ 2M Karras, DPM++ 2M SDE Karras, Heun, PLMS",
+    "zero SNR, evenly spaced": "Euler Karras, DPM++ 2M Karras, DPM++ 2M SDE Karras, Heun, PLMS",
+    "zero SNR, noise, leading": "Euler Karras, DPM++ 2M Karras, DPM++ 2M SDE Karras, Heun, PLMS",
+    "zero SNR, noise, trailing": "DDIM, DDPM, Euler Karras, DPM++ 2M Karras, DPM++ 2M SDE Karras, Heun, PLMS",
+    "sample": "Euler a, PLMS",
+    "cosine": "Euler Karras, Euler a, DPM++ 2M Karras, DPM++ 2M SDE Karras, Heun",
+    "cosine, v, trailing": "Euler Karras, Euler a, DPM++ 2M Karras, DPM++ 2M SDE Karras, Heun",
+    "cosine, zero SNR": "Euler Karras, DPM++ 2M Karras, DPM++ 2M SDE Karras, Heun, PLMS",
+}
+SPREAD = 0.5
+
+
+def ideal(base: SchedulerMixin) -> Callable[[torch.Tensor, float], torch.Tensor]:
+    """What a perfect model predicts where all numbers of a picture are normal, of this spread."""
+    alphas = DDIMScheduler.from_config(base.config).alphas_cumprod.double()
+
+    def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
+        low = min(int(timestep), len(alphas) - 1)
+        signal = alphas[low] + (timestep - low) * (alphas[min(low + 1, len(alphas) - 1)] - alphas[low])
+        variance = signal * SPREAD**2 + 1 - signal
+        sample, noise = signal.sqrt() * SPREAD**2 / variance * x, (1 - signal).sqrt() / variance * x
+        velocity = signal.sqrt() * noise - (1 - signal).sqrt() * sample
+        return {"epsilon": noise, "sample": sample, "v_prediction": velocity}[base.config.prediction_type].float()
+
+    return predict
+
+
+def drawn(label: str, base: SchedulerMixin, steps: int) -> torch.Tensor:
+    """Latents that a sampler makes of noise with a perfect model."""
+    scheduler, predict, generator = make_scheduler(label, base), ideal(base), torch.Generator().manual_seed(steps)
+    scheduler.set_timesteps(steps)
+    x = torch.randn(1, 4, 8, 8, generator=generator) * scheduler.init_noise_sigma
+    options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(predict(scheduler.scale_model_input(x, timestep), float(timestep)), timestep, x, **options)[
+            0
+        ]
+    return x
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_what_is_offered_draws_at_any_number_of_steps(name: str) -> None:
+    base = BASES[name]
+    refused = REFUSED[name].split(", ") if name in REFUSED else []
+    assert compatible_schedulers(base) == [label for label in SCHEDULERS if label not in refused]
+    for label in compatible_schedulers(base):
+        for steps in (1, 2, 3, 4, 5, 6, 8, 13, 21, 22, 37):  # all of 1 to 50 take minutes, and find no more
+            found = drawn(label, base, steps)
+            assert torch.isfinite(found).all(), (label, steps)
+            if steps > 20:  # as many as people take: it is a picture
+                assert abs(found.std() - SPREAD) < 0.2, (label, steps)
+
+
+@pytest.mark.parametrize("name", ["SD 1.5", "SDXL", "zero SNR", "trailing"])
+def test_the_most_steps_that_are_allowed_can_be_taken(name: str) -> None:
+    """A schedule of 30 steps in place of 1,000: what goes wrong at its end does so there, too, and soon."""
+    base = type(BASES[name]).from_config(BASES[name].config, num_train_timesteps=30)
+    for label in compatible_schedulers(base):
+        assert torch.isfinite(drawn(label, base, steps_near(base, most_steps(base)))).all(), label
+
+
+def test_trailing_timesteps_that_run_past_the_end_are_avoided() -> None:
+    for base in (BASES["trailing"], BASES["cosine, zero SNR"], BASES["SDXL"]):
+        for steps in range(1, 131):
+            near = steps_near(base, steps)
+            scheduler = make_scheduler("Euler", base)
+            scheduler.set_timesteps(near)
+            assert scheduler.timesteps.min() >= 0
+            assert len(scheduler.timesteps) == near
+            scheduler.set_timesteps(steps)
+            assert (near == steps) == (len(scheduler.timesteps) == steps)
+    assert [n for n in range(1, 131) if steps_near(BASES["trailing"], n) != n] == [61, 103, 121, 122]
+    assert steps_near(BASES["trailing"], 122) == 120
+
+
+@pytest.mark.parametrize(("name", "label"), [(name, label) for name in REFUSED for label in REFUSED[name].split(", ")])
+def test_what_is_refused_says_why(name: str, label: str) -> None:
+    with pytest.raises(SchedulerError, match=rf"^scheduler '{re.escape(label)}' .*(base|schedule).*; use one of \w"):
+        make_scheduler(label, BASES[name])
 
 
 @pytest.mark.parametrize(

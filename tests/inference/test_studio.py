@@ -308,7 +308,7 @@ def test_requests_that_make_no_batch_are_refused(studio: Studio) -> None:
     with pytest.raises(StudioError) as error:
         studio.draw_batch([replace(PLAIN, steps=0), replace(PLAIN, steps=0), replace(PLAIN, subjects={"cat": 1})])
     assert str(error.value) == (
-        "picture 1: steps is 0, expected 1 to 1000; picture 3: no subject 'cat' is loaded; loaded are none"
+        "picture 1: steps is 0, expected 1 to 998; picture 3: no subject 'cat' is loaded; loaded are none"
     )
 
 
@@ -322,7 +322,7 @@ def test_everything_wrong_is_said_at_once(studio: Studio) -> None:
                         layers=LayerStrengths(down=float("nan")), begin=0.5, end=0.4)
         )  # fmt: skip
     for part in (
-        "steps is 0, expected 1 to 1000",
+        "steps is 0, expected 1 to 998",
         "width is 12, expected a multiple of 8",
         "guidance_scale is -1, expected 0 to 100",
         "batch_size is 0, expected at least 1",
