@@ -11,7 +11,6 @@ from coeff_diffusion import Coefficients, CoefficientsInfo
 from coeff_diffusion.subject.safetensors_file import MAX_HEADER
 
 EXAMPLES = int(os.environ.get("COEFF_FUZZ_EXAMPLES", "300"))
-MOST_SECONDS = 2.0  # of the processor, hundreds of times what these files need
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 INFO = CoefficientsInfo(name="dog", trigger="sks dog", base_sample=(0.5, 0.25), blocks=("up_blocks.*",), final_loss=0.1)
 SUBJECT = Coefficients(

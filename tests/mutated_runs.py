@@ -1,7 +1,8 @@
 """Timelines and checkpoints as a bad disk or a bad person leaves them, and what reading one may end in.
 
-`timelines()` and `checkpoints()` make the bytes; `read_timeline` and `read_checkpoint` read a file as a run does, and
-return what came of it: something that works, or one of the project's own errors. Anything else passes through.
+`timelines()` and `checkpoints()` make the bytes; `play` and `resume` read a file as a run does; `read_timeline` and
+`read_checkpoint` return what came of it: something that works, or one of the project's own errors. Anything else passes
+through.
 """
 
 import json
@@ -131,27 +132,37 @@ def checkpoints() -> st.SearchStrategy[bytes]:
     return mutated(VALID_CHECKPOINT)
 
 
-def read_timeline(path: Path) -> dict[int, Coefficients] | CoefficientsError:
-    """As the page and a run that goes on read one."""
-    try:
-        found, losses = load_timeline(path), load_losses(path)
-    except CoefficientsError as error:
-        return one_line(error)
+def play(path: Path) -> dict[int, Coefficients]:
+    """As the page and a run that goes on read a timeline."""
+    found, losses = load_timeline(path), load_losses(path)
     assert all(step >= 0 for step in found)
     assert all(map(math.isfinite, losses))
     return found
 
 
-def read_checkpoint(path: Path) -> Checkpoint | CheckpointError:
-    """As a run that goes on reads one; what could be read can learn."""
+def resume(path: Path) -> Checkpoint:
+    """As a run that goes on reads a checkpoint; what could be read can learn."""
     parameters, optimizer = parts()
-    try:
-        found = Checkpoint.load(path)
-        found.restore(IDENTITY, parameters, optimizer)
-    except CheckpointError as error:
-        return one_line(error)
+    found = Checkpoint.load(path)
+    found.restore(IDENTITY, parameters, optimizer)
     learn(parameters, optimizer)
     return found
+
+
+def read_timeline(path: Path) -> dict[int, Coefficients] | CoefficientsError:
+    """What `play` gives, or its error."""
+    try:
+        return play(path)
+    except CoefficientsError as error:
+        return one_line(error)
+
+
+def read_checkpoint(path: Path) -> Checkpoint | CheckpointError:
+    """What `resume` gives, or its error."""
+    try:
+        return resume(path)
+    except CheckpointError as error:
+        return one_line(error)
 
 
 def one_line(error: Any) -> Any:

@@ -1,13 +1,13 @@
-"""Cards from strangers: whatever PNG comes in, out come a subject and parameters or our own errors, and soon.
+"""Cards from strangers: whatever PNG comes in, out come a subject and parameters or our own errors.
 
-`COEFF_FUZZ_EXAMPLES=10000` tries more cards than the suite does (a third as many as files).
+`COEFF_FUZZ_EXAMPLES=10000` tries more cards than the suite does (a third as many as files);
+`benchmarks/mutations.py` measures how long each takes.
 """
 
 import io
 import json
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from mutated_files import EXAMPLES, MOST_SECONDS, SUBJECT, VALID, joined
+from mutated_files import EXAMPLES, SUBJECT, VALID, joined
 from mutated_files import split as split_file
 from mutated_pictures import PNG, cards, codes
 from PIL import Image
@@ -35,14 +35,13 @@ from coeff_diffusion.subject.safetensors_file import MAX_HEADER, MAX_TENSORS
 
 def attempt(call: Callable[[], Any], *ours: type[Exception]) -> Any:
     """What a call gives, or None where it refuses; any other exception passes through and fails the test."""
-    start, message = time.process_time(), ""  # of this process alone: the machine may be busy
+    message = ""
     try:
         return call()
     except ours as error:
         message = str(error)
         return None
     finally:
-        assert time.process_time() - start < MOST_SECONDS
         assert "\n" not in message
         assert len(message) < 2_000
 

@@ -1,12 +1,12 @@
-"""Files from strangers: whatever bytes come in, out comes a subject or a `CoefficientsError`, and soon.
+"""Files from strangers: whatever bytes come in, out comes a subject or a `CoefficientsError`.
 
-`COEFF_FUZZ_EXAMPLES=10000` tries more files than the suite does.
+`COEFF_FUZZ_EXAMPLES=10000` tries more files than the suite does; `benchmarks/mutations.py` measures how long
+each takes.
 """
 
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutated_files import EXAMPLES, INFO, MOST_SECONDS, VALID, encoded, files, joined, split
+from mutated_files import EXAMPLES, INFO, VALID, encoded, files, joined, split
 
 from coeff_diffusion import Coefficients, CoefficientsError
 from coeff_diffusion.subject.safetensors_file import MAX_FILE
@@ -24,13 +24,10 @@ MOST_MEMORY = 100 * 10**6
 
 def outcome(data: bytes) -> Coefficients | CoefficientsError:
     """What reading gives; any other exception passes through and fails the test."""
-    start = time.process_time()  # of this process alone: another one may keep the machine busy
     try:
         return Coefficients.from_bytes(data)
     except CoefficientsError as error:
         return error
-    finally:
-        assert time.process_time() - start < MOST_SECONDS
 
 
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

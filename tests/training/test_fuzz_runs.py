@@ -1,11 +1,11 @@
-"""Timelines and checkpoints that somebody has damaged or made up: read, or refused in one line, and soon.
+"""Timelines and checkpoints that somebody has damaged or made up: read, or refused in one line.
 
-`COEFF_FUZZ_EXAMPLES=1000` tries more of them than the suite does.
+`COEFF_FUZZ_EXAMPLES=1000` tries more of them than the suite does; `benchmarks/mutations.py` measures how long
+each takes.
 """
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from mutated_runs import VALID_CHECKPOINT, VALID_TIMELINE, checkpoints, read_che
 from coeff_diffusion import CoefficientsError
 from coeff_diffusion.training.checkpoint import Checkpoint, CheckpointError
 
-MOST_SECONDS = 2.0  # of the processor
 options = settings(
     max_examples=min(EXAMPLES, max(100, EXAMPLES // 3)), deadline=None, derandomize=True,
     suppress_health_check=list(HealthCheck),
@@ -28,9 +27,7 @@ options = settings(
 def test_any_timeline_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "timeline"
     path.write_bytes(data)
-    started = time.process_time()
     read_timeline(path)
-    assert time.process_time() - started < MOST_SECONDS
 
 
 @options
@@ -38,9 +35,7 @@ def test_any_timeline_is_read_or_refused(tmp_path_factory: pytest.TempPathFactor
 def test_any_checkpoint_is_gone_on_from_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "checkpoint"
     path.write_bytes(data)
-    started = time.process_time()
     read_checkpoint(path)
-    assert time.process_time() - started < MOST_SECONDS
 
 
 def test_whole_ones_are_read(tmp_path: Path) -> None:
