@@ -57,10 +57,23 @@ class Kind:
     readers: tuple[Callable[[Path], Any], ...]
 
 
+def of_tests(name: str) -> Callable[..., Any]:
+    """A function of `tests/`, by module and name, found when it is called first."""
+
+    def call(*arguments: Any) -> Any:
+        module, _, function = name.partition(":")
+        return getattr(importlib.import_module(module), function)(*arguments)
+
+    return call
+
+
 OF_A_CARD = (Coefficients.load, extract, read_parameters, replayed, collect_facts)
 KINDS = {
     "subjects": Kind(10_000, "mutated_files:files", (Coefficients.load,)),
     "cards": Kind(2_000, "mutated_pictures:cards", OF_A_CARD),
+    "drawings": Kind(2_000, "mutated_drawings:drawings", (read_parameters, replayed, collect_facts)),
+    "timelines": Kind(1_000, "mutated_runs:timelines", (of_tests("mutated_runs:play"),)),
+    "checkpoints": Kind(1_000, "mutated_runs:checkpoints", (of_tests("mutated_runs:resume"),)),
     "codes": Kind(500, "mutated_pictures:codes", (Coefficients.load, read_qr, collect_facts)),
 }
 
@@ -107,8 +120,7 @@ def memory(key: str) -> int:
 
 def tried(kind: Kind, count: int) -> Found:
     """Read `count` different damaged files of a kind."""
-    module, _, name = kind.strategy.partition(":")
-    strategy, found, seen = getattr(importlib.import_module(module), name)(), Found(), set[bytes]()
+    strategy, found, seen = of_tests(kind.strategy)(), Found(), set[bytes]()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "file")
 

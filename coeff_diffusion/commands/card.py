@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..images.files import find_parameters
-from ..images.generation_info import PictureError, parse_parameters
+from ..images.files import find_drawing
+from ..images.generation_info import PictureError
 from ..sources.image_card import as_png, called, embed
 from ..sources.open import open_subject
 from ..subject.atomic_write import atomic_write
@@ -50,8 +50,8 @@ def make_card_file(config: CardConfig, say: Callable[[str], None] = print) -> Pa
 
 def _check_drawn_with(path: str | Path, png: bytes, subject: Coefficients) -> None:
     """A picture that says by which subjects it was drawn is no card of another one."""
-    text = find_parameters(png)
-    hashes = parse_parameters(text).hashes if text else {}
+    drawn = find_drawing(png)
+    hashes = drawn.hashes if drawn else {}
     if hashes and subject.sha256[:12] not in hashes.values():
-        drawn = ", ".join(f"{shown(name)} ({digits})" for name, digits in hashes.items())
-        raise PictureError(f"{path} was drawn with {drawn}, but the subject is {called(subject)}")
+        subjects = ", ".join(f"{shown(name)} ({digits})" for name, digits in hashes.items())
+        raise PictureError(f"{path} was drawn with {subjects}, but the subject is {called(subject)}")

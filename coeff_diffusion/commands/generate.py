@@ -15,6 +15,7 @@ from ..families.load import EMBEDDED, load_base
 from ..images.drawing_settings import LAYERS, SETTINGS
 from ..images.files import check_folder, save_new_picture
 from ..images.grid import labelled_grid
+from ..inference.fitting import fitted
 from ..inference.limits import within_limits
 from ..inference.replay import Base, Part, Replay
 from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError, split_strength
@@ -92,6 +93,7 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list
     notes: list[str] = []
     if replay is not None:
         parts, notes = replay.parts(parts)
+        notes = [*replay.notes, *notes]
         say(f"again from {replay.path}: {shown(prompts[0])}")
     if config.embed_subjects:
         chunks([part.subject for part in parts])  # says now, not after the drawing, that they cannot be embedded
@@ -100,7 +102,8 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list
     if replay is not None:
         chosen = [name for name, one in SETTINGS.items() if one.flag in config.settings]
         request, place, limit_notes = within_limits(studio, request, place, chosen)
-        notes += limit_notes
+        request, fit_notes = fitted(studio, request, chosen=chosen)
+        notes += [*limit_notes, *fit_notes]
     check_folder(config.output_dir)
     request = replace(request, subjects=_load(studio, parts, say))
     for note in [*notes, *base_notes]:

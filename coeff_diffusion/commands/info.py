@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..images.files import find_parameters
-from ..images.generation_info import KEYS, Parameters, PictureError, parse_parameters
+from ..images.files import find_drawing
+from ..images.generation_info import KEYS, Parameters, PictureError
 from ..sources.open import extract_any, locate, picture_kind, read
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut
@@ -120,8 +120,8 @@ def picture_facts(path: Path) -> Facts:
 def _drawn(path: Path, optional: bool) -> Facts | None:
     """The drawing parameters. Those that make no sense are an error, unless there is something else to show."""
     try:
-        text = find_parameters(path)
-        return _said(parse_parameters(text)) if text else None
+        found = find_drawing(path)
+        return _said(found) if found else None
     except PictureError:
         if optional:
             return None
@@ -257,6 +257,7 @@ def _drawing(parameters: Facts) -> Facts:
         ),
         "subjects act": None if (p["begin"], p["end"]) == (0, 1) else f"from {begin} to {end} of denoising",
         "size": f"{p['width']} x {p['height']}" if p["width"] else None,
+        "notes": "; ".join(p["notes"]),
     }
     others = {key: value for key, value in p["extra"].items() if key not in known}
     return {**known, **dict(islice(others.items(), MOST_OTHERS))}

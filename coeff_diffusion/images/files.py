@@ -10,26 +10,33 @@ from PIL import Image, PngImagePlugin
 
 from ..subject.atomic_write import atomic_write
 from ..subject.user_file import user_path
-from .generation_info import Parameters, PictureError, parse_parameters
+from .generation_info import Parameters, PictureError
+from .other_programs import read_drawing
 from .png import TEXT_KINDS, PngError, read_chunks, text_of, with_chunks
 
 PARAMETERS = "parameters"
 MAX_TEXT = 256 * 1024  # bytes of the parameters; those of A1111 with all its extensions have a few thousand
+MAX_GRAPH = 2 * 2**20  # bytes of what other programs keep; the largest graphs of ComfyUI have a few hundred thousand
 MAX_TEXTS = (16 * 2**20, 1_000)  # bytes and number of all text chunks of a picture: other tools keep workflows there
 
 
-def find_parameters(source: str | Path | bytes) -> str | None:
-    """The text `parameters` of a PNG, a file or its content; None where it has none. No pixel is decoded.
+def find_drawing(source: str | Path | bytes) -> Parameters | None:
+    """How a PNG was drawn, a file or its content, whichever program says so; None where nothing does.
 
-    Of several the last one counts, as it does for Pillow and those who read with it.
+    No pixel is decoded. Of several texts of one name the last one counts, as it does for Pillow and those who read with
+    it.
 
     Raises:
-        PictureError: not a PNG, damaged, or texts of a size that no honest picture has.
+        PictureError: not a PNG, damaged, or texts that cannot be read or of a size that no honest picture has.
     """
     try:
         chunks = read_chunks(source if isinstance(source, bytes) else Path(source), TEXT_KINDS, *MAX_TEXTS)
-        found = [chunk for chunk in chunks if chunk[1].startswith(f"{PARAMETERS}\0".encode())]
-        return text_of(*found[-1], MAX_TEXT)[1] if found else None
+
+        def text(keyword: str) -> str | None:
+            found = [chunk for chunk in chunks if chunk[1].startswith(f"{keyword}\0".encode())]
+            return text_of(*found[-1], MAX_TEXT if keyword == PARAMETERS else MAX_GRAPH)[1] if found else None
+
+        return read_drawing(text)
     except PngError as error:
         name = "the picture" if isinstance(source, bytes) else source
         raise PictureError(f"{name} is not a readable picture: {error}") from error
@@ -39,12 +46,14 @@ def read_parameters(path: str | Path) -> Parameters:
     """The parameters a PNG file carries.
 
     Raises:
-        PictureError: not a PNG, none in it, damaged, or texts of a size that no honest picture has.
+        PictureError: as `find_drawing`, or there are none.
     """
-    text = find_parameters(path)
-    if not text:
-        raise PictureError(f"{path} carries no drawing parameters; expected a PNG with a {PARAMETERS!r} text")
-    return parse_parameters(text)
+    if (found := find_drawing(path)) is None:
+        raise PictureError(
+            f"{path} carries no drawing parameters; expected a PNG with a {PARAMETERS!r} text, or with settings of "
+            "SwarmUI, Fooocus, ComfyUI, InvokeAI or NovelAI"
+        )
+    return found
 
 
 def save_picture(

@@ -16,19 +16,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..subject.errors import UserError, cut
+from ..subject.errors import UserError, cut, shown
 from ..subject.layer_strengths import LayerStrengths
 from ..subject.setting import Setting, setting, settings_of
 from .drawing_settings import DrawRequest
+from .sampler_names import find_sampler
 
 NEGATIVE = "Negative prompt:"
 # `Key: value` or `Key: "quoted value"`, separated by commas: the expression A1111 itself reads with, but with keys of
 # bounded length and nothing to go back for, so that the time it takes grows with the text and no faster.
 FIELD = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:[^\\"]|\\.)++"|[^,]*)(?:,|$)')
 HASH = re.compile(r"[0-9a-f]{12}")
+SIZE = re.compile(r"\(?\s*(\d{1,7})\s*[x×*,]\s*(\d{1,7})\s*\)?", re.IGNORECASE)
+WHOLE = re.compile(r"([+-]?\d{1,20})(?:\.0*)?")  # seeds have 20 digits in some programs; more is nothing that is meant
 FIRST = ("Steps", "Sampler", "CFG scale", "Guidance rescale", "Seed", "Size", "Model", "Base hash", "Precision",
          "Batch size", "Batch pos")  # fmt: skip
 """The keys that come first, as other tools have them; all others follow."""
+OTHERS = {"Schedule type", "Sampler sigma", "Scheduler"}
+"""What other programs call a sampler's schedule where they write it apart."""
+LENIENT = {*FIRST} - {"Base hash", "Precision"}
+"""Keys that other programs write, too, each in its own way: one that makes no sense is noted and left out."""
 
 
 class PictureError(UserError, ValueError):
@@ -58,11 +65,15 @@ class Parameters(DrawRequest):
     """Fields that our own pictures always say and this one, by another tool, does not."""
     extra: Mapping[str, str] = field(default_factory=dict)
     """Further keys in the order they stand, kept as written."""
+    notes: tuple[str, ...] = ()
+    """What of the text makes no sense or is taken as something else, a sentence each."""
 
 
 IN_ORDER = sorted(settings_of(Parameters).values(), key=lambda one: (*FIRST, one.text).index(one.text))
 KEYS = {one.text: one for one in IN_ORDER if one.text}
 """The fields that have a key of their own in the text, by that key."""
+OURS = {*KEYS, "Subjects", "Subject hashes", "Exact prompt", "Exact negative prompt"} - LENIENT
+"""Keys that nobody else writes."""
 
 
 def format_parameters(parameters: Parameters) -> str:
@@ -88,25 +99,39 @@ def parse_parameters(text: str) -> Parameters:
     """Read the text of any tool that writes A1111's form; keys that are not ours land in `extra`.
 
     Raises:
-        PictureError: a value of ours is not what it should be.
+        PictureError: a value that only we write is not what it should be.
     """
     prompt, negative, raw = _split(text)
-    fields = {key: _unquote(value) for key, value in raw.items()}
-    size = fields.pop("Size", None)
+    return from_fields(prompt, negative, {key: _unquote(value) for key, value in raw.items()})
+
+
+def from_fields(prompt: str, negative: str, fields: Mapping[str, str], notes: tuple[str, ...] = ()) -> Parameters:
+    """The parameters that the fields of A1111's form make, whoever wrote them.
+
+    Args:
+        notes: what is to be said already.
+
+    Raises:
+        PictureError: see `parse_parameters`.
+    """
+    fields, noted = dict(fields), list(notes)
     try:
-        width, height = (int(side) for side in size.lower().split("x")) if size else (None, None)
         subjects = json.loads(fields.pop("Subjects", "{}"))
         hashes = json.loads(fields.pop("Subject hashes", "{}"))
-        said = {one.name: _read(one, fields.pop(key)) for key, one in KEYS.items() if key in fields}
+        exact = (json.loads(fields.pop(f"Exact {name}prompt", "null")) for name in ("", "negative "))
+        prompt, negative = (
+            words if text is None else str(text) for words, text in zip((prompt, negative), exact, strict=True)
+        )
+        said = _shared(fields, noted)
+        said |= {one.name: _read(one, fields.pop(key)) for key, one in KEYS.items() if key in fields}
         found = Parameters(
-            prompt=str(json.loads(fields.pop("Exact prompt", json.dumps(prompt)))),
-            negative_prompt=str(json.loads(fields.pop("Exact negative prompt", json.dumps(negative)))),
-            width=width,
-            height=height,
+            prompt=prompt,
+            negative_prompt=negative,
             subjects={str(name): float(strength) for name, strength in subjects.items()},
             hashes={str(name): _hash(digits) for name, digits in hashes.items()},
             unsaid=frozenset(one.name for one in KEYS.values() if one.always and one.name not in said),
             extra=fields,
+            notes=tuple(noted),
             **said,
         )
         for part in (found.prompt, found.negative_prompt, *said.values(), *found.subjects):
@@ -114,6 +139,35 @@ def parse_parameters(text: str) -> Parameters:
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise PictureError(f"the picture's parameters cannot be read: {cut(str(error), 200)}") from error
     return found
+
+
+def _shared(fields: dict[str, str], notes: list[str]) -> dict[str, Any]:
+    """What the keys say that other programs write, too. They are taken out; of one that makes no sense there is a note.
+
+    The sampler is called as it is here, where it is known.
+    """
+    said: dict[str, Any] = {}
+    if size := fields.pop("Size", None):
+        if sides := SIZE.fullmatch(size.strip()):
+            said |= {"width": int(sides[1]), "height": int(sides[2])}
+        else:
+            notes.append(f"its Size is {shown(size)}, expected two numbers as in 512x512")
+    schedule = " ".join(filter(None, (fields.pop(key, "").strip() for key in sorted(OTHERS))))
+    for key in FIRST:
+        if key not in LENIENT or key not in KEYS or (text := fields.pop(key, None)) is None:
+            continue
+        try:
+            said[KEYS[key].name] = _read(KEYS[key], text)
+        except ValueError:
+            notes.append(f"its {key} is {shown(text)}, expected a number")
+    if "scheduler" in said:
+        sampler = find_sampler(said["scheduler"], schedule)
+        if sampler.label and sampler.note:
+            notes.append(sampler.note)
+        said["scheduler"] = sampler.label or f"{said['scheduler']} {schedule}".strip()
+    elif schedule:
+        notes.append(f"its schedule {shown(schedule)} is said without a sampler")
+    return said
 
 
 # --- the text ---------------------------------------------------------------------------------------------------------
@@ -168,6 +222,10 @@ def _read(one: Setting, text: str) -> Any:
         return _layers(json.loads(text))
     if one.choices and text not in one.choices:
         raise ValueError(f"{one.text} is {text!r}, expected {' or '.join(one.choices)}")
+    if one.kind is int:
+        if not (whole := WHOLE.fullmatch(text.strip())):
+            raise ValueError(f"{one.text} is {shown(text)}, expected a whole number")
+        return int(whole[1])
     return one.kind(text)
 
 

@@ -14,6 +14,7 @@ from ..families.load import base_name
 from ..families.registry import denoiser_of, encoders_of
 from ..images.files import read_parameters
 from ..images.generation_info import Parameters
+from ..images.left_out import left_out
 from ..sources.image_card import called, extract
 from ..subject.coefficients import Coefficients
 from ..subject.errors import shown
@@ -133,6 +134,22 @@ class Replay:
                 f"most {MAX_BATCH} pictures, counted from 0, and a seed that counts up with them"
             )
         return replace(request, seed=p.seed - place, batch_size=size), place
+
+    @property
+    def notes(self) -> list[str]:
+        """What it does not say, and what it says that is not taken: sentences for the user."""
+        p = self.parameters
+        words = {
+            "seed": "seed",
+            "steps": "steps",
+            "guidance_scale": "guidance",
+            "scheduler": "sampler",
+            "width": "size",
+        }
+        missing = [word for name, word in words.items() if name in p.unsaid or getattr(p, name) is None]
+        if not p.prompt and p.base_hash is None:  # of ours it was meant so
+            missing.insert(0, "prompt")
+        return [*([f"it does not say its {', '.join(missing)}"] if missing else ()), *p.notes, *left_out(p.extra)]
 
     def other_base(self, base: Base) -> str | None:
         """What is wrong with drawing the picture by this base, if it was not the one that drew it."""

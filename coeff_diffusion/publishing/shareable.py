@@ -16,8 +16,8 @@ from huggingface_hub import ModelCard
 from PIL import PngImagePlugin
 from yaml import YAMLError
 
-from ..images.files import PARAMETERS, find_parameters
-from ..images.generation_info import Parameters, PictureError, format_parameters, parse_parameters
+from ..images.files import PARAMETERS, find_drawing
+from ..images.generation_info import Parameters, PictureError, format_parameters
 from ..images.photo import read_image
 from ..sources.open import open_subject, picture_kind
 from ..sources.shared_folder import MAX_BYTES, MAX_SAMPLE, MAX_SAMPLES, README, check, is_ours
@@ -127,9 +127,9 @@ def _sample(path: Path, name: str) -> bytes:
 
 def _drawn(picture: Path | bytes) -> Parameters:
     """How a picture was drawn. Raises PictureError: it does not say so."""
-    if (text := find_parameters(picture)) is None:
+    if (found := find_drawing(picture)) is None:
         raise PictureError("it does not say how it was drawn, so it may be a photo")
-    return parse_parameters(text)
+    return found
 
 
 def _own_card(path: Path, base: str, samples: Collection[str]) -> str:

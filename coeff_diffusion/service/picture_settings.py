@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from ..families.layout import layout_of
-from ..images.drawing_settings import LAYERS, SETTINGS
-from ..images.files import find_parameters
-from ..images.generation_info import Parameters, parse_parameters
+from ..images.drawing_settings import SETTINGS
+from ..images.files import find_drawing
+from ..images.generation_info import Parameters
+from ..inference.fitting import fitted, near
 from ..inference.limits import MAX_SUBJECTS, limits_of
 from ..inference.replay import Base, Replay
 from ..inference.request import DrawRequest
-from ..inference.samplers import ZERO_SNR_GUIDANCE_RESCALE, SchedulerError, find_scheduler, has_zero_terminal_snr
+from ..inference.samplers import ZERO_SNR_GUIDANCE_RESCALE, has_zero_terminal_snr
 from ..inference.studio import Studio
 from ..sources.image_card import called
 from ..sources.library import Library
 from ..sources.open import extract_any, open_subject, picture_kind
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, shown
-from ..subject.layer_strengths import STRENGTH_REACH, LayerStrengths
+from ..subject.layer_strengths import STRENGTH_REACH
 from .loading import SubjectLoader
 from .messages import by_name
 
@@ -49,11 +50,11 @@ def restored(loader: SubjectLoader, file: str | Path) -> Settings:
     path = Path(file)
     with by_name(path):
         kind = picture_kind(path)
-        text = find_parameters(path) if kind and kind.picture == "PNG" else None
+        drawn = find_drawing(path) if kind and kind.picture == "PNG" else None
         carried = extract_any(path)
-        if not text and not carried:
+        if drawn is None and not carried:
             carried = [open_subject(path)]  # in a QR code, or the error that says what the picture lacks
-        replay = Replay(Path(path.name), parse_parameters(text), carried) if text else None
+        replay = Replay(Path(path.name), drawn, carried) if drawn else None
         request = None if replay is None else _alone(replay)
     joined, left_out, notes = _join(loader, carried)
     if replay is None or request is None:
@@ -65,7 +66,7 @@ def restored(loader: SubjectLoader, file: str | Path) -> Settings:
         notes.append(f"{other_base}; it will not be the same picture")
     else:
         notes += _not_settable(request, loader.studio)
-    notes += _unsaid(replay.parameters)
+    notes += replay.notes
     request, more = _within_reach(replace(request, subjects=subjects), loader.studio)
     return Settings(request, dict(request.subjects), notes + more)
 
@@ -150,12 +151,6 @@ def _listed(there: Mapping[str, Coefficients], name: str, digits: str | None) ->
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-def _unsaid(drawn: Parameters) -> list[str]:
-    words = {"seed": "seed", "steps": "steps", "guidance_scale": "guidance", "scheduler": "sampler", "width": "size"}
-    missing = [word for name, word in words.items() if name in drawn.unsaid or getattr(drawn, name) is None]
-    return [f"it does not say its {', '.join(missing)}"] if missing else []
-
-
 def _not_settable(request: DrawRequest, studio: Studio) -> list[str]:
     """What was asked for in a way that the page does not offer."""
     notes = []
@@ -170,53 +165,16 @@ def _not_settable(request: DrawRequest, studio: Studio) -> list[str]:
 
 def _within_reach(request: DrawRequest, studio: Studio) -> tuple[DrawRequest, list[str]]:
     """The request as the controls of the page can show it, and a note on each value that had to change."""
-    notes: list[str] = []
-
-    def near(what: str, value: float, bounds: tuple[float, float], otherwise: float) -> float:
-        low, high = bounds
-        if low <= value <= high:
-            return value
-        nearest = low if value < low else high if value > high else otherwise  # the last one: not a number
-        notes.append(f"its {what} was {value:g}; here it is {nearest:g}")
-        return nearest
-
-    usual = dict(zip(("width", "height"), studio.size, strict=True))
-    changes: dict[str, Any] = {}
+    found, notes = fitted(studio, request, lambda one: limits_of(studio, one), STRENGTH_REACH)
+    changes: dict[str, Any] = {"scheduler": found.scheduler or studio.schedulers[0]}
     for one in SETTINGS.values():
-        value, reach = getattr(request, one.name), limits_of(studio, one)
         if not one.label:  # it has no control
-            changes[one.name] = one.default
-            if value != one.default and one.name not in ("gate", "guidance_rescale", "layers"):  # said elsewhere
-                notes.append(f"its {one.called} was {value}; here it is {one.default}")
-        elif reach and value is not None:
-            changes[one.name] = one.kind(near(one.called, value, reach, usual.get(one.name, one.default)))
-    for side in usual:
-        if (pixels := changes.get(side, 0)) % studio.multiple:
-            changes[side] = pixels - pixels % studio.multiple
-            was = f"its {side} was {getattr(request, side)}; here it is {changes[side]}"
-            notes.append(f"{was}, a multiple of {studio.multiple}")
-    changes["layers"] = LayerStrengths(
-        **{
-            name: near(f"strength in {name} layers", getattr(request.layers, name), STRENGTH_REACH, 1)
-            for name in LAYERS
-        }
-    )
+            if one.name != "layers":
+                changes[one.name] = one.default
+            if getattr(found, one.name) != one.default and one.name not in ("gate", "guidance_rescale", "layers"):
+                notes.append(f"its {one.called} was {getattr(found, one.name)}; here it is {one.default}")
     kept = list(request.subjects.items())[:MAX_SUBJECTS]
     if len(kept) < len(request.subjects):
         notes.append(f"it was drawn with {len(request.subjects)} subjects; here there is room for {MAX_SUBJECTS}")
-    changes["subjects"] = {name: near(f"strength of {name!r}", strength, STRENGTH_REACH, 1) for name, strength in kept}
-    changes["scheduler"] = _sampler(request.scheduler, studio, notes)
-    return replace(request, **changes), notes
-
-
-def _sampler(name: str | None, studio: Studio, notes: list[str]) -> str:
-    there = studio.schedulers
-    if name is None or name in there:
-        return name or there[0]
-    try:
-        label = find_scheduler(name)
-    except SchedulerError:
-        label = ""
-    if label not in there:
-        notes.append(f"its sampler {shown(name)} cannot draw with this base; {there[0]!r} is chosen")
-    return label if label in there else there[0]
+    subjects = {name: near(f"strength of {name!r}", strength, STRENGTH_REACH, 1, notes) for name, strength in kept}
+    return replace(found, **changes, subjects=subjects), notes

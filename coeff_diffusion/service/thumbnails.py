@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
-from ..images.files import find_parameters
-from ..images.generation_info import PictureError, parse_parameters
+from ..images.files import find_drawing
+from ..images.generation_info import PictureError
 from ..subject.safetensors_file import MAX_HEADER
 from ..subject.user_file import open_file
 
@@ -94,8 +94,8 @@ def _own_thumbnail(path: Path, modified: int, size: int) -> Image.Image | None:
 @lru_cache(maxsize=1024)
 def _read_hashes(path: Path, modified: int, size: int) -> frozenset[str]:
     try:
-        text = find_parameters(path)
-        return frozenset(parse_parameters(text).hashes.values() if text else ())
+        drawn = find_drawing(path)
+        return frozenset(drawn.hashes.values() if drawn else ())
     except PictureError:
         return frozenset()
 

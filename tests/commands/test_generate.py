@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from other_programs import TEXTS
+from other_programs import picture as program_picture
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from subject_maker import make_subject
@@ -280,6 +282,29 @@ def test_another_base_is_refused_unless_it_was_asked_for(
         drawn(None, tmp_path, from_picture=str(card))
     _, lines = drawn(Path("embedded"), tmp_path, from_picture=str(card))
     assert any("with other weights" in line for line in lines if line.startswith("note"))
+
+
+@pytest.mark.parametrize("program", TEXTS)
+def test_pictures_of_other_programs_are_drawn_again(program: str, tiny_base_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(program_picture(TEXTS[program]))
+    flags = {"width": 16, "height": 16, "num_inference_steps": 1}
+    file, lines = drawn(tiny_base_dir, tmp_path, from_picture=str(tmp_path / "a.png"), **flags)
+    found = read_parameters(file)
+    assert (found.prompt, found.seed, found.guidance_scale) == ("a cat on grass", 7, 7.0)
+    assert found.scheduler in ("DPM++ 2M", "DPM++ 2M Karras")
+    assert any("settings that are not here, so it will look different: " in line for line in lines)
+
+
+def test_what_cannot_be_drawn_is_changed_and_said(tiny_base_dir: Path, tmp_path: Path) -> None:
+    texts = {"prompt": {"3": {"class_type": "KSampler", "inputs": {"seed": 1033245876545643, "sampler_name": "lms"}}}}
+    (tmp_path / "a.png").write_bytes(program_picture(texts))
+    file, lines = drawn(tiny_base_dir, tmp_path, from_picture=str(tmp_path / "a.png"), num_inference_steps=1)
+    found = read_parameters(file)
+    assert (found.prompt, found.seed, found.scheduler) == ("", 1033245876545643 % 2**32, "DDIM")
+    said = "\n".join(lines)
+    assert "note: it does not say its prompt, steps, guidance, size\n" in said
+    assert f"note: its seed was 1033245876545643, expected 0 to 4294967295; here it is {found.seed}" in said
+    assert "note: its sampler 'lms' cannot draw with this base (its solver is not here); 'DDIM' is chosen" in said
 
 
 def test_cards_that_are_no_recipe(plain: Path, tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_cards(dog: Path, tmp_path: Path) -> None:
     assert shown(several).startswith("This picture carries 2 subjects:\n\nsubject  ")
     assert "subject                cat\n" in shown(several)
     # Another program's parameters, which make no sense, do not hide the subject.
-    assert read_json(card(tmp_path / "odd.png", "x\nSteps: many, Seed: 1, Size: 8x8", DOG))["parameters"] is None
+    assert read_json(card(tmp_path / "odd.png", "x\nGate: many, Seed: 1, Size: 8x8", DOG))["parameters"] is None
 
 
 @pytest.mark.parametrize("name", ["code.png", "code.jpg"])

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from coeff_diffusion.cli import parse
@@ -43,7 +44,8 @@ path = save_picture(Image.new("RGB", (8, 8)), Path("a.png"), text)
 shown = []
 show_info(InfoConfig(str(path)), shown.append)
 asked, _ = Replay(Path("a.png"), parse_parameters(text), ()).request()
-studio = SimpleNamespace(schedulers=["DDIM"], size=(64, 64), multiple=8)
+pipe = SimpleNamespace(scheduler=DDIMScheduler())
+studio = SimpleNamespace(schedulers=["DDIM"], size=(64, 64), multiple=8, pipe=pipe)
 with gr.Blocks():
     controls = plain_controls(SimpleNamespace(studio=studio))
 made = controls["softness"]

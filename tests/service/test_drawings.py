@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from other_programs import TEXTS
+from other_programs import picture as program_picture
 from PIL import Image
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
@@ -204,8 +206,23 @@ def test_pictures_of_other_tools_give_what_they_say(drawings: Drawings, tmp_path
     assert settings.notes == [
         "a.png does not say which base it was drawn by; this base is 'tiny'; it will not be the same picture",
         "it does not say its seed, guidance, size",
-        "its sampler 'Restart' cannot draw with this base; 'DDIM' is chosen",
+        "it was drawn with settings that are not here, so it will look different: Clip skip 2, VAE x",
+        "its sampler 'Restart' cannot draw with this base (its solver is not here); 'DDIM' is chosen",
     ]
+
+
+@pytest.mark.parametrize("program", TEXTS)
+def test_pictures_of_every_program_fill_the_page(program: str, drawings: Drawings, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(program_picture(TEXTS[program]))
+    settings = drawings.settings_of(tmp_path / "a.png")
+    request = settings.request
+    assert request is not None
+    assert (request.prompt, request.seed, request.steps, request.guidance_scale) == ("a cat on grass", 7, 8, 7.0)
+    assert (request.scheduler or "").startswith("DPM++ 2M")
+    said = " ".join(settings.notes)
+    assert "its width was 128; here it is 64" in said
+    assert "settings that are not here, so it will look different: " in said
+    drawings.draw(replace(request, steps=1, width=16, height=16), compare=False)
 
 
 def test_values_beyond_the_controls_come_back_as_near_as_they_reach(drawings: Drawings, tmp_path: Path) -> None:
