@@ -87,6 +87,8 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list
     replay = None if config.from_picture is None else Replay.read(config.from_picture)
     request, place = (DrawRequest(""), None) if replay is None else replay.request()
     prompts = config.prompt or ([] if replay is None else [request.prompt])
+    if replay is not None and not config.prompt and not replay.says_prompt:
+        raise StudioError(f"{replay.path} does not say its prompt; give one with --prompt")
     if not prompts:
         raise StudioError("nothing to draw; give a --prompt, or a picture to draw again with --from")
     parts = [_given(text) for text in config.subject]

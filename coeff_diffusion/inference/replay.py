@@ -136,6 +136,11 @@ class Replay:
         return replace(request, seed=p.seed - place, batch_size=size), place
 
     @property
+    def says_prompt(self) -> bool:
+        """Whether there is one; none in a picture of ours was meant so."""
+        return bool(self.parameters.prompt) or self.parameters.base_hash is not None
+
+    @property
     def notes(self) -> list[str]:
         """What it does not say, and what it says that is not taken: sentences for the user."""
         p = self.parameters
@@ -147,7 +152,7 @@ class Replay:
             "width": "size",
         }
         missing = [word for name, word in words.items() if name in p.unsaid or getattr(p, name) is None]
-        if not p.prompt and p.base_hash is None:  # of ours it was meant so
+        if not self.says_prompt:
             missing.insert(0, "prompt")
         return [*([f"it does not say its {', '.join(missing)}"] if missing else ()), *p.notes, *left_out(p.extra)]
 

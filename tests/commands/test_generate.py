@@ -298,9 +298,12 @@ def test_pictures_of_other_programs_are_drawn_again(program: str, tiny_base_dir:
 def test_what_cannot_be_drawn_is_changed_and_said(tiny_base_dir: Path, tmp_path: Path) -> None:
     texts = {"prompt": {"3": {"class_type": "KSampler", "inputs": {"seed": 1033245876545643, "sampler_name": "lms"}}}}
     (tmp_path / "a.png").write_bytes(program_picture(texts))
-    file, lines = drawn(tiny_base_dir, tmp_path, from_picture=str(tmp_path / "a.png"), num_inference_steps=1)
+    again: dict[str, Any] = {"from_picture": str(tmp_path / "a.png"), "num_inference_steps": 1}
+    with pytest.raises(StudioError, match=r"a\.png does not say its prompt; give one with --prompt"):
+        drawn(tiny_base_dir, tmp_path, **again)
+    file, lines = drawn(tiny_base_dir, tmp_path, **again, prompt=["a cat"])
     found = read_parameters(file)
-    assert (found.prompt, found.seed, found.scheduler) == ("", 1033245876545643 % 2**32, "DDIM")
+    assert (found.prompt, found.seed, found.scheduler) == ("a cat", 1033245876545643 % 2**32, "DDIM")
     said = "\n".join(lines)
     assert "note: it does not say its prompt, steps, guidance, size\n" in said
     assert f"note: its seed was 1033245876545643, expected 0 to 4294967295; here it is {found.seed}" in said

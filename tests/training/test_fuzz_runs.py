@@ -96,6 +96,7 @@ def test_damaged_timelines(tmp_path: Path, data: bytes, said: str) -> None:
         (with_state(step=10**30), "and has the losses of 3 steps"),
         (with_state(losses=[0.5, None, 0.5]), "its losses are"),
         (with_state(identity=[]), "no 'identity' that makes sense"),
+        (with_state(identity={"a\n\x1b": 1}), r"belongs to another run: 'a\n\x1b' was 1 and is None; seed was None"),
         (with_state(optimization=[]), "no 'optimization' that makes sense"),
         (with_state(optimization={}), "its schedule is at step None"),
         (with_state(optimization={"lr_scheduler": {"last_epoch": 10**400}}), "its schedule is at step 1000"),
