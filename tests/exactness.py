@@ -24,6 +24,12 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).abs().max() / expected.double().abs().max().clamp_min(0.01))
 
 
+def mean_error(actual: Tensor, expected: Tensor) -> float:
+    """The root mean square of the errors, in units of the values' (a hundredth where all values are near zero)."""
+    wrong = (actual.double() - expected).square().mean().sqrt()
+    return float(wrong / expected.double().square().mean().sqrt().clamp_min(0.01))
+
+
 def gradients(attention: Attention, inputs: list[Tensor], *rest: Any) -> list[Tensor]:
     """Of a sum with fixed random weights, by query, key, value and, where there are any, the coefficients."""
     double = attention is exact
@@ -59,6 +65,21 @@ def assert_as_exact_as_plain(attention: Attention, inputs: list[Tensor], mask: T
         assert error(ours, right) <= 2 * error(theirs, plain_right) + 8 * eps
     assert own[3].dtype == coeff.dtype
     assert error(own[3], best[3]) <= 32 * eps  # a sum over all maps, of rounded gradients
+
+
+def masked(kind: str, batch: int, heads: int, queries: int, keys: int, dtype: torch.dtype) -> Tensor | None:
+    """A mask of one of the kinds that attention is called with."""
+    if kind == "none":
+        return None
+    if kind == "added":
+        return torch.randn(batch, 1, queries, keys, dtype=dtype)
+    if kind == "keys":  # the same for every query, as diffusers prepares a mask of the text
+        return torch.where(torch.rand(batch, heads, 1, keys) < 0.3, -10_000.0, 0.0).to(dtype)
+    if kind == "one":  # of every key of a query
+        return torch.randn(batch, 1, queries, 1, dtype=dtype)
+    allowed = torch.rand(queries, keys) < 0.7
+    allowed[::3] = False  # these may attend to nothing
+    return allowed
 
 
 class Watch(TorchDispatchMode):

@@ -4,27 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from exactness import Attention, Watch, assert_as_exact_as_plain, error, exact
+from exactness import Attention, Watch, assert_as_exact_as_plain, error, exact, masked
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from coeff_diffusion.method.kernels import blocked, diagonal_of, recombined_attention, scaled_attention
 from coeff_diffusion.method.kernels.blocked import blocked_attention
-
-
-def masked(kind: str, batch: int, heads: int, queries: int, keys: int, dtype: torch.dtype) -> Tensor | None:
-    if kind == "none":
-        return None
-    if kind == "added":
-        return torch.randn(batch, 1, queries, keys, dtype=dtype)
-    if kind == "keys":  # the same for every query, as diffusers prepares a mask of the text
-        return torch.where(torch.rand(batch, heads, 1, keys) < 0.3, -10_000.0, 0.0).to(dtype)
-    allowed = torch.rand(queries, keys) < 0.7
-    allowed[::3] = False  # these may attend to nothing
-    return allowed
-
 
 shapes = st.fixed_dictionaries(
     {

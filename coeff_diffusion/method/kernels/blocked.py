@@ -1,4 +1,4 @@
-"""Recombined attention in blocks of queries, for masks on a CPU and wherever there is no kernel of its own.
+"""Recombined attention in blocks of queries, wherever there is no kernel of its own.
 
 A block's maps live in buffers that every block uses again. The backward computes them again, block by block, so
 training holds nothing but the inputs, and a tensor of all maps never exists.

@@ -33,5 +33,5 @@ def eager_attention(
         output: Tensor = kernels.triton_attention(query, key, value, coeff, attn_mask, scale)
         return output
     if native.supports(query, key, value, attn_mask):
-        return native.native_attention(query, key, value, coeff, scale)
+        return native.native_attention(query, key, value, coeff, attn_mask, scale)
     return blocked_attention(query, key, value, coeff, attn_mask, scale)

@@ -2,8 +2,10 @@
 //
 // A thread takes a block of queries through all heads: scores and maps of the whole block, [H, n, M], then, a few keys
 // at a time, what mixing makes of them, and its product with the values. Nothing of the size of all maps exists, and
-// what a thread has written comes back from its own cache. The backward computes the maps again from the row's
-// log-sum-exp. With A the maps, W = I + coeff and dO the gradient of the output:
+// what a thread has written comes back from its own cache. The backward computes the maps again from two numbers a row:
+// its largest score, and what the sum of its exponentials is divided by. One number, the log-sum-exp, would be rounded
+// as scores are, so that rows of large scores did not sum to one. With A the maps, W = I + coeff and dO the gradient of
+// the output:
 //
 //     dM[h] = dO[h] V[h]^T                dW[h, j] = sum dM[h] * A[j]          dV[h] = (sum_j W[h, j] A[j])^T dO[h]
 //     dA[j] = sum_h W[h, j] dM[h]         dS[j] = A[j] * (dA[j] - rowsum(dA[j] * A[j]))
@@ -23,7 +25,8 @@
 namespace {
 
 void forward_block(const Plan& p, float scale, Size b, Size first, const View& query, const float* weight,
-                   const float* panels, const float* values, const View& output, float* log_sums, Room room) {
+                   const float* panels, const float* values, const View& mask, const View& output, RowScale* saved,
+                   Room room) {
     const Size H = p.H, n = std::min(p.block, p.N - first);
     float* maps = room.take(p.maps());
     float* mixed = room.take(p.mixed());
@@ -33,13 +36,16 @@ void forward_block(const Plan& p, float scale, Size b, Size first, const View& q
     float* row_weight = room.take(p.weights());
     for (Size j = 0; j < H; ++j) {
         pack_rows(query, b, j, first, n, p.D, p.D, scale, rows);
-        scores(n, p.D, rows, p.D, panels + j * p.Mp * p.D, 0, p.Mp, maps + p.map.at(j, 0), p.map.row);
+        scores(n, p.D, p.piece, rows, p.D, panels + j * p.Mp * p.D, 0, p.Mp, maps + p.map.at(j, 0), p.map.row);
         for (Size i = 0; i < n; ++i) {
             float* row = maps + p.map.at(j, i);
-            float most = largest(row, p.M);
-            float total = exponentials(row, p.M, p.Mp, most);
-            inverse[j * n + i] = 1 / total;
-            if (log_sums) log_sums[(b * H + j) * p.N + first + i] = most + std::log(total);
+            if (mask.data) add(row, mask.at(b, j, first + i), p.M);
+            RowScale scale{largest(row, p.M), 0};
+            if (mask.data && scale.most == -INFINITY) scale.most = 0;  // it may attend to nothing: zeros
+            float total = exponentials(row, p.M, p.Mp, scale.most, 1);
+            if (total != 0) scale.inverse = 1 / total;
+            inverse[j * n + i] = scale.inverse;
+            if (saved) saved[(b * H + j) * p.N + first + i] = scale;
         }
     }
     for (Size start = 0; start < p.M; start += KEYS) {
@@ -65,8 +71,9 @@ struct Sums {
 struct Backward {
     const Plan& p;
     float scale;
-    View grad, query, query_grad;
-    const float *weight, *log_sums, *panels, *value_panels, *key_rows;
+    View grad, query, mask, query_grad;
+    const RowScale* saved;
+    const float *weight, *panels, *value_panels, *key_rows;
 
     // Adds the block of queries that begins with `first` to the sums, and writes the gradients of these queries.
     void block(Size b, Size first, const Sums& sums, Room room) const {
@@ -90,10 +97,14 @@ struct Backward {
             const Size columns = std::min(KEYS, p.Mp - start), keys = std::min(KEYS, p.M - start);
             for (Size h = 0; h < H; ++h) {
                 float* map = maps + p.map.at(h, 0) + start;
-                scores(n, p.D, rows + h * n * p.Dp, p.Dp, panels + h * p.Mp * p.D, start, columns, map, p.map.row);
-                for (Size i = 0; i < n; ++i)
-                    exponentials(map + i * p.map.row, keys, columns, log_sums[(b * H + h) * p.N + first + i]);
-                scores(n, p.E, out_grads + h * n * p.Ep, p.Ep, value_panels + h * p.Mp * p.E, start, columns,
+                scores(n, p.D, p.piece, rows + h * n * p.Dp, p.Dp, panels + h * p.Mp * p.D, start, columns, map,
+                       p.map.row);
+                for (Size i = 0; i < n; ++i) {
+                    const RowScale of = saved[(b * H + h) * p.N + first + i];
+                    if (mask.data) add(map + i * p.map.row, mask.at(b, h, first + i) + start, keys);
+                    exponentials(map + i * p.map.row, keys, columns, of.most, of.inverse);
+                }
+                scores(n, p.E, p.piece, out_grads + h * n * p.Ep, p.Ep, value_panels + h * p.Mp * p.E, start, columns,
                        mixed_grads + p.mix.at(h, 0), p.mix.row);
             }
             for (Size i = 0; i < n; ++i) {  // pointers to the first head's rows; p.map.head and p.mix.head lead on
@@ -170,10 +181,11 @@ extern "C" {
 std::int64_t coeff_forward_room(const Shape* shape, std::int64_t threads) { return Plan(*shape, threads).forward_total(); }
 std::int64_t coeff_backward_room(const Shape* shape, std::int64_t threads) { return Plan(*shape, threads).backward_total(); }
 
-// coeff: [H, H] at a distance of coeff_batch from sample to sample. log_sums: [B, H, N], or null.
+// coeff: [H, H] at a distance of coeff_batch from sample to sample. mask: [B, H, N, M], added to the scores, or without
+// data. saved: [B, H, N], for the backward, or null.
 void coeff_forward(const Shape* shape, float scale, const View* query, const View* key, const View* value,
-                   const float* coeff, std::int64_t coeff_batch, const View* output, float* log_sums, float* scratch,
-                   std::int64_t threads) {
+                   const float* coeff, std::int64_t coeff_batch, const View* mask, const View* output, RowScale* saved,
+                   float* scratch, std::int64_t threads) {
     const Plan p(*shape, threads);
     Room room{scratch};
     float* weight = room.take(p.weights());
@@ -190,16 +202,16 @@ void coeff_forward(const Shape* shape, float scale, const View* query, const Vie
 #pragma omp for schedule(dynamic)
         for (Size block = 0; block < p.blocks; ++block) {
             const Size thread = omp_get_thread_num();
-            forward_block(p, scale, b, block * p.block, *query, weight, panels, values, *output,
-                          log_sums, Room{room.next + thread * p.forward_room()});
+            forward_block(p, scale, b, block * p.block, *query, weight, panels, values, *mask, *output,
+                          saved, Room{room.next + thread * p.forward_room()});
         }
     }
 }
 
 // Gradients are written where their View has data; weight_grad: [B, H, H], or null.
 void coeff_backward(const Shape* shape, float scale, const View* grad, const View* query, const View* key,
-                    const View* value, const float* coeff, std::int64_t coeff_batch, const float* log_sums,
-                    const View* query_grad, const View* key_grad, const View* value_grad, float* weight_grad,
+                    const View* value, const float* coeff, std::int64_t coeff_batch, const View* mask,
+                    const RowScale* saved, const View* query_grad, const View* key_grad, const View* value_grad, float* weight_grad,
                     float* scratch, std::int64_t threads) {
     const Plan p(*shape, threads);
     Room room{scratch};
@@ -214,8 +226,8 @@ void coeff_backward(const Shape* shape, float scale, const View* grad, const Vie
         sums[t].key = key_grad->data ? own.take(p.key_rows()) : nullptr;
         sums[t].value = value_grad->data ? own.take(p.value_rows()) : nullptr;
     }
-    const Backward backward{p,       scale,    *grad,  *query,       *query_grad,
-                            weight,  log_sums, panels, value_panels, key_rows};
+    const Backward backward{p,     scale,  *grad,  *query,       *mask,   *query_grad,
+                            saved, weight, panels, value_panels, key_rows};
 #pragma omp parallel num_threads(p.threads)
     for (Size b = 0; b < shape->batch; ++b) {
 #pragma omp for schedule(static)

@@ -37,9 +37,9 @@ inline float sum(Vec x) {
     return x[0];
 }
 
-// e^x for x <= 0, to about one unit in the last place (the method of the Cephes library); never less than e^-87.
+// e^x for x <= 0, to about one unit in the last place (the method of the Cephes library); zero below e^-87.
 inline Vec exponential(Vec x) {
-    x = x < -87.0f ? broadcast(-87.0f) : x;  // NaN stays
+    x = x < -87.0f ? broadcast(-88.0f) : x;  // whose power below has no bits; NaN stays
     const Vec magic = broadcast(12582912.0f);  // adding it rounds to an integer
     Vec whole = (x * 1.44269504f + magic) - magic;
     Vec rest = x - whole * 0.693359375f;
@@ -110,37 +110,46 @@ inline void product(Size rows, Size columns, Size steps, const float* a, Size a_
 }
 
 // Rows against the rows that are packed in panels, [.. / PANEL][channels][PANEL], from `first` to first + columns.
-void scores(Size count, Size channels, const float* rows, Size width, const float* panels, Size first, Size columns,
-            float* to, Size to_row) {
+// `piece` channels are added up at a time.
+void scores(Size count, Size channels, Size piece, const float* rows, Size width, const float* panels, Size first,
+            Size columns, float* to, Size to_row) {
     const float* panel = panels + first * channels;
     for (Size start = 0; start < columns; start += PANEL, panel += channels * PANEL)
-        product(count, PANEL, channels, rows, width, 1, panel, PANEL, to + start, to_row, false);
+        for (Size c = 0; c < channels; c += piece)
+            product(count, PANEL, std::min(piece, channels - c), rows + c, width, 1, panel + c * PANEL, PANEL,
+                    to + start, to_row, c > 0);
 }
 
-// x -> e^(x - shift) in place for `count` entries, zeros from there to `end`; returns the sum.
-float exponentials(float* x, Size count, Size end, float shift) {
+// x -> e^(x - shift) factor in place for `count` entries, zeros from there to `end`; returns the sum.
+inline float exponentials(float* x, Size count, Size end, float shift, float factor) {
     Vec total[2] = {Vec{}, Vec{}};
     Size i = 0;
     for (; i + 2 * VECTOR <= count; i += 2 * VECTOR) {
         for (int part = 0; part < 2; ++part) {
-            Vec y = exponential(load(x + i + part * VECTOR) - shift);
+            Vec y = exponential(load(x + i + part * VECTOR) - shift) * factor;
             store(x + i + part * VECTOR, y);
             total[part] += y;
         }
     }
     for (; i + VECTOR <= count; i += VECTOR) {
-        Vec y = exponential(load(x + i) - shift);
+        Vec y = exponential(load(x + i) - shift) * factor;
         store(x + i, y);
         total[0] += y;
     }
     if (i < count) {
         Vec rest = broadcast(-87.0f);
         for (Size k = i; k < count; ++k) rest[k - i] = x[k] - shift;
-        rest = exponential(rest);
+        rest = exponential(rest) * factor;
         for (Size k = i; k < count; ++k) total[1][k - i] += x[k] = rest[k - i];
     }
     std::fill(x + count, x + end, 0.0f);
     return sum(total[0] + total[1]);
+}
+
+void add(float* x, const float* y, Size count) {
+    Size i = 0;
+    for (; i + VECTOR <= count; i += VECTOR) store(x + i, load(x + i) + load(y + i));
+    for (; i < count; ++i) x[i] += y[i];
 }
 
 float largest(const float* x, Size count) {

@@ -14,6 +14,7 @@ namespace {
 
 constexpr Size LINE = 16;          // floats of a cache line
 constexpr Size KEYS = 256;         // keys that are mixed at once
+constexpr Size FEW = 8;            // channels: what PyTorch adds up at a time where keys are few, and rounds less
 constexpr Size QUERIES = 32;       // of a block, at most: the maps of a head then fit a core's cache
 constexpr Size MAPS = 8 << 20;     // entries of the maps that all threads hold at once, at most
 constexpr Size MOST_THREADS = 32;  // each has sums of its own in the backward, twice the size of the keys
@@ -31,6 +32,11 @@ struct View {
     float* at(Size b, Size h, Size r) const { return data + b * batch + h * head + r * row; }
 };
 
+// What makes a row of scores a row of a map: e^(score - most) * inverse.
+struct RowScale {
+    float most, inverse;
+};
+
 // Maps of a block, or a part of them, [H, n, columns]. Were the distances powers of two, as the sizes often are, all
 // heads would compete for the same few lines of the nearest cache: rows and heads keep off each other.
 struct Stack {
@@ -46,13 +52,15 @@ struct Stack {
 struct Plan {
     Size H, N, M, D, E, Mp, Dp, Ep;
     Size block, blocks, threads;
+    Size piece;      // channels that a score adds up at a time
     Stack map, mix;  // all keys, and KEYS of them
 
     Plan(const Shape& s, Size wanted_threads)
         : H(s.heads), N(s.queries), M(s.keys), D(s.channels), E(s.value_channels),
           Mp(padded(M, PANEL)), Dp(padded(D, VECTOR)), Ep(padded(E, VECTOR)),
           block(block_of(std::min(wanted_threads, MOST_THREADS))), blocks((N + block - 1) / block),
-          threads(std::min({wanted_threads, MOST_THREADS, blocks})), map(block, Mp), mix(block, KEYS) {}
+          threads(std::min({wanted_threads, MOST_THREADS, blocks})),
+          piece(M <= PANEL ? FEW : std::max(D, E)), map(block, Mp), mix(block, KEYS) {}
     Size block_of(Size threads) const {
         Size share = padded((N + threads - 1) / threads, TILE_ROWS);
         Size room = std::max<Size>(TILE_ROWS, MAPS / (H * Mp * threads) / TILE_ROWS * TILE_ROWS);
