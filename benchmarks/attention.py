@@ -2,6 +2,7 @@
 
 python benchmarks/attention.py
 python benchmarks/attention.py --dtype bfloat16 --repeats 15
+python benchmarks/attention.py --mask              # some keys of each sample are masked
 python benchmarks/attention.py --interception      # what it costs to get in between, before anything is computed
 """
 
@@ -31,7 +32,7 @@ LAYERS = {
 SMALL, RUNS = 300, 50  # a layer of fewer queries than SMALL is computed RUNS times a turn: one run is too short to time
 
 
-def measure(name: str, dtype: torch.dtype, repeats: int, naive: bool) -> None:
+def measure(name: str, dtype: torch.dtype, repeats: int, naive: bool, masked: bool) -> None:
     """Print a row for one layer."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch, heads, queries, keys, channels = LAYERS[name]
@@ -40,21 +41,24 @@ def measure(name: str, dtype: torch.dtype, repeats: int, naive: bool) -> None:
         for n in (queries, keys, keys)
     )
     coeff = 0.1 * torch.randn(heads, heads, device=device)
+    mask = None
+    if masked:
+        mask = torch.where(torch.rand(batch, 1, 1, keys, device=device) < 0.3, -10_000.0, 0.0).to(dtype)
     ways: dict[str, Callable[..., Tensor]] = {
-        "base": lambda q, k, v, c: scaled_dot_product_attention(q, k, v),
+        "base": lambda q, k, v, c, mask: scaled_dot_product_attention(q, k, v, mask),
         "recombined": recombined_attention,
     }
     if naive:
         ways["naive"] = naive_attention
 
     def forward(way: Callable[..., Tensor]) -> Callable[[], object]:
-        return lambda: way(query, key, value, coeff)
+        return lambda: way(query, key, value, coeff, mask)
 
     def train(way: Callable[..., Tensor]) -> Callable[[], object]:
         leaves = [x.detach().requires_grad_() for x in (query, key, value, coeff)]
 
         def run() -> None:
-            output = way(*leaves)
+            output = way(*leaves, mask)
             torch.autograd.grad(output, leaves, torch.ones_like(output), allow_unused=True)
 
         return run
@@ -112,6 +116,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--layers", nargs="*", choices=list(LAYERS), default=list(LAYERS))
     parser.add_argument("--naive", action="store_true", help="also materialize all maps: slow, and takes gigabytes")
+    parser.add_argument("--mask", action="store_true", help="with a mask of keys, as diffusers prepares one of text")
     parser.add_argument("--interception", action="store_true", help="only what it costs to get into a layer")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -123,7 +128,7 @@ def main() -> None:
     print("| layer | " + " | ".join(f"{kind}, {label}" for kind in ("forward", "training") for label in labels) + " |")
     print("| --- |" + " --- |" * (2 * len(labels)))
     for name in args.layers:
-        measure(name, getattr(torch, args.dtype), args.repeats, args.naive)
+        measure(name, getattr(torch, args.dtype), args.repeats, args.naive, args.mask)
 
 
 if __name__ == "__main__":

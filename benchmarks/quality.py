@@ -1,6 +1,7 @@
 """How exact each way is: the error against float64, beside plain attention's own.
 
 python benchmarks/quality.py
+python benchmarks/quality.py --scale 100    # maps that are nearly one-hot
 """
 
 import argparse
@@ -30,13 +31,14 @@ def gradients(way: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad((output.double() * weights.to(output.device)).sum(), leaves))
 
 
-def measure(name: str, dtype: torch.dtype) -> None:
+def measure(name: str, dtype: torch.dtype, scale: float) -> None:
     """Print a row for one layer."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     batch, heads, queries, keys, channels = LAYERS[name]
     query, key, value = (
         torch.randn(batch, heads, n, channels, device=device).to(dtype) for n in (min(queries, QUERIES), keys, keys)
     )
+    query = scale * query
     coeff = 0.2 * torch.randn(heads, heads, device=device)
     attention: Callable[..., Tensor] = recombined_attention
     exact: Callable[..., Tensor] = reference
@@ -61,6 +63,7 @@ def measure(name: str, dtype: torch.dtype) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", nargs="*", choices=list(LAYERS), default=list(LAYERS))
+    parser.add_argument("--scale", type=float, default=1, help="what queries are multiplied by")
     args = parser.parse_args()
     torch.manual_seed(0)
     print(f"{machine()}; relative root mean square errors\n")
@@ -68,7 +71,7 @@ def main() -> None:
     print("| --- |" + " --- |" * 6)
     for name in args.layers:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            measure(name, dtype)
+            measure(name, dtype, args.scale)
 
 
 if __name__ == "__main__":
