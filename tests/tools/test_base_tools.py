@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -310,11 +311,12 @@ def test_parameters_without_a_gradient_stop_the_training() -> None:
 
 def losses(script: str, folder: Path, sprites: Path, options: dict[str, object], *stops: int) -> list[float]:
     """Run a stage with a stop after each of some steps, going on from there; the loss of every step."""
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that wait for one another take minutes on a busy machine
     for stop in stops:
         command = [sys.executable, TOOLS / script, "--sprites", sprites, "--output", folder]
         common = {"--max_train_steps": 4, "--stop_after": stop, "--train_batch_size": 4, "--workers": 0}
         command += [part for pair in (common | options).items() for part in pair]
-        subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=280)
+        subprocess.run([str(part) for part in command], check=True, capture_output=True, env=alone)
     lines = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
     return [line[next(key for key in ("loss", "pixels") if key in line)] for line in lines]
 
