@@ -33,8 +33,8 @@ def from_matrix(matrix: Tensor, weight: Tensor) -> Tensor:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest matrices with singular values of about one, of a stack [N, rows, columns]; computed in bf16."""
-    wide = matrices.bfloat16()
+    """The nearest matrices with singular values of about one, of a stack [N, rows, columns]; in bf16 on a GPU."""
+    wide = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()  # many CPUs have none: 15x
     if tall := wide.shape[1] > wide.shape[2]:
         wide = wide.mT
     wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
