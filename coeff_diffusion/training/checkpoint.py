@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..subject.atomic_write import atomic_write
-from ..subject.errors import UserError, listed, shown
+from ..subject.errors import UserError, cut, listed, shown
 from ..subject.user_file import user_path
 from .optimizer import Optimizer
 from .tensor_file import DamagedFileError, is_count, numbers, read_json, read_tensors
@@ -87,7 +87,7 @@ class Checkpoint:
         wanted = json.loads(json.dumps(dict(identity)))  # as a file would have it: tuples are lists
         both = ((key, self.identity.get(key), wanted.get(key)) for key in {**self.identity, **wanted})
         differing = [
-            f"{key if key in wanted else shown(key)} was {shown(was)} and is {shown(now)}"
+            f"{cut(key) if key.isidentifier() else shown(key)} was {shown(was)} and is {shown(now)}"
             for key, was, now in both
             if was != now
         ]
