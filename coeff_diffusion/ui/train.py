@@ -96,6 +96,9 @@ class View:
         self.service = service
         self.status = gr.HTML(status_line("Nothing has been trained yet"), elem_id="train-status", padding=True)
         self.stop = gr.Button("Stop and keep what it has", variant="stop", interactive=False, elem_id="train-stop")
+        # Whose words the status and the button bear. Sent with them, so that the button stops what it speaks of, also
+        # where another training has been chosen in the second before.
+        self.shown = gr.Number(visible=False, precision=0)
         self.line = gr.Radio(
             [],
             label="Trainings",
@@ -119,7 +122,7 @@ class View:
         self.seen = gr.State(Seen())
         self.timer = gr.Timer(SECONDS, active=False)
         self.outputs = [
-            self.status, self.stop, self.line, self.curve, self.previews, self.log, self.seen, self.timer
+            self.status, self.stop, self.shown, self.line, self.curve, self.previews, self.log, self.seen, self.timer
         ]  # fmt: skip
 
     def wire(self, page: gr.Blocks, tab: gr.Tab) -> None:
@@ -134,9 +137,9 @@ class View:
         def look(number: int | None, seen: Seen) -> News:
             return self.news(training_queue.find(number) or training_queue.latest, number, seen)
 
-        def stop(number: int | None, seen: Seen) -> News:
-            if number is not None:
-                training_queue.stop(number)
+        def stop(shown: int | None, number: int | None, seen: Seen) -> News:
+            if shown is not None:
+                training_queue.stop(shown)
             return look(number, seen)
 
         for moment in (page.load, tab.select):
@@ -144,7 +147,7 @@ class View:
         asked = [self.line, self.seen]
         self.timer.tick(look, asked, self.outputs, queue=False, **QUIET)
         self.line.input(look, asked, self.outputs, queue=False, **QUIET)
-        self.stop.click(stop, asked, self.outputs, queue=False, **QUIET)
+        self.stop.click(stop, [self.shown, *asked], self.outputs, queue=False, **QUIET)
 
     def news(self, job: TrainingJob | None, number: int | None, seen: Seen) -> News:
         """What has changed of a training since a browser last saw it; all of it where that was another.
@@ -155,10 +158,8 @@ class View:
         training_queue = self.service.training_queue
         line = tuple((_label(one, training_queue.place(one)), one.number) for one in reversed(training_queue.jobs))
         running, news = training_queue.busy, News()
-        if line != seen.line:
-            news[self.line] = gr.Radio(
-                choices=list(line), value=None if job is None else job.number, visible=bool(line)
-            )
+        if line != seen.line:  # the choice stays: this answer may come after that of a later choice
+            news[self.line] = gr.Radio(choices=list(line), visible=bool(line))
         if running != seen.running:
             news[self.timer] = gr.Timer(active=running)
         if job is None:
@@ -173,6 +174,7 @@ class View:
                 "Take out of the line" if job.state == "queued" else "Stop and keep what it has",
                 interactive=not (job.over or job.stop.is_set()),
             )
+            news[self.shown] = job.number
         drawn = seen.steps
         if other or steps > GROWTH * drawn or (job.over and steps != drawn):
             news[self.curve], drawn = gr.update(value=curve_data(job.losses[:steps]), visible=steps > 1), steps

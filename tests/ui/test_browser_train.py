@@ -13,7 +13,7 @@ gradio = pytest.importorskip("gradio")
 
 from coeff_diffusion import Coefficients  # noqa: E402
 from coeff_diffusion.inference.studio import Studio  # noqa: E402
-from coeff_diffusion.service import StudioService  # noqa: E402
+from coeff_diffusion.service import StudioService, TrainingForm  # noqa: E402
 from coeff_diffusion.sources.library import Library  # noqa: E402
 from coeff_diffusion.ui import PageConfig, timeline, train  # noqa: E402
 from coeff_diffusion.ui.page import launch  # noqa: E402
@@ -158,6 +158,27 @@ def test_train_reload_scrub_and_keep(
     assert list(service.library.find()) == ["rex-i-the-i-dog"]
     assert problems == []
     page.close()
+
+
+def test_a_late_answer_about_one_training_leaves_the_choice_and_the_button_of_another(
+    service: StudioService, photos: list[str]
+) -> None:
+    """A look at the first was under way when the second was put in line, and answers last."""
+    with gradio.Blocks(analytics_enabled=False):
+        view = train.View(service)
+    settings = {"max_train_steps": 5000, "validation_steps": 0}
+    first, second = (
+        service.training_queue.submit(TrainingForm([Path(photos[0])], name, "dog", "quick", settings))
+        for name in ("first", "second")
+    )
+    seen = train.Seen((("first: is being trained", first.number),), first.number, running=True)
+    of_second, late = view.news(second, None, train.Seen()), view.news(first, first.number, seen)
+    assert of_second[view.line].value == second.number
+    assert "value" not in late[view.line].constructor_args
+    for job, news in ((first, late), (second, of_second)):
+        assert news[view.shown] == job.number
+    assert of_second[view.stop].value == "Take out of the line"
+    assert late[view.stop].value == "Stop and keep what it has"
 
 
 def test_a_script_trains_and_asks_how_far_it_is(address: str, service: StudioService, photos: list[str]) -> None:
