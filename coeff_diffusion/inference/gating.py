@@ -62,7 +62,7 @@ class Choice:
         if self.guidance_rows not in ("both", "cond"):
             raise CoefficientsError(f'guidance_rows is {self.guidance_rows!r}, expected "both", "cond" or None')
         for name in {name for one in self.strengths for name, value in one.items() if value}:
-            if self._is_gated(loaded[name]) and not loaded[name].coefficients.info.trigger.strip():
+            if self.is_gated(loaded[name]) and not loaded[name].coefficients.info.trigger.strip():
                 raise CoefficientsError(f'{name!r} has no trigger to be gated by; give trigger="..." or gate="always"')
 
     def of_rows(
@@ -77,7 +77,7 @@ class Choice:
             CoefficientsError: it depends on prompts that are not known, or the numbers of pictures do not agree.
         """
         acting = {name for one in self.strengths for name, strength in one.items() if strength}
-        gated = {name for name in acting if self._is_gated(loaded[name])}
+        gated = {name for name in acting if self.is_gated(loaded[name])}
         if not acting or not (gated or self.per_sample or self.guidance_rows == "cond"):
             return self.strengths[:1]
         if called is None or (gated and None in called):
@@ -102,5 +102,6 @@ class Choice:
             return shown
         return [*(shown if self.guidance_rows == "both" else [{}] * pictures), *shown]
 
-    def _is_gated(self, subject: Subject) -> bool:
+    def is_gated(self, subject: Subject) -> bool:
+        """Whether the subject acts by its trigger alone."""
         return (self.gate or subject.gate) == "trigger"

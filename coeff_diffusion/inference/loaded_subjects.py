@@ -26,16 +26,18 @@ from ..method.sites import stage_of, text_stages
 from ..method.text_offsets import at_positions, attach_offsets, detach_offsets, set_offsets
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
+from .cut_off import cut_trigger, warn
 from .gating import Choice, GuidanceRows, Subject
 from .prompt_watch import PromptWatch, Texts
+from .standing_in import OfPipelines, StandIn
 from .trigger import triggers_clash
 from .trigger_tokens import TriggerEmbedding, add_trigger, forget_trigger, remove_trigger, without_triggers
 
 ATTRIBUTE, USERS = "_coeff_subjects", "_coeff_users"
-WORD_CHANGES = ("load_textual_inversion", "unload_textual_inversion")
+WITHOUT_TRIGGERS = ("load_textual_inversion", "unload_textual_inversion", "save_pretrained")  # methods of pipelines
 
 
-class Users:
+class Users(OfPipelines):
     """The pipelines that draw with one denoiser; lives on it while any of them has subjects.
 
     Attributes:
@@ -47,6 +49,9 @@ class Users:
         self.drawing: Subjects | None = None
         self.handle = denoiser.register_forward_pre_hook(self._before_forward, with_kwargs=True)
 
+    def pipelines(self) -> list[Any]:
+        return [subjects.pipe for subjects in self.all]
+
     @torch.compiler.disable  # runs before a compiled network, not in it
     def _before_forward(self, denoiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         drawing = self.drawing or (self.all[0] if len(self.all) == 1 else None)
@@ -57,7 +62,7 @@ class Users:
         drawing.act(args[0] if args else kwargs["sample" if "sample" in kwargs else "hidden_states"])
 
 
-class Subjects:
+class Subjects(OfPipelines):
     """All that is loaded in one pipeline; lives on it as an attribute while anything is."""
 
     def __init__(self, pipe: Any) -> None:
@@ -73,6 +78,9 @@ class Subjects:
         self.choice = Choice()
         self.embeddings: dict[str, TriggerEmbedding] = {}  # by text encoder
         self._made_for: tuple[int, ...] = ()  # the batch and prompts that the active coefficients were made for
+
+    def pipelines(self) -> list[Any]:
+        return [self.pipe]
 
     def add(self, name: str, subject: Subject, strength: float, guidance_rows: GuidanceRows | None) -> None:
         if name in self.loaded:
@@ -147,7 +155,7 @@ class Subjects:
         return added
 
     def _open(self) -> None:
-        """Follow the pipeline's prompts and the denoiser's batches; let others change the words meanwhile."""
+        """Follow the pipeline's prompts and the denoiser's batches; let others change and save the words meanwhile."""
         users = getattr(self.denoiser, USERS, None)
         if users is None:
             users = Users(self.denoiser)
@@ -155,13 +163,13 @@ class Subjects:
         users.all.append(self)
         self.users = users
         self.watch.open()
-        for method in WORD_CHANGES:
+        for method in WITHOUT_TRIGGERS:
             if (original := getattr(self.pipe, method, None)) is not None:
-                setattr(self.pipe, method, self._aside(original))
+                setattr(self.pipe, method, StandIn(original, functools.partial(self._aside, original)))
         setattr(self.pipe, ATTRIBUTE, self)
 
     def _close(self) -> None:
-        for method in WORD_CHANGES:
+        for method in WITHOUT_TRIGGERS:
             vars(self.pipe).pop(method, None)
         self.watch.close()
         delattr(self.pipe, ATTRIBUTE)
@@ -177,17 +185,12 @@ class Subjects:
         detach_offsets(self.denoiser)
         detach(self.denoiser)
 
-    def _aside(self, original: Any) -> Any:
-        """A method that adds or removes words, run while no trigger is in its way."""
-
-        @functools.wraps(original)
-        def aside(*args: Any, **kwargs: Any) -> Any:
-            with ExitStack() as stack:
-                for encoder in self.encoders.values():
-                    stack.enter_context(without_triggers(encoder))
-                return original(*args, **kwargs)
-
-        return aside
+    def _aside(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run a method that adds, removes or saves words, while no trigger is in its way."""
+        with ExitStack() as stack:
+            for encoder in self.encoders.values():
+                stack.enter_context(without_triggers(encoder))
+            return original(*args, **kwargs)
 
     def _check_in_place(self) -> None:
         """What someone exchanged in the pipeline would silently go without its subjects."""
@@ -274,11 +277,7 @@ class Subjects:
         triggers = {name: subject.coefficients.info.trigger for name, subject in self.loaded.items()}
         for name, trigger in triggers.items():
             if trigger and any(texts is not None and self.watch.cuts_off(texts, trigger) for texts in pictures):
-                warnings.warn(
-                    f"the trigger {trigger!r} of {name!r} stands behind the tokens that the text encoder reads of the "
-                    "prompt, so the subject does not act; move it to the front or shorten the prompt",
-                    stacklevel=2,
-                )
+                warn(cut_trigger(trigger, name, self.choice.is_gated(self.loaded[name])))
         return [
             None if texts is None else {n for n, t in triggers.items() if t and self.watch.calls(texts, t)}
             for texts in pictures

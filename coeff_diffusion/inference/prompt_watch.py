@@ -5,7 +5,6 @@ what each picture shows, and `maybe_free_model_hooks`, with which a drawing ends
 encoders, as a sibling made by `from_pipe` does: from then on nothing is known any more.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,14 +12,16 @@ from typing import Any
 from torch.utils.hooks import RemovableHandle
 
 from ..families.registry import tokenizer_name
-from ..subject.errors import CoefficientsError
-from .trigger import contains_trigger, reads_trigger
+from ..subject.errors import CoefficientsError, listed
+from .cut_off import cut_notes, others_silent, warn
+from .standing_in import OfPipelines, StandIn
+from .trigger import contains_trigger, reads_trigger, untruncated
 
 WATCHED = ("encode_prompt", "maybe_free_model_hooks")
 Texts = Mapping[str, str]  # the prompt of one picture by the text encoder that reads it
 
 
-class PromptWatch:
+class PromptWatch(OfPipelines):
     """Follows the prompts of one pipeline.
 
     Args:
@@ -38,26 +39,14 @@ class PromptWatch:
         self._pictures: list[Texts | None] | None = None
         self._encodings = self._known_at = self._changes = 0
         self._handles: list[RemovableHandle] = []
+        self._own: dict[str, Any] = {}  # the pipeline's own methods
 
     def open(self) -> None:
         """Start to follow."""
         self._handles = [encoder.register_forward_pre_hook(self._encoding) for encoder in self.encoders.values()]
-        original, free = self.pipe.encode_prompt, self.pipe.maybe_free_model_hooks
-        signature = inspect.signature(original)
-
-        @functools.wraps(original)
-        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-            self.before()
-            result = original(*args, **kwargs)
-            self._note(signature.bind(*args, **kwargs).arguments, len(result[0]))
-            return result
-
-        @functools.wraps(free)
-        def maybe_free_model_hooks() -> Any:
-            self.forget()
-            return free()
-
-        self.pipe.encode_prompt, self.pipe.maybe_free_model_hooks = encode_prompt, maybe_free_model_hooks
+        self._own = {name: getattr(self.pipe, name) for name in WATCHED}
+        self.pipe.encode_prompt = StandIn(self._own["encode_prompt"], self._encode_prompt)
+        self.pipe.maybe_free_model_hooks = StandIn(self._own["maybe_free_model_hooks"], self._maybe_free_model_hooks)
 
     def close(self) -> None:
         """Give the pipeline its own methods back."""
@@ -65,6 +54,9 @@ class PromptWatch:
             delattr(self.pipe, name)
         for handle in self._handles:
             handle.remove()
+
+    def pipelines(self) -> list[Any]:
+        return [self.pipe]
 
     def forget(self) -> None:
         """At the end of a drawing its prompts are over: another pipeline on the same denoiser must not draw by them."""
@@ -92,21 +84,55 @@ class PromptWatch:
     def _tokenizer(self, encoder: str) -> Any:
         return getattr(self.pipe, tokenizer_name(encoder))
 
+    def _encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        self.before()
+        own = self._own["encode_prompt"]
+        with others_silent(self.pipe):
+            result = own(*args, **kwargs)
+        self._note(inspect.signature(own).bind(*args, **kwargs).arguments, len(result[0]))
+        return result
+
+    def _maybe_free_model_hooks(self) -> Any:
+        self.forget()
+        return self._own["maybe_free_model_hooks"]()
+
     def _encoding(self, encoder: Any, inputs: Any) -> None:
         self._encodings += 1
 
     def _note(self, given: Mapping[str, Any], rows: int) -> None:
         images = given.get("num_images_per_prompt") or given.get("num_videos_per_prompt") or 1
-        first = _listed(given.get("prompt"))
-        if not first or given.get("prompt_embeds") is not None:
-            self._pictures = [None] * rows
-        else:
-            # diffusers gives the second text encoder the first one's prompt where it has none of its own.
-            own = {name: _listed(given.get(name.replace("text_encoder", "prompt"))) or first for name in self.encoders}
-            each = [{name: texts[number] for name, texts in own.items()} for number in range(len(first))]
-            self._pictures = [texts for texts in each for _ in range(images)]
+        each = self._texts(given, "prompt")
+        self._pictures = [texts for texts in each for _ in range(images)] or [None] * rows
         self._known_at = self._encodings
         self._changes += 1
+        guided = given.get("do_classifier_free_guidance", True)
+        negative = self._texts(given, "negative_prompt") if guided else []
+        prompts = [("prompt", texts) for texts in each] + [("negative prompt", texts) for texts in negative]
+        if notes := list(dict.fromkeys(note for what, texts in prompts for note in cut_notes(self.pipe, texts, what))):
+            warn(listed(notes))
+
+    def _texts(self, given: Mapping[str, Any], argument: str) -> list[Texts]:
+        """What each text encoder gets of the prompts in an argument of `encode_prompt`; empty where it has none."""
+        first = _listed(given.get(argument))
+        if given.get(f"{argument}_embeds") is not None:
+            return []
+        # diffusers gives the second text encoder the first one's prompt where it has none of its own.
+        own = {name: _listed(given.get(name.replace("text_encoder", argument))) or first for name in self.encoders}
+        if not all(own.values()):
+            return []
+        count = max(map(len, own.values()))  # one negative prompt is that of all pictures
+        return [
+            {name: self._worded(name, texts[min(number, len(texts) - 1)]) for name, texts in own.items()}
+            for number in range(count)
+        ]
+
+    def _worded(self, encoder: str, text: str) -> str:
+        """A prompt with each textual inversion of several vectors written out, as the pipeline reads it."""
+        convert = getattr(self.pipe, "maybe_convert_prompt", None)
+        if convert is None:
+            return text
+        with untruncated(self._tokenizer(encoder)):
+            return str(convert(text, self._tokenizer(encoder)))
 
 
 def check_watchable(pipe: Any) -> None:

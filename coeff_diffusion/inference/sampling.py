@@ -11,6 +11,7 @@ from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultiste
 from PIL import Image
 
 from ..families.registry import family_of
+from .cut_off import told
 from .pipeline_subjects import loaded_coefficients, set_coefficients
 from .request import DrawCancelled, DrawProgress, DrawRequest, StudioError
 
@@ -50,7 +51,7 @@ def sample(
             _let_act(pipe, requests, coming)
         return {}
 
-    with _prepared(pipe, scheduler):
+    with _prepared(pipe, scheduler), told(pipe):
         _let_act(pipe, requests, 0)
         accepted = family_of(pipe).drawing
         options = {

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ..families.load import base_name
-from ..families.registry import encoders_of, family_of, tokenizer_name
+from ..families.registry import family_of
 from ..images.generation_info import format_parameters
 from ..subject.coefficients import Coefficients
 from .pipeline_subjects import load_coefficients, loaded_coefficients, unload_coefficients
@@ -31,6 +31,7 @@ from .request import (
     disagreements,
     problems,
 )
+from .request_notes import request_notes
 from .samplers import (
     ZERO_SNR_GUIDANCE_RESCALE,
     SchedulerError,
@@ -42,7 +43,7 @@ from .samplers import (
     steps_near,
 )
 from .sampling import rest, sample
-from .trigger import contains_trigger, reads_trigger, replace_trigger
+from .trigger import contains_trigger, replace_trigger
 
 
 class Studio:
@@ -111,31 +112,11 @@ class Studio:
             unload_coefficients(self.pipe, name)
 
     def notes(self, request: DrawRequest) -> list[str]:
-        """What is probably not meant: one sentence each, for the user, before or after drawing."""
-        notes = []
-        for name, subject in self.subjects.items():
-            info, strength = subject.info, request.subjects.get(name)
-            called = bool(info.trigger) and contains_trigger(request.prompt, info.trigger)
-            gated = bool(strength and info.trigger) and (request.gate or info.gate) == "trigger"
-            if gated and not called:
-                notes.append(f"the prompt does not contain {info.trigger!r}, so {name!r} does not act")
-            elif called and not any(reads_trigger(one, request.prompt, info.trigger) for one in self._tokenizers()):
-                notes.append(
-                    f"{info.trigger!r} stands behind the tokens that the base reads of the prompt, so "
-                    + (f"{name!r} does not act" if gated else f"the learned word of {name!r} is lost")
-                    + "; move it to the front or shorten the prompt"
-                )
-            if strength is None and called and subject.tokens:
-                notes.append(f"{name!r} does not take part, but the prompt contains its learned word {info.trigger!r}")
-        if any(request.subjects.values()) and not any(map(request.acts_in, range(request.steps))):
-            notes.append(
-                f"none of the {request.steps} steps lies between {request.begin:g} and {request.end:g} of denoising, "
-                "so no subject acts"
-            )
-        return notes
+        """What is probably not meant: one sentence each, for the user, before or after drawing.
 
-    def _tokenizers(self) -> list[Any]:
-        return [getattr(self.pipe, tokenizer_name(name)) for name in encoders_of(self.pipe)]
+        Among it is what the base does not read of a long prompt. Drawing itself does not say so.
+        """
+        return request_notes(self.pipe, self.subjects, request)
 
     def draw(
         self,

@@ -8,9 +8,11 @@ Unicode form and runs of white space do not matter, word boundaries do. "Sks  do
 import functools
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from tokenizers import Regex, normalizers
+from tokenizers import Encoding, Regex, normalizers
 
 # As CLIP's own tokenizer does it: composed, single spaces, lower case.
 CANONICAL = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
@@ -43,12 +45,24 @@ def reads_trigger(tokenizer: Any, prompt: str, trigger: str) -> bool:
 
 def token_count(tokenizer: Any, text: str) -> int:
     """How many tokens a text has, those for its beginning and its end included, however many an encoder reads."""
+    return len(whole_encoding(tokenizer, text).ids)
+
+
+def whole_encoding(tokenizer: Any, text: str) -> Encoding:
+    """All tokens of a text, those for its beginning and its end included, however many an encoder reads."""
+    with untruncated(tokenizer) as backend:
+        return backend.encode(text)
+
+
+@contextmanager
+def untruncated(tokenizer: Any) -> Iterator[Any]:
+    """What a tokenizer computes with, set to give all tokens and no padding; then as whoever used it last left it."""
     backend = tokenizer._tokenizer
-    truncation, padding = backend.truncation, backend.padding  # of whoever used it last; left as they were
+    truncation, padding = backend.truncation, backend.padding
     backend.no_truncation()
     backend.no_padding()
     try:
-        return len(backend.encode(text).ids)
+        yield backend
     finally:
         if truncation is not None:
             backend.enable_truncation(**truncation)

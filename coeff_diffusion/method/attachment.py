@@ -63,6 +63,19 @@ class Attachment:
     handles: list[RemovableHandle]
     learning: dict[str, Tensor] = field(default_factory=dict)  # of what `activate` was given last
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles.
+
+        Raises:
+            AttachmentError: what acts was computed with gradients, which neither can hold.
+        """
+        if computed := [path for path, coeff in self.learning.items() if not coeff.is_leaf]:
+            raise AttachmentError(
+                f"coefficients that were computed with gradients cannot be copied or pickled: {listed(computed)}; "
+                "activate(unet, None) first"
+            )
+        return vars(self)
+
     @torch.compiler.disable  # runs before a compiled network, not in it, and so may look at values
     def before_forward(self, model: nn.Module, inputs: Any) -> None:
         """Pre-forward hook of the network."""

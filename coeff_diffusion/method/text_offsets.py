@@ -44,6 +44,11 @@ class TextOffset:
         added = self._fitted(self.offset, text)
         return args, {**kwargs, TEXT: (added, *given[1:]) if isinstance(given, tuple) else added}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which cannot hold a tensor that is being differentiated: its values."""
+        offset = self.offset
+        return {**vars(self), "offset": offset if offset is None or offset.is_leaf else offset.detach()}
+
     def _fitted(self, offset: Tensor, text: Tensor) -> Tensor:
         """The text with the offset; rows that hold several of a sample's, as frames of a video, get the sample's."""
         times, rest = divmod(len(text), len(offset)) if offset.ndim == 3 else (1, 0)

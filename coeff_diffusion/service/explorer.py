@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ..images.files import save_new_picture
 from ..images.generation_info import format_parameters, parse_parameters
 from ..images.grid import labelled_grid
 from ..inference.request import MAX_SEED, DrawCancelled, DrawProgress, Picture
+from ..inference.request_notes import unread_notes
 from ..sources.open import open_subject
 from ..subject.errors import CoefficientsError
 from .grid_cells import Actor, Cell, GridRequest, labels, lay_out, notes
@@ -104,6 +105,10 @@ class Exploration:
             )
         )
 
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """What turned out while drawing."""
+        self.notes += [note for note in dict.fromkeys(notes) if note not in self.notes]
+
     def _sheet(self, images: dict[int, Image.Image], size: tuple[int, int]) -> Image.Image:
         empty = Image.new("RGB", size, EMPTY)
         rows = [[images.get(number, empty) for number in row] for row in self.cells]
@@ -169,6 +174,11 @@ class Explorer:
         try:
             while batch := exploration.distinct[len(exploration.pictures) :][: exploration.at_once]:
                 with self.loader.using((), others) as studio:
+                    exploration.add_notes(
+                        cell.in_words(note)
+                        for cell in batch
+                        for note in unread_notes(studio.pipe, studio.subjects, cell.inner)
+                    )
                     drawn = studio.draw_batch([cell.inner for cell in batch], report, should_stop)
                 pictures = [_told(picture, cell) for picture, cell in zip(drawn, batch, strict=True)]
                 for picture in pictures:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
+from ..inference.prompt_syntax import syntax_notes
 from ..inference.request import DrawRequest, StudioError
 from ..inference.trigger import contains_trigger, replace_trigger
 from ..subject.coefficients import Coefficients
@@ -141,6 +142,13 @@ class Cell:
             subjects={self.actor.key: self.request.subjects[self.actor.name]},
         )
 
+    def in_words(self, note: str) -> str:
+        """A note on `inner` in the user's words."""
+        if self.actor is None:
+            return note
+        own = note.replace(f"of {self.actor.key!r}", f"of {self.actor.name!r}")
+        return own.replace(self.actor.key, self.actor.trigger)
+
 
 def lay_out(request: GridRequest, actors: Sequence[Actor]) -> list[list[Cell]]:
     """The cells, row by row."""
@@ -173,7 +181,7 @@ def notes(request: GridRequest, actors: Sequence[Actor]) -> list[str]:
             found.append(
                 f"{actor.name!r} does not say what kind of thing it is: the base reads {info.trigger!r} as text"
             )
-    return list(dict.fromkeys(found))
+    return [*dict.fromkeys(found), *syntax_notes(*request.prompts, request.settings.negative_prompt)]
 
 
 def read_strengths(text: str) -> list[float]:

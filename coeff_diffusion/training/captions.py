@@ -154,14 +154,6 @@ def with_trigger(caption: str, trigger: str, class_word: str) -> str:
     return replaced if count else f"{trigger}, {caption}"
 
 
-def unread(tokenizer: Any, prompt: str) -> tuple[int, str]:
-    """How many tokens at the end of a prompt a text encoder does not read, and the words they are of."""
-    read = tokenizer(prompt, truncation=False, padding=False, return_offsets_mapping=True, verbose=False)
-    most, count = tokenizer.model_max_length, len(read["input_ids"])
-    # The last token that is read is the one that marks the end.
-    return (count - most, prompt[read["offset_mapping"][most - 1][0] :]) if count > most else (0, "")
-
-
 def some(lines: Sequence[str], what: str, most: int = 5) -> list[str]:
     """The first lines, and how many more there are."""
     rest = len(lines) - most

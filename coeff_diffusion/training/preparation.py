@@ -10,9 +10,10 @@ from tqdm import tqdm
 from ..families.registry import encoders_of, tokenizer_name
 from ..families.shared_weights import shared_copy
 from ..images.photo import DatasetError
+from ..inference.cut_off import cut_off
 from ..inference.studio import Studio
 from ..inference.trigger import contains_trigger, reads_trigger
-from .captions import some, unread, with_trigger
+from .captions import some, with_trigger
 from .class_images import class_images
 from .config import TrainConfig
 from .dataset import Latents, PictureViews, Prompts, TrainingSet, encode_pictures, fingerprint_files
@@ -131,18 +132,16 @@ def _check_read(learner: Learner, prompts: Sequence[Prompt], trigger: str, say: 
     for name in encoders_of(learner.student):
         tokenizer = getattr(learner.student, tokenizer_name(name))
         for prompt in dict.fromkeys(prompts):
-            tokens, words = unread(tokenizer, prompt.text)
-            if tokens and contains_trigger(prompt.text, trigger) and not reads_trigger(tokenizer, prompt.text, trigger):
+            unread = cut_off(tokenizer, prompt.text)
+            if unread is None:
+                continue
+            if contains_trigger(prompt.text, trigger) and not reads_trigger(tokenizer, prompt.text, trigger):
                 raise DatasetError(
-                    f"{prompt.source}: the prompt {prompt.text[:60]!r}... has {tokens + tokenizer.model_max_length} "
-                    f"tokens and its trigger is cut off; the text encoder reads {tokenizer.model_max_length}, so move "
-                    "the trigger to the front or shorten the prompt"
+                    f"{prompt.source}: the prompt {prompt.text[:60]!r}... has {unread.total} tokens and its trigger is "
+                    f"cut off; the text encoder reads {tokenizer.model_max_length}, so move the trigger to the front "
+                    "or shorten the prompt"
                 )
-            if tokens:
-                lines[prompt.source] = (
-                    f"{prompt.source}: {tokens} of {tokens + tokenizer.model_max_length} tokens are cut off, the text "
-                    f"encoder does not read {_short(words)}"
-                )
+            lines[prompt.source] = unread.said(prompt.source)
     for line in some(list(lines.values()), "prompts that are cut off"):
         say(line)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ..images.files import save_picture
 from ..inference.request import DrawCancelled, DrawRequest, StudioError
+from ..inference.request_notes import unread_notes
 from ..inference.studio import Studio
 from ..subject.coefficients import Coefficients
 from .config import TrainConfig
@@ -34,6 +35,7 @@ class Previews:
     ) -> None:
         self.studio, self.config, self.output = studio, config, output
         self.say, self.should_stop, self.on_preview = say, should_stop, on_preview
+        self.said: list[str] = []  # what the base does not read of the prompt, once for all previews
 
     def due(self, step: int) -> bool:
         """Whether there is a preview after this step."""
@@ -60,6 +62,10 @@ class Previews:
             width=config.resolution,
             height=config.resolution,
         )
+        for note in unread_notes(self.studio.pipe, self.studio.subjects, request):
+            if note not in self.said:
+                self.say(f"previews: {note}")
+                self.said.append(note)
         try:
             pictures = self.studio.draw(request, should_stop=self.should_stop)
         except DrawCancelled:

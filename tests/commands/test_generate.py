@@ -66,6 +66,23 @@ def test_several_subjects_in_one_picture(tiny_base_dir: Path, tmp_path: Path) ->
     ]
 
 
+def test_what_is_not_read_is_noted(tiny_base_dir: Path, tmp_path: Path) -> None:
+    """Also of a picture that is drawn again."""
+    negative = {"negative_prompt": "a <lora:ink:1>"}
+    config = GenerateConfig(prompt=["red " * 74 + "dog, ((cat))"], base=str(tiny_base_dir), output_dir=str(tmp_path),
+                            settings={"num_inference_steps": 1, "seed": 1, **negative})  # fmt: skip
+    expected = [
+        "note: prompt: 6 of 83 tokens are cut off, the text encoder does not read ', ((cat))'",
+        "note: read as plain text here, though not in other programs: '((cat))', '<lora:ink:1>'",
+    ]
+    lines: list[str] = []
+    (file,) = generate(config, lines.append)
+    assert lines[:-1] == expected
+    lines.clear()
+    generate(GenerateConfig(from_picture=str(file), base=str(tiny_base_dir), output_dir=str(tmp_path)), lines.append)
+    assert lines[1:-1] == expected
+
+
 def test_nothing_to_draw() -> None:
     with pytest.raises(StudioError, match="give a --prompt"):
         generate(GenerateConfig())

@@ -1,6 +1,7 @@
 """Subjects beside what else people do to a pipeline: it works as without, or is refused before anything changes."""
 
 import copy
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -108,11 +109,16 @@ def test_a_trigger_that_is_cut_off_does_not_act_and_that_is_said(
     long = "red " * 90 + "sks dog"
     base = draw(tiny_pipe, [long, BEACH])
     load_coefficients(tiny_pipe, new_subject(vectors=vectors))
-    with pytest.warns(UserWarning, match="'sks dog' of 'dog' stands behind the tokens that the text encoder reads"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         assert torch.equal(draw(tiny_pipe, [long, BEACH]), base)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
         assert not same(draw(tiny_pipe, ["sks dog " + long, BEACH])[0], base[0])
+    first, second, third = (str(one.message) for one in caught)
+    assert re.fullmatch(
+        r"prompt: \d\d of \d\d tokens are cut off, the text encoder does not read '.*red sks dog'", first
+    )
+    assert "'sks dog' of 'dog' stands behind the tokens that the text encoder reads" in second
+    assert third.startswith("prompt: ")
 
 
 def xl_subject(pipe: StableDiffusionXLPipeline, tokens: bool) -> Coefficients:
@@ -130,6 +136,54 @@ def test_the_second_prompt_of_xl_calls_a_subject_up(tiny_xl_pipe: StableDiffusio
     assert not same(drawn[1], base[1])
     unload_coefficients(tiny_xl_pipe)
     assert torch.equal(draw(tiny_xl_pipe, [BEACH, BEACH], prompt_2=[BEACH, DOG]), base)
+
+
+def said_by(pipe: Any, caplog: pytest.LogCaptureFixture, *args: Any, **options: Any) -> list[str]:
+    """What a drawing warns of; others log nothing beside it."""
+    caplog.clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        draw(pipe, *args, num_inference_steps=1, **options)
+    assert caplog.records == []
+    return [str(one.message) for one in caught]
+
+
+def test_what_is_cut_off_is_said_once_and_in_words(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_pipe.load_textual_inversion(torch.randn(3, 32), token="<toy>")
+    load_coefficients(tiny_pipe, new_subject(vectors=4), gate="always")
+    fits = "red " * 71 + "sks dog"  # with its 4 vectors, the beginning and the end: 77 tokens
+    assert said_by(tiny_pipe, caplog, [fits, BEACH], negative_prompt=[fits, BEACH]) == []
+    cut, first, second = "tokens are cut off, the text encoder does not read", f"a {fits} in snow", f"red {fits}"
+    all_three, lost = said_by(tiny_pipe, caplog, [first, second, second], negative_prompt=[f"<toy> {fits}"] * 3)
+    assert all_three.split("; ") == [
+        f"prompt: 3 of 80 {cut} 'sks dog in snow'",
+        f"prompt: 1 of 78 {cut} 'sks dog'",
+        f"negative prompt: 3 of 80 {cut} 'sks dog'",
+    ]
+    assert lost == (
+        "the trigger 'sks dog' of 'dog' stands behind the tokens that the text encoder reads of the prompt, so its "
+        "word is lost; move it to the front or shorten the prompt"
+    )
+    assert said_by(tiny_pipe, caplog, BEACH, negative_prompt=second, guidance_scale=1.0) == []
+    set_coefficients(tiny_pipe, {})
+    assert said_by(tiny_pipe, caplog, "<toy> " + "red " * 73) == [f"prompt: 1 of 78 {cut} 'red'"]
+
+
+def test_each_text_encoder_of_xl_says_what_it_does_not_read(
+    tiny_xl_pipe: StableDiffusionXLPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    load_coefficients(tiny_xl_pipe, xl_subject(tiny_xl_pipe, tokens=True))
+    long, cut = "red " * 74 + "sks dog on grass", "tokens are cut off, text_encoder"
+    assert said_by(tiny_xl_pipe, caplog, long) == [
+        "prompt: 2 of 79 tokens are cut off, the text encoder does not read 'on grass'"
+    ]
+    assert said_by(tiny_xl_pipe, caplog, DOG, prompt_2=long) == [f"prompt: 2 of 79 {cut}_2 does not read 'on grass'"]
+    assert said_by(tiny_xl_pipe, caplog, [DOG, DOG], negative_prompt=[f"a {long}", BEACH], negative_prompt_2=long) == [
+        f"negative prompt: 3 of 80 {cut} does not read 'sks dog on grass'; "
+        f"negative prompt: 2 of 79 {cut}_2 does not read 'on grass'"
+    ]
 
 
 # --- other pipelines --------------------------------------------------------------------------------------------------

@@ -502,9 +502,10 @@ def test_prompts_that_are_not_known(tiny_pipe: StableDiffusionPipeline, new_subj
 
 
 def test_what_is_exchanged_afterwards_is_an_error(tiny_pipe: StableDiffusionPipeline, new_subject: Subject) -> None:
+    unet, other = tiny_pipe.unet, copy.deepcopy(tiny_pipe.unet)
     load_coefficients(tiny_pipe, new_subject(vectors=1))
-    unet, embedding = tiny_pipe.unet, tiny_pipe.text_encoder.get_input_embeddings()
-    tiny_pipe.unet = copy.deepcopy(unet)
+    embedding = tiny_pipe.text_encoder.get_input_embeddings()
+    tiny_pipe.unet = other
     with pytest.raises(CoefficientsError, match="unet was exchanged or resized"):
         draw(tiny_pipe, DOG)
     tiny_pipe.unet = unet

@@ -1,3 +1,4 @@
+import re
 import threading
 from dataclasses import replace
 from typing import Any
@@ -128,8 +129,24 @@ def test_notes_say_when_a_subject_cannot_act(studio: Studio, dog: Coefficients) 
     (note,) = studio.notes(replace(PLAIN, subjects={"dog": 1.0}))
     assert note == "the prompt does not contain 'sks dog', so 'dog' does not act"
     assert studio.notes(replace(PLAIN, subjects={"dog": 1.0}, gate="always")) == []
-    (note,) = studio.notes(replace(REQUEST, prompt=f"{'red ' * 90}sks dog", subjects={"dog": 1.0}))
-    assert "stands behind the tokens that the base reads of the prompt, so 'dog' does not act" in note
+
+
+def test_notes_say_what_is_not_read(studio: Studio, dog: Coefficients, caplog: pytest.LogCaptureFixture) -> None:
+    studio.load(dog)
+    long = replace(REQUEST, prompt=f"(red:1.2) {'red ' * 80}sks dog", negative_prompt="blue " * 80 + "BREAK, snow")
+    first, prompt, negative, syntax = studio.notes(replace(long, subjects={"dog": 1.0}))
+    assert first.startswith("the trigger 'sks dog' of 'dog' stands behind the tokens that the text encoder reads")
+    assert "so the subject does not act" in first
+    assert re.fullmatch(
+        r"prompt: \d\d of \d\d tokens are cut off, the text encoder does not read 'red .* sks dog'", prompt
+    )
+    assert re.fullmatch(r"negative prompt: \d\d of .* does not read 'blue .* BREAK, snow'", negative)
+    assert syntax == "read as plain text here, though not in other programs: '(red:1.2)', 'BREAK'"
+    assert any("so its word is lost" in note for note in studio.notes(replace(long, gate="always")))
+    unguided = studio.notes(replace(long, guidance_scale=1.0))
+    assert not any(note.startswith("negative") for note in unguided)
+    studio.draw(replace(long, subjects={"dog": 1.0}))  # neither warns nor lets others log what the notes say
+    assert caplog.records == []
 
 
 def test_a_drawing_leaves_the_pipeline_as_it_was(studio: Studio) -> None:

@@ -541,3 +541,20 @@ def test_a_copy_stands_on_its_own(
     assert torch.equal(predict(twin), base)
     assert list(traces(twin)) == list(traces(unet))
     assert not any(module._forward_hooks or "forward" in vars(module) for module in twin.modules())
+
+
+@torch.no_grad()
+def test_a_copy_of_what_is_being_differentiated_is_refused(
+    unet: UNet2DConditionModel, predict: Callable[..., Tensor]
+) -> None:
+    attach(unet, trainable=False)
+    path = next(iter(layer_heads(unet)))
+    with torch.enable_grad():
+        activate(unet, {path: torch.ones(4, 4, requires_grad=True) * 0.5})
+    on = predict(unet)
+    for copied in (copy.deepcopy, saved_and_loaded):
+        with pytest.raises(AttachmentError, match="computed with gradients cannot be copied or pickled: down_blocks.0"):
+            copied(unet)
+    assert torch.equal(predict(unet), on)
+    activate(unet, {path: torch.full((4, 4), 0.5)})
+    assert torch.equal(predict(copy.deepcopy(unet)), on)

@@ -83,6 +83,11 @@ def test_pictures_carry_their_subjects_when_asked(drawings: Drawings, library: L
 def test_what_was_probably_not_meant_is_said(drawings: Drawings) -> None:
     (note,) = drawings.draw(replace(REQUEST, prompt=" "), compare=False).notes[-1:]
     assert note.startswith("the prompt is empty")
+    long = replace(REQUEST, prompt=f"a sks dog {'red ' * 73}(on:1.2) snow", steps=1)
+    assert drawings.draw(long, compare=False).notes == [
+        "prompt: 8 of 85 tokens are cut off, the text encoder does not read '(on:1.2) snow'",
+        "read as plain text here, though not in other programs: '(on:1.2)'",
+    ]
     with pytest.raises(StudioError, match="'dog' stands in two rows; take it out of one of them"):
         drawings.strengths([("dog", 1.0), ("", 1.0), ("", 2.0), ("dog", 0.5)])
     assert drawings.strengths([("dog", 0.5), ("", 1.0)]) == {"dog": 0.5}

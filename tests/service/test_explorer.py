@@ -145,6 +145,24 @@ def test_prompts(explorer: Explorer) -> None:
     assert (whole.extra["X Values"], whole.extra["Strength"]) == ("dog, cat", "0.8")
 
 
+def test_what_is_not_read_is_said_in_the_users_words(explorer: Explorer) -> None:
+    long = replace(SETTINGS, steps=1, negative_prompt="(blue:1.2)")
+    plan = explorer.plan(replace(DOGS, strengths=[1], prompts=["red " * 74 + "sks dog"], settings=long))
+    syntax = "read as plain text here, though not in other programs: '(blue:1.2)'"
+    assert plan.notes == [syntax]
+    explorer.draw(plan)
+    cut = "of 78 tokens are cut off, the text encoder does not read"
+    assert plan.notes == [
+        syntax,
+        "the trigger 'sks dog' of 'other-dog' stands behind the tokens that the text encoder reads of the prompt, so "
+        "the subject does not act; move it to the front or shorten the prompt",
+        f"prompt: 1 {cut} 'sks dog'",
+        "the trigger 'sks cat' of 'cat' stands behind the tokens that the text encoder reads of the prompt, so the "
+        "subject does not act; move it to the front or shorten the prompt",
+        "prompt: 3 of 80 tokens are cut off, the text encoder does not read 'sks cat'",
+    ]
+
+
 def test_what_is_finished_when_cancelled_stays(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH", 2)
     plan, asked = explorer.plan(PROMPTS), []

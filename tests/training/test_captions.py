@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_tokenizer import tiny_tokenizer
 
 from coeff_diffusion.images.photo import DatasetError
-from coeff_diffusion.training.captions import read_caption, read_table, some, unread, with_trigger
+from coeff_diffusion.training.captions import read_caption, read_table, some, with_trigger
 
 
 @pytest.mark.parametrize(
@@ -106,27 +104,6 @@ def test_any_bytes_are_words_or_an_error_of_one_line(content: bytes, name: str) 
         assert "\n" not in str(error)  # noqa: PT017
     finally:
         file.unlink()
-
-
-def test_what_a_text_encoder_does_not_read(tiny_pipe: StableDiffusionPipeline) -> None:
-    tokenizer = tiny_pipe.tokenizer
-    assert unread(tokenizer, "a dog") == (0, "")
-    fits = " ".join(["dog"] * 75)
-    assert unread(tokenizer, fits) == (0, "")
-    assert unread(tokenizer, f"{fits} on Snow, Beach") == (4, "on Snow, Beach")
-    again = tokenizer(["a dog", fits], truncation=True, padding="max_length").input_ids
-    assert [len(ids) for ids in again] == [77, 77]  # the tokenizer is left as it was
-
-
-@given(st.text(max_size=400))
-def test_the_words_that_are_cut_are_the_end_of_the_prompt(text: str) -> None:
-    tokenizer = TOKENIZER
-    count, words = unread(tokenizer, text)
-    assert text.endswith(words)
-    assert (count > 0) == (len(tokenizer(text, verbose=False).input_ids) > 77)
-
-
-TOKENIZER = tiny_tokenizer()
 
 
 def test_some_lines_stand_for_many() -> None:

@@ -1,5 +1,8 @@
 """The frozen base with the few numbers that learn."""
 
+import copy
+import pickle
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -123,6 +126,32 @@ def test_a_snapshot_predicts_what_the_learner_predicts(tiny_pipe: StableDiffusio
         noised = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         found = tiny_pipe.unet(noised[:1], torch.tensor([10]), encoder_hidden_states=text).sample
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def reloaded(learner: Learner) -> Learner:
+    found: Learner = pickle.loads(pickle.dumps(learner))
+    return found
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, reloaded])
+def test_a_copied_learner_learns_on_its_own(
+    tiny_pipe: StableDiffusionPipeline, config: TrainConfig, copied: Callable[[Learner], Learner]
+) -> None:
+    learner = Learner(tiny_pipe, config, CPU)
+    with torch.no_grad():
+        for parameter in learner.parameters.values():
+            parameter += 0.3 * torch.randn(parameter.shape)
+    expected = denoise(learner)
+    twin = copied(learner)  # while the last prediction may still be differentiated
+    assert torch.equal(denoise(twin), expected)
+    denoise(twin).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in twin.parameters.values())
+    assert all(parameter.grad is None for parameter in learner.parameters.values())
+    with torch.no_grad():
+        for parameter in twin.parameters.values():
+            parameter += 0.3
+    assert torch.equal(denoise(learner), expected)
+    assert not torch.allclose(denoise(twin), expected, atol=1e-3)
 
 
 def test_resolution(tiny_pipe: StableDiffusionPipeline) -> None:

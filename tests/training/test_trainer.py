@@ -530,8 +530,10 @@ def test_captions_that_the_text_encoder_does_not_read_to_the_end(
     lines: list[str] = []
     (subject_images / "0.txt").write_text("a sks dog" + " on grass" * 60)
     (subject_images / "1.txt").write_text("a sks dog on grass")
-    run("cut", callbacks={"say": lines.append}, train=what, max_train_steps=1)
-    (said,) = [line for line in lines if "cut off" in line]
+    shown = {"validation_prompt": "a sks dog" + " on snow" * 60, "validation_steps": 1, "num_validation_images": 1}
+    run("cut", callbacks={"say": lines.append}, train=what, max_train_steps=2, **shown)
+    said, preview = [line for line in lines if "cut off" in line]  # of the previews once
+    assert preview.startswith("previews: prompt: ")
     assert re.fullmatch(r"0\.txt: \d+ of \d+ tokens are cut off, the text encoder does not read '.*grass on.*'", said)
     (subject_images / "1.txt").write_text("a dog " * 100 + "sks dog")
     with pytest.raises(DatasetError, match=r"^1\.txt: the prompt .* its trigger is cut off; the text encoder reads 77"):
