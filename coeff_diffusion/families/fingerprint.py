@@ -5,20 +5,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..method.attachment import CoeffConfig
 from ..method.sites import text_stages, unwrapped
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, cut, listed
-from ..subject.info import CoefficientsInfo
+from ..subject.weight_sample import other_weights as other_weights
+from ..subject.weight_sample import same_weights as same_weights
+from ..subject.weight_sample import spread as spread
 from .registry import architecture, sites_of
-
-# Rounding to bfloat16 changes a weight by up to 0.4 % of itself; a fine-tune changes most by more. Below the second
-# number float16 has no steps of that size any more.
-SAME_WEIGHTS_TOLERANCE = (0.005, 1e-7)
-
 
 EARLIER_EMBEDDED = {
     "8b9a0c2314f331b18daf9e01ec78136be7c6e0002c8efb36eb1d732be166a395": "the first embedded base (131 concepts)",
@@ -81,33 +77,6 @@ def base_hash(unet: Any, *others: nn.Module) -> str | None:
     return hashlib.sha256(json.dumps([fingerprint(unet), numbers]).encode()).hexdigest()[:12]
 
 
-def same_weights(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
-    """Whether two samples are of the same weights, give or take the rounding to float16 or bfloat16.
-
-    The shorter one may be every nth number of the longer one: a QR code has room for a few.
-    """
-    relative, absolute = SAME_WEIGHTS_TOLERANCE
-    first, second = sorted((first, second), key=len)
-    second = second[:: max(1, len(second) // max(1, len(first)))]
-    return len(first) == len(second) and all(
-        abs(a - b) <= relative * max(abs(a), abs(b)) + absolute for a, b in zip(first, second, strict=True)
-    )
-
-
-def other_weights(info: CoefficientsInfo, sample: tuple[float, ...]) -> str:
-    """A sentence for the user where a subject comes from other weights of the same structure, such as a fine-tune.
-
-    Args:
-        sample: `weight_sample` of the base at hand. Where either side has none, nobody can tell: no sentence.
-    """
-    if not info.base_sample or not sample or same_weights(info.base_sample, sample):
-        return ""
-    return (
-        f"the subject was trained on {cut(info.base_model) or 'a base'}, which is of the same kind as this base but "
-        "has other weights; it may look different here"
-    )
-
-
 def check_fits(coefficients: Coefficients, unet: Any) -> None:
     """Make sure that coefficients belong to this UNet's attention layers. Looks at no weight; works on the meta device.
 
@@ -167,11 +136,3 @@ def check_tokens_fit(coefficients: Coefficients, widths: Mapping[str, int]) -> N
                 f"the subject's token has {token.shape[1]} channels, but the {owner} of this base has {widths[owner]}: "
                 f"it was trained on {cut(coefficients.info.base_model) or 'another base'}"
             )
-
-
-def spread(weight: Tensor, count: int) -> list[float]:
-    """`count` numbers of a tensor, from its first to its last, evenly spread; six digits of each."""
-    flat = weight.detach().flatten()
-    # In integers: float32 cannot count to the last of 49,408 x 768 weights, and rounds it to one past the end.
-    index = torch.tensor([i * (flat.numel() - 1) // (count - 1) for i in range(count)], device=flat.device)
-    return [float(f"{value:.6g}") for value in flat[index].float().tolist()]
