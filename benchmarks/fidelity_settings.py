@@ -34,6 +34,7 @@ METHODS = {
     "all": Method("coefficients + token + stage tokens", (1e-3, 2e-2, 2e-2)),
     "lora1": Method("LoRA rank 1", (5e-4,), rank=1),
     "lora4": Method("LoRA rank 4", (2e-4,), rank=4),
+    "lora16": Method("LoRA rank 16", (1e-4,), rank=16),
     "attention": Method("all attention weights", (2e-5,)),
 }
 OURS = ("coefficients", "token", "coefficients+token", "all")  # what the library itself trains
@@ -53,7 +54,7 @@ class Settings:
     """A folder of `subjects_dir`; give it again for more. Default: all of them."""
     method: list[str] = field(default_factory=list)
     """One of nothing, coefficients, token, coefficients+token, all (what `train` does by default), lora1, lora4,
-    attention; give it again for more. Default: all of them. Nothing always takes part: the others are compared with
+    lora16, attention; give it again for more. Default: all of them. Nothing always takes part: the others are compared with
     it."""
     seeds: int = 3
     """Trainings of each method and subject."""
