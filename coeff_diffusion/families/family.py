@@ -17,6 +17,8 @@ Conditioning = Mapping[str, Tensor]
 """What a denoiser is told beside noise and time, one row for each prompt, by the family's own names."""
 Config = Mapping[str, Any]
 """A component's `config.json`."""
+AUTOENCODER = "the autoencoder"
+"""The part of a single file that another file may bring."""
 PIPELINE_MULTIPLE = 8  # pixels: what diffusers' pipelines insist on for the sides of a picture
 
 
@@ -32,6 +34,9 @@ class Family(ABC):
         known: the configs of its published denoisers, as far as they differ from their class's defaults, by the name
             that people have for them.
         checkpoint: what a single file in its makers' layout holds: what it is called, and how its tensors are.
+        autoencoder: the config of its published autoencoder, for files that hold weights alone.
+        distilled: published checkpoints with fewer layers: the number of transformer blocks behind each convolution of
+            the original layout ("input_blocks.4"), by the Hub id that their configs come from.
         drawing: which of a request's settings a drawing call of the pipeline takes.
     """
 
@@ -42,6 +47,8 @@ class Family(ABC):
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     known: ClassVar[Mapping[str, Config]] = {}
     checkpoint: ClassVar[Mapping[str, str]] = {}
+    autoencoder: ClassVar[Config] = {}
+    distilled: ClassVar[Mapping[str, Mapping[str, int]]] = {}
     drawing: ClassVar[tuple[str, ...]] = ("negative_prompt", "guidance_scale", "guidance_rescale")
 
     @abstractmethod

@@ -22,6 +22,9 @@ class TrainSettings:
     """Branch, tag or commit of the base's Hub repository."""
     base_config: str | None = None
     """For a single checkpoint: the diffusers folder or Hub id that its component configs and tokenizer come from."""
+    pretrained_vae_model_name_or_path: str | None = None
+    """An autoencoder instead of the base's own: a diffusers folder, a .safetensors file or a Hub id. A checkpoint
+    without one needs it; madebyollin/sdxl-vae-fp16-fix lets Stable Diffusion XL stay in float16."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Number format of the frozen base; what is trained stays float32. fp16 needs a GPU, bf16 halves the memory."""
 

@@ -157,7 +157,8 @@ class Trainer:
         dtype = DTYPES[config.mixed_precision]
         if self.pipe is None:
             name, revision = config.pretrained_model_name_or_path, config.revision
-            self.pipe = load_base(name, revision=revision, dtype=dtype, config=config.base_config)
+            vae = config.pretrained_vae_model_name_or_path
+            self.pipe = load_base(name, revision=revision, dtype=dtype, config=config.base_config, vae=vae)
         if loaded := loaded_coefficients(self.pipe):
             raise ConfigError([f"the base has subjects loaded ({', '.join(loaded)}); unload them before training"])
         # Previews and class pictures are drawn over the same weights, by the path that everybody draws with.
