@@ -37,6 +37,8 @@ class Family(ABC):
         autoencoder: the config of its published autoencoder, for files that hold weights alone.
         distilled: published checkpoints with fewer layers: the number of transformer blocks behind each convolution of
             the original layout ("input_blocks.4"), by the Hub id that their configs come from.
+        presets: patterns on attention paths, by the name of a choice of layers that people know of this family.
+        usual_preset: the one that is trained where nothing is chosen; empty for all layers.
         drawing: which of a request's settings a drawing call of the pipeline takes.
     """
 
@@ -49,6 +51,8 @@ class Family(ABC):
     checkpoint: ClassVar[Mapping[str, str]] = {}
     autoencoder: ClassVar[Config] = {}
     distilled: ClassVar[Mapping[str, Mapping[str, int]]] = {}
+    presets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    usual_preset: ClassVar[str] = ""
     drawing: ClassVar[tuple[str, ...]] = ("negative_prompt", "guidance_scale", "guidance_rescale")
 
     @abstractmethod
