@@ -105,7 +105,7 @@ class StableDiffusionXL(Family):
         "style": ("up_blocks.0.attentions.1.*",),
         "light": ("up_blocks.0.attentions.[01].*.attn2", "up_blocks.1.*"),
     }
-    usual_preset = "light"  # all 140 layers are 50,000 coefficients and 100 KB, this is 9,200 and 35 KB with all tokens
+    usual_preset = "light"  # 9,200 coefficients in a file of 36 KB; those of all 140 layers are 50,000, in 144 KB
     checkpoint: ClassVar[Mapping[str, str]] = {
         "the UNet": "model.diffusion_model.",
         AUTOENCODER: "first_stage_model.",
