@@ -6,6 +6,7 @@ Shapes: P prompts; B pictures of a batch; T text positions, D their width; C, h,
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,21 @@ Config = Mapping[str, Any]
 AUTOENCODER = "the autoencoder"
 """The part of a single file that another file may bring."""
 PIPELINE_MULTIPLE = 8  # pixels: what diffusers' pipelines insist on for the sides of a picture
+
+
+@dataclass(frozen=True)
+class Framing:
+    """What a training picture is a part of, which some bases are told. All in pixels, width before height.
+
+    Attributes:
+        original: size of the picture as it was found.
+        crop: where the part begins, left and top, in the picture as it was scaled.
+        target: size of the part.
+    """
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]
 
 
 class Family(ABC):
@@ -73,6 +89,14 @@ class Family(ABC):
         Returns:
             `[P, ...]` by name, in the dtype of the text encoders.
         """
+
+    def framing(self, framings: Sequence[Framing]) -> Conditioning:
+        """What of `condition` depends on how training pictures were cut out, one row for each; takes its place there.
+
+        Returns:
+            `[B, ...]` by name, float32 on the CPU; nothing for bases that are told nothing of it.
+        """
+        return {}
 
     @abstractmethod
     def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .family import AUTOENCODER, Conditioning, Config, Family, encoded
+from .family import AUTOENCODER, Conditioning, Config, Family, Framing, encoded
 from .stable_diffusion import StableDiffusion
 
 BASE: Config = {
@@ -127,10 +127,13 @@ class StableDiffusionXL(Family):
         embeddings, _, pooled, _ = encoded(pipe, prompts)
         assert embeddings is not None
         assert pooled is not None
-        width, height = size
-        # Original size, where the crop begins, target size (SDXL, section 2.2): a whole picture of the size it has.
-        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=pooled.dtype, device=pooled.device)
-        return {"prompt_embeds": embeddings, "text_embeds": pooled, "time_ids": sizes.repeat(len(prompts), 1)}
+        sizes = self.framing([Framing(size, (0, 0), size)] * len(prompts))["time_ids"].to(pooled)  # a whole picture
+        return {"prompt_embeds": embeddings, "text_embeds": pooled, "time_ids": sizes}
+
+    def framing(self, framings: Sequence[Framing]) -> Conditioning:
+        """Original size, where the crop begins, target size, height before width (SDXL, section 2.2): `[B, 6]`."""
+        rows = [[*one.original[::-1], *one.crop[::-1], *one.target[::-1]] for one in framings]
+        return {"time_ids": torch.tensor(rows, dtype=torch.float32)}
 
     def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
         added = {name: condition[name].to(noised.dtype) for name in ("text_embeds", "time_ids")}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..families.family import Conditioning, Family
+from ..families.family import Conditioning, Family, Framing
 from ..families.fingerprint import describe_base
 from ..families.load import base_name
 from ..families.registry import denoiser_of, encoders_of, family_of, tokenizer_name
@@ -130,6 +130,11 @@ class Learner:
         embedding = getattr(self.student, next(iter(self.tokens))).get_input_embeddings()
         assert isinstance(embedding, TriggerEmbedding)
         return {**condition, PLACES: embedding.places(str(self.info.trigger), prompts).to(self.device)}
+
+    def framing(self, framings: Sequence[Framing]) -> Conditioning:
+        """See `Family.framing`."""
+        found = self.family.framing(framings) if framings else {}
+        return {name: tensor.to(self.device) for name, tensor in found.items()}
 
     def denoise(self, noised: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
         """The base's prediction with what is learned so far, `[B, C, h, w]`; see `Family.predict`."""

@@ -45,6 +45,9 @@ class TrainSettings:
     """What every picture of the subject shows; must contain the trigger. Default: "a <trigger>"."""
     resolution: int | None = None
     """Side of the training pictures in pixels. Default: what the base was trained at."""
+    enable_bucket: bool = False
+    """Leave pictures nearly the shape they have, up to 4 : 1, at as many pixels as the square of the resolution,
+    instead of cropping them square. Steps whose pictures have several shapes take one pass for each."""
     center_crop: bool = False
     """Crop the middle of each picture instead of random parts of it."""
     random_flip: bool = False
@@ -126,6 +129,13 @@ class TrainSettings:
     """Gradients longer than this are shortened to it."""
     snr_gamma: float | None = None
     """Min-SNR weighting of the timesteps (5.0 is usual); off by default."""
+    noise_offset: float = 0.0
+    """Noise that is the same all over a channel, added to the rest: lets bases that learned without pure noise reach
+    very dark and very bright pictures (0.05 to 0.1). 0: none."""
+    use_ema: bool = False
+    """Keep the average of what is learned over the last steps instead of its last state: calmer, a little behind."""
+    ema_decay: float = 0.99
+    """How much of the average each step keeps, at most: 0.99 is an average of about the last 100 steps."""
     seed: int = 0
     """Decides every random choice: the same seed gives the same file, byte for byte, on a CPU."""
 
