@@ -23,10 +23,11 @@ from coeff_diffusion.images.photo import read_image
 from coeff_diffusion.inference.pipeline_subjects import Gate, set_coefficients
 from coeff_diffusion.inference.request import DrawRequest
 from coeff_diffusion.inference.studio import Studio
-from coeff_diffusion.training.dataset import PictureViews, encode_pictures
+from coeff_diffusion.training.latents import encode_pictures
 from coeff_diffusion.training.losses import squared_errors
 from coeff_diffusion.training.model import training_resolution
 from coeff_diffusion.training.picture_folder import TrainingPicture, find_pictures
+from coeff_diffusion.training.views import PictureViews
 
 _WORDS = runpy.run_path(str(ROOT / "tools" / "base" / "concepts.py"))
 COLOURS: dict[str, tuple[int, int, int]] = _WORDS["COLOURS"]
@@ -118,7 +119,9 @@ class Measurement:
             set_coefficients(pipe, {self.name: 1.0}, gate=gate)
         pictures = [TrainingPicture(path) for path in paths]
         views = PictureViews(pictures, training_resolution(None, pipe), True, False, 1, 0)
-        clean = encode_pictures(pipe.vae, views).first_views().repeat_interleave(TIMESTEPS, 0)  # [N, C, h, w]
+        clean = (
+            encode_pictures(pipe.vae, views).largest()[0].first_views().repeat_interleave(TIMESTEPS, 0)
+        )  # [N, C, h, w]
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(clean)
         steps = ((torch.arange(TIMESTEPS) + 0.5) / TIMESTEPS * count).long().repeat(len(paths)).to(clean.device)  # [N]
         texts = [prompt for prompt in prompts for _ in range(TIMESTEPS)]

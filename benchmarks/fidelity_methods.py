@@ -29,9 +29,9 @@ from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.method.attachment import detach, select_layers
 from coeff_diffusion.subject.atomic_write import atomic_write
 from coeff_diffusion.training.config import TrainConfig
-from coeff_diffusion.training.dataset import mixed_seed
 from coeff_diffusion.training.optimizer import Optimizer
 from coeff_diffusion.training.reports import own_random_state
+from coeff_diffusion.training.seeds import mixed_seed
 from coeff_diffusion.training.trainer import Trainer
 
 TRAINED = {method: "coefficients+token" if method == "all" else method for method in OURS}

@@ -90,21 +90,25 @@ def tiny_pipe(tiny_base_dir: Path) -> StableDiffusionPipeline:
     return pipe
 
 
+XL_WIDTHS = {"text_encoder": 32, "text_encoder_2": 48}  # of text: unlike each other, as CLIP's are
+
+
 @pytest.fixture
 def tiny_xl_pipe() -> StableDiffusionXLPipeline:
     """A Stable Diffusion XL of tiny parts: two text encoders, pooled text and sizes, 16 px pictures."""
     torch.manual_seed(0)
     tokenizer = tiny_tokenizer()
     options: dict[str, Any] = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "max_position_embeddings": 77, "projection_dim": 32,
+        "vocab_size": len(tokenizer), "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 77,
         "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
+    first, second = ({**options, "hidden_size": width, "projection_dim": width} for width in XL_WIDTHS.values())
     pipe = StableDiffusionXLPipeline(
         vae=_vae(),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**options)).eval(),
-        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**options)).eval(),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**first)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**second)).eval(),
         tokenizer=tokenizer,
         tokenizer_2=tiny_tokenizer(),
         unet=UNet2DConditionModel(
@@ -115,12 +119,12 @@ def tiny_xl_pipe() -> StableDiffusionXLPipeline:
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             transformer_layers_per_block=(1, 2),
             attention_head_dim=(4, 8),
-            cross_attention_dim=64,
+            cross_attention_dim=sum(XL_WIDTHS.values()),
             norm_num_groups=8,
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=32 + 6 * 8,
+            projection_class_embeddings_input_dim=XL_WIDTHS["text_encoder_2"] + 6 * 8,
         ).eval(),
         scheduler=_scheduler(),
         add_watermarker=False,

@@ -1,13 +1,15 @@
 """The inverse of diffusers' single-file loader: a pipeline's weights under the names of the original checkpoints.
 
 Stable Diffusion 1.x was published under the names of the CompVis code (input_blocks, middle_block, output_blocks for
-the UNet; encoder.down, decoder.up for the autoencoder). diffusers reads them; nothing writes them, so the tests do.
+the UNet; encoder.down, decoder.up for the autoencoder), XL under those of Stability's sgm code, whose second text
+encoder is open_clip's. diffusers reads them; nothing writes them, so the tests do.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
 UNET_NAMES = {
@@ -16,6 +18,8 @@ UNET_NAMES = {
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 RESNET_NAMES = {
     "norm1": "in_layers.0",
@@ -30,18 +34,27 @@ ATTENTION_NAMES = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", 
 
 def write_original_checkpoint(pipe: StableDiffusionPipeline, path: Path) -> Path:
     """Write UNet, autoencoder and text encoder of `pipe` to one file in the layout of Stable Diffusion 1.x."""
-    tensors = {f"model.diffusion_model.{_unet_name(k, pipe)}": v for k, v in pipe.unet.state_dict().items()}
-    for key, value in pipe.vae.state_dict().items():
-        name = _vae_name(key, len(pipe.vae.config.block_out_channels))
-        is_projection = ".attn_1." in name and name.endswith(".weight") and value.ndim == 2
-        tensors[f"first_stage_model.{name}"] = value[:, :, None, None] if is_projection else value
+    tensors = _unet_tensors(pipe) | _vae_tensors(pipe)
     for key, value in pipe.text_encoder.state_dict().items():
         tensors[f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"] = value
     save_file({key: value.to(torch.float16).contiguous() for key, value in tensors.items()}, path)
     return path
 
 
-def _unet_name(key: str, pipe: StableDiffusionPipeline) -> str:
+def _unet_tensors(pipe: Any) -> dict[str, torch.Tensor]:
+    return {f"model.diffusion_model.{_unet_name(k, pipe)}": v for k, v in pipe.unet.state_dict().items()}
+
+
+def _vae_tensors(pipe: Any) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for key, value in pipe.vae.state_dict().items():
+        name = _vae_name(key, len(pipe.vae.config.block_out_channels))
+        is_projection = ".attn_1." in name and name.endswith(".weight") and value.ndim == 2
+        tensors[f"first_stage_model.{name}"] = value[:, :, None, None] if is_projection else value
+    return tensors
+
+
+def _unet_name(key: str, pipe: Any) -> str:
     stem, _, leaf = key.rpartition(".")
     if stem in UNET_NAMES:
         return f"{UNET_NAMES[stem]}.{leaf}"
@@ -51,8 +64,9 @@ def _unet_name(key: str, pipe: StableDiffusionPipeline) -> str:
         block = f"middle_block.{2 * int(parts[2]) if parts[1] == 'resnets' else 1}"
     elif parts[1:3] and parts[2] == "downsamplers":
         return f"input_blocks.{(int(parts[1]) + 1) * per_block}.0.op.{leaf}"
-    elif parts[2] == "upsamplers":
-        return f"output_blocks.{(int(parts[1]) + 1) * per_block - 1}.2.conv.{leaf}"
+    elif parts[2] == "upsamplers":  # behind the attention, where there is one
+        place = 2 if hasattr(pipe.unet.up_blocks[int(parts[1])], "attentions") else 1
+        return f"output_blocks.{(int(parts[1]) + 1) * per_block - 1}.{place}.conv.{leaf}"
     else:
         start, first = ("input_blocks", 1) if parts[0] == "down_blocks" else ("output_blocks", 0)
         position = int(parts[1]) * per_block + int(parts[3]) + first
@@ -82,3 +96,48 @@ def _vae_name(key: str, levels: int) -> str:
     if parts[3] == "resnets":
         return f"{name}.block.{parts[4]}.{rest}"
     return f"{name}.{'downsample' if side == 'encoder' else 'upsample'}.{rest}"
+
+
+# --- Stable Diffusion XL ----------------------------------------------------------------------------------------------
+
+OPEN_CLIP_NAMES = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def write_xl_checkpoint(pipe: StableDiffusionXLPipeline, path: Path, vae: bool = True, **marks: str) -> Path:
+    """Write `pipe` to one file in the layout of Stability's sgm code, in half precision as people publish them.
+
+    Args:
+        vae: with the autoencoder, which some leave out.
+        marks: its metadata.
+    """
+    tensors = _unet_tensors(pipe) | (_vae_tensors(pipe) if vae else {})
+    for key, value in pipe.text_encoder.state_dict().items():
+        tensors[f"conditioner.embedders.0.transformer.text_model.{key.removeprefix('text_model.')}"] = value
+    tensors |= {f"conditioner.embedders.1.model.{key}": value for key, value in _open_clip(pipe.text_encoder_2).items()}
+    save_file({key: value.to(torch.float16).contiguous() for key, value in tensors.items()}, path, marks or None)
+    return path
+
+
+def _open_clip(encoder: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A text encoder's weights as open_clip calls them: query, key and value in one, the projection transposed."""
+    weights = {key.removeprefix("text_model."): value for key, value in encoder.state_dict().items()}
+    found = {
+        "token_embedding.weight": weights["embeddings.token_embedding.weight"],
+        "positional_embedding": weights["embeddings.position_embedding.weight"],
+        "ln_final.weight": weights["final_layer_norm.weight"],
+        "ln_final.bias": weights["final_layer_norm.bias"],
+        "text_projection": weights["text_projection.weight"].T,
+    }
+    for layer in range(encoder.config.num_hidden_layers):
+        old, new = f"encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+        for leaf in ("weight", "bias"):
+            parts = [weights[f"{old}self_attn.{name}_proj.{leaf}"] for name in "qkv"]
+            found[f"{new}attn.in_proj_{leaf}"] = torch.cat(parts)
+            found |= {f"{new}{b}.{leaf}": weights[f"{old}{a}.{leaf}"] for a, b in OPEN_CLIP_NAMES.items()}
+    return found

@@ -254,7 +254,8 @@ def test_a_long_prompt_is_cut_at_77_tokens(pipe: StableDiffusionPipeline) -> Non
     assert (len(first), first[2], first[-1]) == (77, VOCABULARY, END)
     last = ids_of(pipe.tokenizer, f"a {words} sks dog")
     assert (len(last), max(last)) == (77, END)  # the learned word is cut off
-    assert draw(pipe, f"a sks dog, {words}").size == (64, 64)
+    with pytest.warns(UserWarning, match="tokens are cut off"):
+        assert draw(pipe, f"a sks dog, {words}").size == (64, 64)
     assert torch.equal(pipe.encode_prompt("a photo of a cat", "cpu", 1, False)[0], base_embeddings)
 
 
@@ -290,6 +291,39 @@ def test_a_base_is_told_by_its_first_and_last_weights(pipe: StableDiffusionPipel
 
 
 # --- two text encoders ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def xl_run(base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of one step of training."""
+    folder = tmp_path_factory.mktemp("xl")
+    Image.new("RGB", (96, 64), (40, 120, 200)).save(folder / "0.png")
+    (folder / "photos").mkdir()
+    (folder / "0.png").rename(folder / "photos" / "0.png")
+    train(base_of("sdxl"), folder / "photos", folder / "run", max_train_steps=1, validation_steps=0)
+    return folder / "run"
+
+
+def test_a_subject_of_xl_is_small(xl_run: Path, base_of: Callable[[str], Path], capsys: Any) -> None:
+    """Both blocks that B-LoRA found and the finest layers, a token for each encoder and for each of the two stages."""
+    file = xl_run / "coefficients.safetensors"
+    assert file.stat().st_size < 40_000
+    subject = Coefficients.load(file)
+    assert (len(subject), sum(coeff.numel() for coeff in subject.values())) == (32, 9_200)
+    assert {owner: token.shape[1] for owner, token in subject.tokens.items()} == {
+        "text_encoder": 768,
+        "text_encoder_2": 1280,
+    }
+    assert {stage: token.shape[1] for stage, token in subject.stage_tokens.items()} == {
+        "up_blocks.0": 2048,
+        "up_blocks.1": 2048,
+    }
+    assert subject.info.base_architecture == "custom"  # it is narrow
+    capsys.readouterr()
+    assert main(["verify", str(xl_run), "--base", str(base_of("sdxl"))]) == 0
+    assert main(["info", str(file)]) == 0
+    those = "up_blocks.0.attentions.[01].*.attn2, up_blocks.1.*"
+    assert f"32 (6 self, 26 cross), those of {those}" in capsys.readouterr().out
 
 
 @pytest.fixture

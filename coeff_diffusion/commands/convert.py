@@ -56,9 +56,14 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Path:
     path = check_output(config.output, ".safetensors", config.overwrite)
     subject, dtype = _any_version(config.file), getattr(torch, config.dtype)
     written = Coefficients.from_bytes(subject.to_bytes(dtype)).named_tensors()
-    error = max(float((tensor - written[name]).abs().max()) for name, tensor in subject.named_tensors().items())
+    before = torch.cat([tensor.flatten() for tensor in subject.named_tensors().values()]).double()
+    after = torch.cat([written[name].flatten() for name in subject.named_tensors()]).double()
+    error = float((after - before).abs().max())
     subject.save(path, dtype)
-    rounded = f"no number changed by more than {error:.2g}" if error else "no number changed"
+    rounded = "no number changed"
+    if error:
+        share = float((after - before).norm() / before.norm())
+        rounded += f" by more than {error:.2g}, and all together by {share:.2%}"
     say(f"{path}: {path.stat().st_size:,} bytes, {config.dtype}; {rounded}")
     return path
 

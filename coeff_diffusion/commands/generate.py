@@ -60,6 +60,9 @@ class GenerateConfig:
     """Branch, tag or commit of a base from the Hub."""
     base_config: str | None = None
     """For a single checkpoint: the diffusers folder or Hub id its component configs are read from."""
+    pretrained_vae_model_name_or_path: str | None = None
+    """An autoencoder instead of the base's own: a diffusers folder, a .safetensors file or a Hub id. A checkpoint
+    without one needs it; madebyollin/sdxl-vae-fp16-fix lets Stable Diffusion XL stay in float16."""
     settings: dict[str, Any] = field(default_factory=dict, metadata={"flags": drawing_flags})
     """What is given of the drawing's settings, by their flags; see `drawing_settings.py`."""
     compare: bool = False
@@ -186,7 +189,7 @@ def _studio(config: GenerateConfig, replay: Replay | None) -> tuple[Studio, list
     recorded = None if replay is None else replay.parameters.precision
     dtype = config.dtype or recorded or "float32"
     pipe = load_base(config.base or EMBEDDED, revision=config.revision, dtype=dtype, device=config.device,
-                     config=config.base_config)  # fmt: skip
+                     config=config.base_config, vae=config.pretrained_vae_model_name_or_path)  # fmt: skip
     problem = None if replay is None else replay.other_base(Base.of(pipe))
     if config.base is None:
         _refuse(problem)

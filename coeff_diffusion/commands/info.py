@@ -192,7 +192,8 @@ def _subject_page(facts: Facts) -> str:
         "trained": ", ".join(text.format(info[key]) for key, text in trained.items() if info[key] is not None),
         "trained with": info["trained_with"],
         "effect": None if info["effect"] is None else f"changes the base's predictions by {info['effect']:.1%}",
-        "layers": f"{sum(layers.values())} ({kinds or 'none'})",
+        "layers": f"{sum(layers.values())} ({kinds or 'none'})"
+        + (f", those of {', '.join(info['blocks'])}" if info["blocks"] else ""),
         "coefficients": f"{facts['coefficients']:,} ({' or '.join(map(str, heads))} heads)" if heads else None,
         **{
             f"token of {owner}": f"{token['vectors']} x {token['width']}, norm {token['norm']:.4f}"

@@ -11,8 +11,9 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
 from ..base import embedded_path
-from ..families.checkpoints import check_checkpoint
+from ..families.checkpoints import check_checkpoint, usual_config
 from ..families.errors import BaseModelError
+from ..families.family import AUTOENCODER
 from ..families.folders import INDEX
 from ..families.layout import MAX_CONFIG, Find, Layout, read_layout
 from ..families.load import EMBEDDED, kind_of_base
@@ -149,10 +150,10 @@ def _from_checkpoint(path: Path, config: str | None) -> Layout:
 
     diffusers tells the family, and gives the tensors their names in its own layout.
     """
-    check_checkpoint(path)
+    family = check_checkpoint(path, lacks=(AUTOENCODER,))
     with safe_open(path, framework="pt") as file:
         shapes = {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
-    source = config or fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
+    source = config or usual_config(path, family) or fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
     try:
         if kind_of_base(source) == "checkpoint":
             raise BaseModelError("it is a checkpoint itself")

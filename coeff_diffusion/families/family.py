@@ -6,6 +6,7 @@ Shapes: P prompts; B pictures of a batch; T text positions, D their width; C, h,
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,24 @@ Conditioning = Mapping[str, Tensor]
 """What a denoiser is told beside noise and time, one row for each prompt, by the family's own names."""
 Config = Mapping[str, Any]
 """A component's `config.json`."""
+AUTOENCODER = "the autoencoder"
+"""The part of a single file that another file may bring."""
 PIPELINE_MULTIPLE = 8  # pixels: what diffusers' pipelines insist on for the sides of a picture
+
+
+@dataclass(frozen=True)
+class Framing:
+    """What a training picture is a part of, which some bases are told. All in pixels, width before height.
+
+    Attributes:
+        original: size of the picture as it was found.
+        crop: where the part begins, left and top, in the picture as it was scaled.
+        target: size of the part.
+    """
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]
 
 
 class Family(ABC):
@@ -32,6 +50,11 @@ class Family(ABC):
         known: the configs of its published denoisers, as far as they differ from their class's defaults, by the name
             that people have for them.
         checkpoint: what a single file in its makers' layout holds: what it is called, and how its tensors are.
+        autoencoder: the config of its published autoencoder, for files that hold weights alone.
+        distilled: published checkpoints with fewer layers: the number of transformer blocks behind each convolution of
+            the original layout ("input_blocks.4"), by the Hub id that their configs come from.
+        presets: patterns on attention paths, by the name of a choice of layers that people know of this family.
+        usual_preset: the one that is trained where nothing is chosen; empty for all layers.
         drawing: which of a request's settings a drawing call of the pipeline takes.
     """
 
@@ -42,6 +65,10 @@ class Family(ABC):
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     known: ClassVar[Mapping[str, Config]] = {}
     checkpoint: ClassVar[Mapping[str, str]] = {}
+    autoencoder: ClassVar[Config] = {}
+    distilled: ClassVar[Mapping[str, Mapping[str, int]]] = {}
+    presets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    usual_preset: ClassVar[str] = ""
     drawing: ClassVar[tuple[str, ...]] = ("negative_prompt", "guidance_scale", "guidance_rescale")
 
     @abstractmethod
@@ -62,6 +89,14 @@ class Family(ABC):
         Returns:
             `[P, ...]` by name, in the dtype of the text encoders.
         """
+
+    def framing(self, framings: Sequence[Framing]) -> Conditioning:
+        """What of `condition` depends on how training pictures were cut out, one row for each; takes its place there.
+
+        Returns:
+            `[B, ...]` by name, float32 on the CPU; nothing for bases that are told nothing of it.
+        """
+        return {}
 
     @abstractmethod
     def predict(self, denoiser: nn.Module, noised: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:

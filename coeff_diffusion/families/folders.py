@@ -25,6 +25,7 @@ WEIGHTS = re.compile(r"[^/]+\.safetensors(\.index(\.\w+)?\.json)?")  # whole, a 
 SETTINGS = re.compile(r"[^/]+\.(json|txt|model)")
 # How the pipelines of other families are called in an error; any other class is shown by its own name.
 OTHERS = {
+    "StableDiffusionXLImg2Img": "the Stable Diffusion XL refiner, which finishes pictures of a base",
     "StableDiffusionXL": "another kind of Stable Diffusion XL",
     "StableDiffusion3": "Stable Diffusion 3",
     "StableDiffusionInpaint": "Stable Diffusion inpainting",

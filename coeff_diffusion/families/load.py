@@ -19,6 +19,7 @@ from torch import nn
 from ..base import embedded_path
 from ..subject.hub_id import is_hub_id
 from ..subject.user_file import user_path
+from .autoencoders import load_autoencoder
 from .checkpoints import PICKLES, load_checkpoint
 from .errors import CHOICES
 from .errors import BaseModelError as BaseModelError  # a part of what this module offers
@@ -35,6 +36,7 @@ def load_base(
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str | None = None,
     config: str | Path | None = None,
+    vae: str | Path | None = None,
 ) -> Any:
     """Load a stock text-to-image pipeline, in evaluation mode and without a safety checker.
 
@@ -48,6 +50,7 @@ def load_base(
             are read from. By default diffusers derives the repository from the weights and asks the Hub (or its cache).
             Weights do not tell what they predict: a 2.x checkpoint is taken for the v-prediction model, so give the
             config of a 512-pixel 2.x base, which predicts epsilon.
+        vae: an autoencoder instead of the base's own (see `load_autoencoder`); a checkpoint without one needs it.
 
     Raises:
         BaseModelError: nothing there, of no known family, pickled or damaged weights, Hub out of reach.
@@ -61,7 +64,7 @@ def load_base(
     weights = _as_dtype(dtype)
 
     with _quietly():
-        pipe = _load(name, path, weights, revision, config)
+        pipe = _load(name, path, weights, revision, config, vae)
     _check_parts(pipe, name)
     # What the pipeline says of itself (and what files and pictures record) is the name that was asked for.
     pipe.register_to_config(_name_or_path=name)
@@ -72,19 +75,30 @@ def load_base(
     return pipe if {part.dtype for part in networks} == {weights} else pipe.to(weights)
 
 
-def _load(name: str, path: Path, dtype: torch.dtype, revision: str | None, config: str | Path | None) -> Any:
+def _load(
+    name: str,
+    path: Path,
+    dtype: torch.dtype,
+    revision: str | None,
+    config: str | Path | None,
+    vae: str | Path | None,
+) -> Any:
     match kind_of_base(name):
         case "embedded":
             try:
-                return load_folder(embedded_path(), name, dtype)
+                folder = embedded_path()
             except FileNotFoundError as error:
                 raise BaseModelError(str(error)) from error
         case "folder":
-            return load_folder(path, name, dtype)
+            folder = path
         case "checkpoint":
-            return load_checkpoint(path, config)
+            return load_checkpoint(path, config, vae)
         case "hub":
-            return load_folder(download(name, revision), name, dtype)
+            folder = download(name, revision)
+    pipe = load_folder(folder, name, dtype)
+    if vae is not None:
+        pipe.register_modules(vae=load_autoencoder(vae, dict(pipe.vae.config), dtype))
+    return pipe
 
 
 def kind_of_base(name: str) -> Literal["embedded", "folder", "checkpoint", "hub"]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..method.sites import Site
-from .family import Conditioning, Config, Family, encoded
+from .family import AUTOENCODER, Conditioning, Config, Family, encoded
 
 
 class StableDiffusion(Family):
@@ -23,9 +23,16 @@ class StableDiffusion(Family):
             "use_linear_projection": True,
         },
     }
+    autoencoder: ClassVar[Config] = {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "sample_size": 512,
+    }
     checkpoint: ClassVar[Mapping[str, str]] = {
         "the UNet": "model.diffusion_model.",
-        "the autoencoder": "first_stage_model.",
+        AUTOENCODER: "first_stage_model.",
         "the text encoder": "cond_stage_model.",
     }
 

@@ -19,6 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
+from ..families.shared_weights import shared_copy
+
 Decoder = Callable[[Tensor], Tensor]
 """Latents as the pipeline has them `[P, C, h, w]` -> colours `[P, 3, h or H, w or W]`, about -1 to 1."""
 FIT_CELLS = 16  # latents per side of a picture that the map is fitted to
@@ -80,7 +82,10 @@ def fit_colours(pipe: Any, device: torch.device) -> tuple[Tensor, Tensor]:
         `[C, 3]` and `[3]`, float32 on the CPU: `colour = latent @ weight + bias`.
     """
     pictures = synthetic_pictures(FIT_CELLS * pipe.vae_scale_factor)
-    encoded = pipe.vae.encode(pictures.to(device, pipe.vae.dtype)).latent_dist.mode() * pipe.vae.config.scaling_factor
+    # Some autoencoders overflow in float16, and say so.
+    upcast = pipe.vae.dtype == torch.float16 and pipe.vae.config.get("force_upcast", False)
+    vae = shared_copy(pipe.vae, dtype=torch.float32) if upcast else pipe.vae
+    encoded = vae.encode(pictures.to(device, vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
     latents = encoded.float().cpu()
     colours = adaptive_avg_pool2d(pictures, latents.shape[-2:])  # what each latent stands for, on average
     known = latents.movedim(1, -1).flatten(0, 2)  # [N, C]

@@ -53,7 +53,7 @@ def sample(
             _let_act(pipe, requests, coming)
         return {}
 
-    with _prepared(pipe, scheduler), told(pipe):
+    with _prepared(pipe, scheduler), told(pipe), _seeing(pipe):
         _let_act(pipe, requests, 0)
         accepted = family_of(pipe).drawing
         options = {
@@ -75,6 +75,25 @@ def sample(
             pipe.maybe_free_model_hooks()
     images: list[Image.Image] = output.images
     return images
+
+
+@contextmanager
+def _seeing(pipe: Any) -> Iterator[None]:
+    """Where the autoencoder's numbers overflow, an error instead of a black picture."""
+
+    def check(decoder: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and not bool(torch.isfinite(output).all()):
+            raise StudioError(
+                f"the autoencoder of this base overflows in {output.dtype}, so the picture would be black; draw in "
+                "bfloat16 or float32 (--dtype), or give an autoencoder that is made for float16 "
+                "(--pretrained_vae_model_name_or_path)"
+            )
+
+    handle = pipe.vae.decoder.register_forward_hook(check)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def rest(pipe: Any) -> None:

@@ -17,10 +17,10 @@ from ..images.photo_formats import readable_formats, why_unread
 from ..subject.atomic_write import atomic_write
 from ..subject.user_file import check_file, open_file
 from ..training.captions import some
-from ..training.dataset import mixed_seed
 from ..training.masks import mask_of
-from ..training.photos import choose_views, scale
+from ..training.photos import choose_views, cut_out, scale
 from ..training.picture_folder import MASK_ENDINGS, NO_REGULAR, PictureFolder, sort_files
+from ..training.seeds import mixed_seed
 
 MAX_PICTURES = 100
 MAX_BYTES = 25 * 1024 * 1024  # of one file: what a good camera makes of one photo
@@ -79,10 +79,12 @@ def check_pictures(paths: Sequence[Path], resolution: int, center_crop: bool = T
                 "looks at: the subject will come out soft"
             )
         looks[path] = _look(image)
-        image = scale(image, resolution)
+        square = (resolution, resolution)
+        image = scale(image, square)
         generator = torch.Generator().manual_seed(mixed_seed(seed, index))
-        view = choose_views(image.size, resolution, center_crop, False, 1, generator)[0]
-        found.crops[path] = image.crop((view.left, view.top, view.left + resolution, view.top + resolution))
+        found.crops[path] = cut_out(
+            image, square, choose_views(image.size, square, center_crop, False, 1, generator)[0]
+        )
     found.notes.extend(some(notes, "pictures like these"))
     for first, second in _alike(looks):
         found.notes.append(

@@ -55,6 +55,8 @@ def _number_problems(config: TrainSettings) -> list[str]:
         "adam_weight_decay": ("at least 0", config.adam_weight_decay >= 0),
         "max_grad_norm": ("above 0", config.max_grad_norm > 0),
         "prior_loss_weight": ("at least 0", config.prior_loss_weight >= 0),
+        "noise_offset": ("at least 0", config.noise_offset >= 0),
+        "ema_decay": ("at least 0 and below 1", 0 <= config.ema_decay < 1),
         "snr_gamma": ("above 0", config.snr_gamma is None or config.snr_gamma > 0),
     }
     for name, (expected, good) in ranges.items():

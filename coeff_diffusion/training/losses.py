@@ -3,6 +3,8 @@
 Shapes: B pictures of a batch; C, h, w channels and size of the latents.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,16 @@ def min_snr_weights(snr: Tensor, gamma: float | None, prediction_type: str) -> T
     if prediction_type == "sample":
         return snr.clamp(max=gamma)
     raise ValueError(f"unknown prediction type {prediction_type!r}; expected one of {PREDICTION_TYPES}")
+
+
+def training_noise(shape: Sequence[int], offset: float, generator: torch.Generator) -> Tensor:
+    """Noise for latents, `[B, C, h, w]` on the CPU.
+
+    Args:
+        offset: how much of it is the same all over a channel (Guttenberg 2023, "Diffusion with Offset Noise").
+    """
+    noise = torch.randn(tuple(shape), generator=generator)
+    return noise + offset * torch.randn(*shape[:2], 1, 1, generator=generator) if offset else noise
 
 
 def squared_errors(prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:

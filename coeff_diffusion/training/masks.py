@@ -11,7 +11,7 @@ from PIL import Image, ImageChops, ImageOps
 from torch import Tensor
 
 from ..images.photo import DatasetError, Photo, read_photo
-from .photos import View
+from .photos import Size, View, cut_out
 
 LEAST_WHITE = 128  # of 255: darker masks are label maps or mistakes
 SAME_SHAPE = 0.02  # tolerance of width / height: tools round sides to multiples of 8
@@ -49,10 +49,9 @@ def mask_of(photo: Photo, path: Path, mask: Path | None) -> Image.Image | None:
     return found.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def view_weights(mask: Image.Image, resolution: int, view: View) -> Tensor:
-    """What counts of a view of the scaled mask, `[1, R, R]` in [0, 1]."""
-    square = mask.crop((view.left, view.top, view.left + resolution, view.top + resolution))
-    values = torch.from_numpy(np.array(ImageOps.mirror(square) if view.flip else square))  # [R, R]
+def view_weights(mask: Image.Image, target: Size, view: View) -> Tensor:
+    """What counts of a view of the scaled mask, `[1, H, W]` in [0, 1]."""
+    values = torch.from_numpy(np.array(cut_out(mask, target, view)))  # [H, W]
     return values.float()[None] / 255
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..families.family import Conditioning
+from ..families.family import Conditioning, Family, Framing
 from ..families.fingerprint import describe_base
 from ..families.load import base_name
 from ..families.registry import denoiser_of, encoders_of, family_of, tokenizer_name
@@ -55,8 +55,8 @@ class Learner:
         self.coefficients: dict[str, nn.Parameter] = {}
         self.tokens: dict[str, nn.Parameter] = {}
         self.stage_tokens: dict[str, nn.Parameter] = {}
+        which = training_layers(config, self.family)
         if config.trains_coefficients:
-            which = CoeffConfig(config.layers, tuple(config.blocks), config.coeff_dropout)
             sites = {path: site for path, site in self.family.sites(self.denoiser).items() if which.selects(site)}
             attach_heads(self.denoiser, sites, dropout=which.dropout)
             self.coefficients = trainable_parameters(self.denoiser)
@@ -64,7 +64,7 @@ class Learner:
             for name, encoder in encoders_of(self.student).items():
                 self.tokens[name] = self._add_token(name, encoder.eval(), config)
         if config.trains_stage_tokens:
-            self.stage_tokens = self._add_stage_tokens(config.num_vectors)
+            self.stage_tokens = self._add_stage_tokens(which, config.num_vectors)
         if config.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.info = CoefficientsInfo(
@@ -78,8 +78,8 @@ class Learner:
             **describe_base(self.denoiser),
             resolution=config.resolution,
             prediction_type=pipe.scheduler.config.prediction_type,
-            layers=config.layers,
-            blocks=tuple(config.blocks),
+            layers=which.layers,
+            blocks=which.blocks,
             seed=config.seed,
             gate=config.gate,
             license=config.license or "",
@@ -94,8 +94,10 @@ class Learner:
         parameter: nn.Parameter = encoder.get_input_embeddings().vectors[trigger]
         return parameter
 
-    def _add_stage_tokens(self, vectors: int) -> dict[str, nn.Parameter]:
-        stages = text_stages(self.family.sites(self.denoiser).values())
+    def _add_stage_tokens(self, which: CoeffConfig, vectors: int) -> dict[str, nn.Parameter]:
+        sites = self.family.sites(self.denoiser)
+        chosen = [path for path, site in sites.items() if replace(which, layers="all").selects(site)]
+        stages = [stage for stage in text_stages(sites.values()) if any(p.startswith(f"{stage}.") for p in chosen)]
         attach_offsets(self.denoiser, stages)
         shape = (vectors, self.denoiser.config["cross_attention_dim"])
         return {stage: nn.Parameter(torch.zeros(shape, device=self.device)) for stage in stages}
@@ -129,6 +131,11 @@ class Learner:
         assert isinstance(embedding, TriggerEmbedding)
         return {**condition, PLACES: embedding.places(str(self.info.trigger), prompts).to(self.device)}
 
+    def framing(self, framings: Sequence[Framing]) -> Conditioning:
+        """See `Family.framing`."""
+        found = self.family.framing(framings) if framings else {}
+        return {name: tensor.to(self.device) for name, tensor in found.items()}
+
     def denoise(self, noised: Tensor, timesteps: Tensor, condition: Conditioning) -> Tensor:
         """The base's prediction with what is learned so far, `[B, C, h, w]`; see `Family.predict`."""
         condition = dict(condition)
@@ -153,6 +160,25 @@ class Learner:
         )
         coeffs = collect(self.denoiser) if self.coefficients else {}
         return Coefficients(coeffs, self.tokens, info, self.family.denoiser, self.stage_tokens).rounded()
+
+
+def training_layers(config: TrainConfig, family: Family) -> CoeffConfig:
+    """The attention layers that get coefficients, and how much of these is left out of a step.
+
+    Raises:
+        ConfigError: a choice that this family does not know, or two of them.
+    """
+    name, blocks, dropout = config.layers, tuple(config.blocks), config.coeff_dropout
+    if name == "auto":
+        return CoeffConfig("all", blocks or family.presets.get(family.usual_preset, ()), dropout)
+    if name in ("all", "self", "cross"):
+        return CoeffConfig(name, blocks, dropout)
+    if name not in family.presets:
+        known = ", ".join(("auto", "all", "self", "cross", *family.presets))
+        raise ConfigError([f"--layers {name} means nothing for {family.title}; it knows {known}"])
+    if blocks:
+        raise ConfigError([f"--layers {name} says which blocks; leave --blocks out, or --layers"])
+    return CoeffConfig("all", family.presets[name], dropout)
 
 
 def training_resolution(asked: int | None, pipe: Any) -> int:

@@ -1,8 +1,10 @@
-"""Pictures of any size -> squares: what a photo looks like to training.
+"""Pictures of any size -> squares, or shapes near their own: what a photo looks like to training.
 
-Shapes: R the resolution in pixels.
+Shapes: W, H the size of what training sees, in pixels.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +12,38 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+Size = tuple[int, int]  # width and height in pixels
+MOST_STRETCHED = 2  # sides of buckets go from half the resolution to twice: shapes up to 4 : 1
+
+
+def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
+    """The shapes that pictures may keep: about as many pixels as the square has, never more, the square first.
+
+    Args:
+        multiple: what the base's sides are a multiple of; the steps between shapes are a sixteenth of the side or more.
+    """
+    step = max(multiple, resolution // 16 // multiple * multiple)
+    least = -(-resolution // MOST_STRETCHED // step) * step
+    found = {(resolution, resolution)}
+    for width in range(least, MOST_STRETCHED * resolution + 1, step):
+        height = min(resolution**2 // width // step * step, MOST_STRETCHED * resolution)
+        if height >= least:
+            found |= {(width, height), (height, width)}
+    return sorted(found, key=lambda size: abs(math.log(size[0] / size[1])))
+
+
+def nearest_size(size: Size, sizes: Sequence[Size]) -> Size:
+    """That of the sizes whose shape is nearest to a picture's; of two alike the larger one."""
+
+    def difference(one: Size) -> tuple[float, int]:
+        return abs(math.log(one[0] / one[1] * size[1] / size[0])), -one[0] * one[1]
+
+    return min(sizes, key=difference)
+
 
 @dataclass(frozen=True)
 class View:
-    """A square of R pixels in a picture whose shorter side was scaled to R: where it starts, and whether mirrored."""
+    """W x H pixels in a picture that was scaled to just cover them: where they start, and whether mirrored."""
 
     left: int
     top: int
@@ -21,17 +51,17 @@ class View:
 
 
 def choose_views(
-    size: tuple[int, int], resolution: int, center_crop: bool, random_flip: bool, count: int, generator: torch.Generator
+    size: Size, target: Size, center_crop: bool, random_flip: bool, count: int, generator: torch.Generator
 ) -> list[View]:
     """The views of one picture that training will see, without repetition.
 
-    A square picture has one crop and a centred crop is one crop: then there are no more views than flips. Else up to
-    `count` crops, each mirrored or not by chance where flips are on.
+    A picture of the target's shape has one crop and a centred crop is one crop: then there are no more views than
+    flips. Else up to `count` crops, each mirrored or not by chance where flips are on.
 
     Args:
-        size: width and height of the scaled picture.
+        size: of the scaled picture; target: of what is seen of it.
     """
-    spare_x, spare_y = size[0] - resolution, size[1] - resolution
+    spare_x, spare_y = size[0] - target[0], size[1] - target[1]
     flips = [False, True] if random_flip else [False]
     if center_crop or spare_x == spare_y == 0:
         return [View(spare_x // 2, spare_y // 2, flip) for flip in flips]
@@ -40,15 +70,20 @@ def choose_views(
     return list(dict.fromkeys(views))
 
 
-def scale(image: Image.Image, resolution: int, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
-    """Scaled, with antialiasing, so that the shorter side is the resolution."""
-    factor = resolution / min(image.size)
-    width, height = (max(resolution, round(side * factor)) for side in image.size)
+def scale(image: Image.Image, target: Size, resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    """Scaled, with antialiasing, so that it just covers the target."""
+    factor = max(wanted / side for wanted, side in zip(target, image.size, strict=True))
+    width, height = (max(wanted, round(side * factor)) for wanted, side in zip(target, image.size, strict=True))
     return image.resize((width, height), resample)
 
 
-def view_tensor(image: Image.Image, resolution: int, view: View) -> Tensor:
-    """The view of a scaled picture, `[3, R, R]` in [-1, 1]."""
-    square = image.crop((view.left, view.top, view.left + resolution, view.top + resolution))
-    pixels = torch.from_numpy(np.array(ImageOps.mirror(square) if view.flip else square))  # [R, R, 3]
+def cut_out(image: Image.Image, target: Size, view: View) -> Image.Image:
+    """The view of a scaled picture."""
+    seen = image.crop((view.left, view.top, view.left + target[0], view.top + target[1]))
+    return ImageOps.mirror(seen) if view.flip else seen
+
+
+def view_tensor(image: Image.Image, target: Size, view: View) -> Tensor:
+    """The view of a scaled picture, `[3, H, W]` in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(cut_out(image, target, view)))  # [H, W, 3]
     return pixels.permute(2, 0, 1).float() / 127.5 - 1

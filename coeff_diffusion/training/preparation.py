@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..families.registry import encoders_of, tokenizer_name
+from ..families.registry import encoders_of, family_of, tokenizer_name
 from ..families.shared_weights import shared_copy
 from ..images.photo import DatasetError
 from ..inference.cut_off import cut_off
@@ -16,9 +16,12 @@ from ..inference.trigger import contains_trigger, reads_trigger
 from .captions import some, with_trigger
 from .class_images import class_images
 from .config import TrainConfig
-from .dataset import Latents, PictureViews, Prompts, TrainingSet, encode_pictures, fingerprint_files
+from .dataset import Prompts, TrainingSet, fingerprint_files
+from .latents import Pictures, encode_pictures
 from .model import Learner
+from .photos import bucket_sizes
 from .picture_folder import PictureFolder, TrainingPicture, find_pictures
+from .views import PictureViews
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def _encode(
     what: str,
     show_progress: bool,
     say: Callable[[str], None],
-) -> Latents:
+) -> Pictures:
     assert config.resolution is not None
     views = PictureViews(
         pictures,
@@ -163,6 +166,9 @@ def _encode(
         config.cached_views,
         config.seed,
         masks=config.use_masks,
+        sizes=bucket_sizes(config.resolution, family_of(studio.pipe).training_multiple(studio.pipe))
+        if config.enable_bucket
+        else (),
     )
     notes: list[str] = []
     vae = shared_copy(studio.pipe.vae, dtype=torch.float32)  # half precision overflows in some autoencoders

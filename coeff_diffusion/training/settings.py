@@ -22,6 +22,9 @@ class TrainSettings:
     """Branch, tag or commit of the base's Hub repository."""
     base_config: str | None = None
     """For a single checkpoint: the diffusers folder or Hub id that its component configs and tokenizer come from."""
+    pretrained_vae_model_name_or_path: str | None = None
+    """An autoencoder instead of the base's own: a diffusers folder, a .safetensors file or a Hub id. A checkpoint
+    without one needs it; madebyollin/sdxl-vae-fp16-fix lets Stable Diffusion XL stay in float16."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Number format of the frozen base; what is trained stays float32. fp16 needs a GPU, bf16 halves the memory."""
 
@@ -42,6 +45,9 @@ class TrainSettings:
     """What every picture of the subject shows; must contain the trigger. Default: "a <trigger>"."""
     resolution: int | None = None
     """Side of the training pictures in pixels. Default: what the base was trained at."""
+    enable_bucket: bool = False
+    """Leave pictures nearly the shape they have, up to 4 : 1, at as many pixels as the square of the resolution,
+    instead of cropping them square. Steps whose pictures have several shapes take one pass for each."""
     center_crop: bool = False
     """Crop the middle of each picture instead of random parts of it."""
     random_flip: bool = False
@@ -69,10 +75,13 @@ class TrainSettings:
     # --- What is learned
     train: Literal["coefficients+token", "coefficients", "token"] = "coefficients+token"
     """The coefficients of the attention maps, the embedding of the trigger, or both."""
-    layers: Literal["all", "self", "cross"] = "all"
-    """Attention layers that get coefficients: self-attention forms shapes, cross-attention reads the prompt."""
+    layers: Literal["auto", "all", "self", "cross", "content", "style", "light"] = "auto"
+    """Attention layers that get coefficients: self-attention forms shapes, cross-attention reads the prompt. Stable
+    Diffusion XL knows "content" (what is shown), "style" (how it looks) and "light" (the prompt's part of both, and the
+    finest layers: a file of 36 KB where "all" takes 144). auto: "light" there, "all" on other bases."""
     blocks: list[str] = field(default_factory=list)
-    """Patterns on attention paths, such as ["up_blocks.*"]; only layers that match one get coefficients. Empty: all."""
+    """Patterns on attention paths, such as ["up_blocks.*"]; only layers that match one get coefficients, and only
+    stages that hold one read a token of their own. Empty: all."""
     coeff_dropout: float = 0.2
     """Chance that an entry of a coefficient matrix is left out of a training step. The paper's best rate is 0.2."""
     num_vectors: int = 1
@@ -120,6 +129,13 @@ class TrainSettings:
     """Gradients longer than this are shortened to it."""
     snr_gamma: float | None = None
     """Min-SNR weighting of the timesteps (5.0 is usual); off by default."""
+    noise_offset: float = 0.0
+    """Noise that is the same all over a channel, added to the rest: lets bases that learned without pure noise reach
+    very dark and very bright pictures (0.05 to 0.1). 0: none."""
+    use_ema: bool = False
+    """Keep the average of what is learned over the last steps instead of its last state: calmer, a little behind."""
+    ema_decay: float = 0.99
+    """How much of the average each step keeps, at most: 0.99 is an average of about the last 100 steps."""
     seed: int = 0
     """Decides every random choice: the same seed gives the same file, byte for byte, on a CPU."""
 

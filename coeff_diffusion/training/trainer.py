@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,16 +33,17 @@ from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..subject.user_file import user_path
+from .average import Average
 from .checkpoint import Checkpoint, find_checkpoint, prune_checkpoints
 from .config import ConfigError, TrainConfig
-from .dataset import mixed_seed
-from .losses import min_snr_weights, squared_errors, training_loss
+from .latents import Part
+from .losses import min_snr_weights, squared_errors, training_loss, training_noise
 from .model import DTYPES, Learner, training_resolution
 from .model_card import model_card
 from .optimizer import Optimizer
 from .preparation import prepare_data
 from .previews import Previews
-from .probe import Probe
+from .probe import Effect, Probe
 from .reports import (
     Clock,
     PreviewReport,
@@ -58,6 +60,7 @@ from .reports import (
     unbroken,
 )
 from .run_folder import RunFolder
+from .seeds import mixed_seed
 from .timeline import load_timeline, save_timeline
 
 
@@ -121,6 +124,7 @@ class Trainer:
         self.clock = Clock()
         self.step = 0  # steps done
         self.losses: list[float] = []
+        self.average: Average | None = None
         self.timeline: dict[int, Coefficients] = {}
 
     def run(self) -> TrainResult:
@@ -157,7 +161,8 @@ class Trainer:
         dtype = DTYPES[config.mixed_precision]
         if self.pipe is None:
             name, revision = config.pretrained_model_name_or_path, config.revision
-            self.pipe = load_base(name, revision=revision, dtype=dtype, config=config.base_config)
+            vae = config.pretrained_vae_model_name_or_path
+            self.pipe = load_base(name, revision=revision, dtype=dtype, config=config.base_config, vae=vae)
         if loaded := loaded_coefficients(self.pipe):
             raise ConfigError([f"the base has subjects loaded ({', '.join(loaded)}); unload them before training"])
         # Previews and class pictures are drawn over the same weights, by the path that everybody draws with.
@@ -174,7 +179,9 @@ class Trainer:
             raise TrainingCancelled("stopped while drawing class pictures; what is drawn is kept") from error
         self.data = self.training_data.data
         self.optimization = Optimizer(self.learner.groups(config), config, self.device)
-        shown = self.data.instance
+        if config.use_ema:
+            self.average = Average(self.learner.parameters, config.ema_decay)
+        shown, self.probed = self.data.instance.largest()  # of one size, to be asked about together
         self.probe = Probe.draw(self.schedule, shown.first_views(), mixed_seed(config.seed, -3), shown.first_weights())
         self.before = self.probe_predictions()
         self.previews = Previews(self.studio, config, self.output, self.say, self.stop.asked, self.on_preview)
@@ -189,9 +196,13 @@ class Trainer:
             "processes": self.accelerator.num_processes,
         }
 
+    def state(self) -> dict[str, Tensor]:
+        """What training goes on from."""
+        return {**self.learner.parameters, **(self.average.values if self.average else {})}
+
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on exactly where the checkpoint was written."""
-        checkpoint.restore(self.identity(), self.learner.parameters, self.optimization)
+        checkpoint.restore(self.identity(), self.state(), self.optimization)
         self.step, self.losses = checkpoint.step, list(checkpoint.losses)
         if self.output.timeline.is_file():
             found = load_timeline(self.output.timeline)
@@ -212,6 +223,8 @@ class Trainer:
                 started = time.monotonic()
                 loss = self.train_step()
                 self.step += 1
+                if self.average is not None:
+                    self.average.update(self.step)
                 self.losses.append(loss)
                 self.clock.stepped(time.monotonic() - started)
                 self.report(bar)
@@ -271,17 +284,28 @@ class Trainer:
 
         position = (number * ranks + rank) * config.train_batch_size
         batch = self.data.batch(position, config.train_batch_size, config.seed, generator)
-        latents = batch.latents
-        noise = torch.randn(latents.shape, generator=generator).to(latents)  # [B, C, h, w]
-        timesteps = torch.randint(self.schedule.config.num_train_timesteps, (len(latents),), generator=generator)
-        timesteps = timesteps.to(latents.device)  # [B]
-        noised = self.schedule.add_noise(latents, noise, timesteps)
-        prediction = self.learner.denoise(noised, timesteps, self.data.prompts.condition(batch.prompts))
-        target = prediction_target(self.schedule, latents, noise, timesteps)
-        errors = squared_errors(prediction, target, batch.weights)  # [B]
-        snr = signal_to_noise(self.schedule, timesteps)  # [B]
-        weights = min_snr_weights(snr, config.snr_gamma, self.schedule.config.prediction_type)
+        found = [self.part_errors(part, batch.prompts, generator) for part in batch.parts]
+        rows = torch.tensor([row for part in batch.parts for row in part.rows], device=self.device).argsort()
+        errors, weights = (torch.cat(parts)[rows] for parts in zip(*found, strict=True))  # [B] each
         return training_loss(errors, weights, batch.num_class, config.prior_loss_weight)
+
+    def part_errors(self, part: Part, prompts: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """How far the prediction is off for each picture of a part of a batch, and how much that counts, `[b]` each.
+
+        Args:
+            prompts: those of the whole batch.
+        """
+        config, latents = self.config, part.latents
+        noise = training_noise(latents.shape, config.noise_offset, generator).to(latents)  # [b, C, h, w]
+        timesteps = torch.randint(self.schedule.config.num_train_timesteps, (len(latents),), generator=generator)
+        timesteps = timesteps.to(latents.device)  # [b]
+        noised = self.schedule.add_noise(latents, noise, timesteps)
+        condition = self.data.prompts.condition([prompts[row] for row in part.rows])
+        prediction = self.learner.denoise(noised, timesteps, {**condition, **self.learner.framing(part.framings)})
+        target = prediction_target(self.schedule, latents, noise, timesteps)
+        snr = signal_to_noise(self.schedule, timesteps)  # [b]
+        weights = min_snr_weights(snr, config.snr_gamma, self.schedule.config.prediction_type)
+        return squared_errors(prediction, target, part.weights), weights
 
     def stop_agreed(self) -> bool:
         """Whether to stop; in a run of several processes all stop together."""
@@ -305,20 +329,20 @@ class Trainer:
 
     def keep(self) -> None:
         """Add the subject as it is now to the timeline."""
-        self.timeline[self.step] = self.learner.snapshot(self.step, self.losses)
+        self.timeline[self.step] = self.snapshot()
         save_timeline(self.output.timeline, self.timeline, self.losses)
 
     def checkpoint(self) -> None:
         """Write what a killed run needs to go on."""
         state = self.optimization.state_dict()
-        kept = Checkpoint(self.step, self.learner.parameters, state, self.losses, self.identity())
+        kept = Checkpoint(self.step, self.state(), state, self.losses, self.identity())
         kept.save(self.output.checkpoint(self.step))
         prune_checkpoints(self.output.checkpoints, self.config.checkpoints_total_limit)
 
     def preview(self) -> None:
         """Draw what the subject looks like by now."""
         started = time.monotonic()
-        if self.previews.draw(self.step, self.learner.snapshot(self.step, self.losses)):
+        if self.previews.draw(self.step, self.snapshot()):
             self.clock.previewed(time.monotonic() - started)
 
     # --- measure and save ---------------------------------------------------------------------------------------------
@@ -327,10 +351,21 @@ class Trainer:
         """What is predicted for the probe's noised pictures, each with its own prompt, `[N, C, h, w]`."""
 
         def denoise(noised: Tensor, timesteps: Tensor, pictures: Sequence[int]) -> Tensor:
-            prompts = [self.data.prompt_of[picture] for picture in pictures]
-            return self.learner.denoise(noised, timesteps, self.data.prompts.condition(prompts))
+            prompts = [self.data.prompt_of[self.probed[picture]] for picture in pictures]
+            framings = self.data.instance.largest()[0].first_framings()
+            framing = self.learner.framing([framings[picture] for picture in pictures])
+            return self.learner.denoise(noised, timesteps, {**self.data.prompts.condition(prompts), **framing})
 
         return self.probe.predict(denoise, 2 * self.config.train_batch_size)  # without gradients twice as many fit
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, what learns has the values that are saved."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def snapshot(self, effect: Effect | None = None) -> Coefficients:
+        """What is learned so far, as it is saved."""
+        with self.averaged():
+            return self.learner.snapshot(self.step, self.losses, effect)
 
     def save(self) -> TrainResult:
         """Measure what was learned and write the subject, its timeline and its card.
@@ -341,8 +376,9 @@ class Trainer:
         config, stopped = self.config, self.step < self.config.max_train_steps
         if not self.step:
             raise TrainingCancelled("stopped before the first step; nothing was learned and nothing is saved")
-        effect = self.probe.effect(self.before, self.probe_predictions())
-        coefficients = self.learner.snapshot(self.step, self.losses, effect)
+        with self.averaged():
+            effect = self.probe.effect(self.before, self.probe_predictions())
+        coefficients = self.snapshot(effect)
         if self.is_main:
             self.check_folder()
             coefficients.save(self.output.coefficients)
@@ -366,7 +402,7 @@ class Trainer:
             try:
                 if self.output.place() != self.place:
                     self.output.path.mkdir(parents=True)  # or it is somebody else's, and stays as it is
-                self.learner.snapshot(self.step, self.losses).save(self.output.coefficients)
+                self.snapshot().save(self.output.coefficients)
                 saved = f"the subject of step {self.step} is saved in {self.output.coefficients}"
             except OSError:
                 saved = f"the subject of step {self.step} could not be saved either"

@@ -25,6 +25,9 @@ class PageConfig:
     """Branch, tag or commit of a base from the Hub."""
     base_config: str | None = None
     """For a single checkpoint: the diffusers folder or Hub id its component configs are read from."""
+    pretrained_vae_model_name_or_path: str | None = None
+    """An autoencoder instead of the base's own: a diffusers folder, a .safetensors file or a Hub id. A checkpoint
+    without one needs it; madebyollin/sdxl-vae-fp16-fix lets Stable Diffusion XL stay in float16."""
     subjects_dir: str = "outputs"
     """The folder whose subjects the page offers; what is uploaded is copied into it."""
     output_dir: str = "outputs/pictures"

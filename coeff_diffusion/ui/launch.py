@@ -39,7 +39,12 @@ def open_page(config: PageConfig, block: bool = True) -> str:
         raise PageError(f'the page needs {error.name}; pip install "coeff-diffusion[ui]"') from error
     output_dir = check_folder(config.output_dir)
     pipe = load_base(
-        config.base, revision=config.revision, dtype=config.dtype, device=config.device, config=config.base_config
+        config.base,
+        revision=config.revision,
+        dtype=config.dtype,
+        device=config.device,
+        config=config.base_config,
+        vae=config.pretrained_vae_model_name_or_path,
     )
     service = StudioService(Studio(pipe), Library(config.subjects_dir), output_dir)
     # Who reaches the page from outside names no folders of this computer.

@@ -61,7 +61,12 @@ def test_narrower_numbers_are_rounded_and_the_hash_is_of_what_is_read(
     values = sum(tensor.numel() for tensor in tensors.values())
     assert dog.stat().st_size - out.stat().st_size == pytest.approx(2 * values, abs=100)
     error = max(float((tensor - after.named_tensors()[key]).abs().max()) for key, tensor in tensors.items())
-    assert line == f"{out}: {out.stat().st_size:,} bytes, {name}; no number changed by more than {error:.2g}"
+    both = [torch.cat([t.flatten() for t in s.named_tensors().values()]).double() for s in (before, after)]
+    share = float((both[1] - both[0]).norm() / both[0].norm())
+    assert line == f"{out}: {out.stat().st_size:,} bytes, {name}; no number changed by more than {error:.2g}" + (
+        f", and all together by {share:.2%}"
+    )
+    assert share < {"F16": 0.0005, "BF16": 0.004}[code]
 
     wide = tmp_path / "wide.safetensors"
     assert "no number changed" in run(convert, ConvertConfig(str(out), str(wide), "float32"))
@@ -90,7 +95,7 @@ def test_a_file_of_the_first_versions_is_written_anew(dog: Path, tmp_path: Path)
 def test_numbers_too_small_for_float16_are_counted_in_the_error(tmp_path: Path) -> None:
     Coefficients({"mid_block.attn1": torch.full((2, 2), 1e-9)}).save(tmp_path / "small.safetensors")
     line = run(convert, ConvertConfig(str(tmp_path / "small.safetensors"), str(tmp_path / "o.safetensors"), "float16"))
-    assert line.endswith("no number changed by more than 1e-09")
+    assert line.endswith("no number changed by more than 1e-09, and all together by 100.00%")
 
 
 def test_no_number_of_a_subject_is_too_large_for_a_type() -> None:

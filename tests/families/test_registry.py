@@ -47,6 +47,9 @@ def test_published_denoisers_have_names() -> None:
         "Stable Diffusion 1.x": "stable-diffusion-v1",
         "Stable Diffusion 2.x": "stable-diffusion-v2",
         "Stable Diffusion XL": "stable-diffusion-xl-v1-base",
+        "Stable Diffusion XL refiner": "stable-diffusion-xl-v1-refiner",
+        "SSD-1B": "ssd-1b",
+        "Segmind Vega": "segmind-vega",
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import XL_WIDTHS
 from diffusers import (
     AnimateDiffPipeline,
     AutoPipelineForImage2Image,
@@ -123,7 +124,7 @@ def test_a_trigger_that_is_cut_off_does_not_act_and_that_is_said(
 
 def xl_subject(pipe: StableDiffusionXLPipeline, tokens: bool) -> Coefficients:
     coeffs = {path: 0.5 * torch.randn(n, n) for path, n in layer_heads(pipe.unet).items()}
-    vectors = {name: torch.randn(1, 32) for name in ("text_encoder", "text_encoder_2")} if tokens else {}
+    vectors = {name: torch.randn(1, width) for name, width in XL_WIDTHS.items()} if tokens else {}
     return Coefficients(coeffs, vectors, CoefficientsInfo(name="dog", trigger="sks dog", **describe_base(pipe.unet)))
 
 

@@ -12,22 +12,24 @@ from PIL import Image
 from coeff_diffusion.families.stable_diffusion import StableDiffusion
 from coeff_diffusion.images.photo import read_image
 from coeff_diffusion.inference.trigger_tokens import add_trigger, initial_vectors
-from coeff_diffusion.training.dataset import (
-    Latents,
-    PictureViews,
-    Prompts,
-    TrainingSet,
-    encode_pictures,
-    fingerprint_files,
-    mixed_seed,
-    picture_order,
-)
+from coeff_diffusion.training.dataset import Prompts, TrainingSet, fingerprint_files, picture_order
+from coeff_diffusion.training.latents import Latents, Pictures, encode_pictures
 from coeff_diffusion.training.photos import View, scale, view_tensor
 from coeff_diffusion.training.picture_folder import find_pictures
+from coeff_diffusion.training.seeds import mixed_seed
+from coeff_diffusion.training.views import PictureViews
 
 
 def views_of(folder: Path, flip: bool = True, count: int = 3, seed: int = 0) -> PictureViews:
     return PictureViews(find_pictures(folder).pictures, 16, center_crop=False, random_flip=flip, count=count, seed=seed)
+
+
+def encoded(*args: Any, **kwargs: Any) -> Latents:
+    """What becomes of pictures that all have one size."""
+    found = encode_pictures(*args, **kwargs)
+    (group,) = found.groups
+    assert found.places == Pictures.of(group).places
+    return group
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -46,7 +48,7 @@ def test_views_are_the_same_in_any_order(subject_images: Path) -> None:
 
 def test_encoding_once_is_the_autoencoder_encoding(tiny_pipe: StableDiffusionPipeline, subject_images: Path) -> None:
     seen: list[int] = []
-    latents = encode_pictures(tiny_pipe.vae, views_of(subject_images, flip=False), 0, lambda: seen.append(1))
+    latents = encoded(tiny_pipe.vae, views_of(subject_images, flip=False), 0, lambda: seen.append(1))
     assert len(seen) == len(latents) == 5
     assert latents.starts[0] == 0
     assert latents.starts[-1] == len(latents.mean)
@@ -64,7 +66,7 @@ def test_an_encoded_picture_decodes_to_itself_in_scale(
     tiny_pipe: StableDiffusionPipeline, subject_images: Path
 ) -> None:
     """The scaling is the one that diffusers' pipeline undoes before it decodes."""
-    latents = encode_pictures(tiny_pipe.vae, views_of(subject_images, flip=False))
+    latents = encoded(tiny_pipe.vae, views_of(subject_images, flip=False))
     with torch.no_grad():
         pixels = views_of(subject_images, flip=False)[4].pixels
         expected = tiny_pipe.vae.decode(tiny_pipe.vae.encode(pixels).latent_dist.mean)
@@ -77,32 +79,32 @@ def test_an_autoencoder_without_uncertainty(subject_images: Path) -> None:
         encoder_block_out_channels=(4, 4), decoder_block_out_channels=(4, 4), num_encoder_blocks=(1, 1),
         num_decoder_blocks=(1, 1), latent_channels=3, scaling_factor=0.5, shift_factor=0.25,
     )  # fmt: skip
-    latents = encode_pictures(vae, views_of(subject_images, flip=False))
+    latents = encoded(vae, views_of(subject_images, flip=False))
     assert latents.std is None
     with torch.no_grad():
         raw = vae.encode(views_of(subject_images, flip=False)[0].pixels).latents
     torch.testing.assert_close(latents.mean[:1], (raw - 0.25) * 0.5)
-    assert torch.equal(latents.sample([0], generator())[0], latents.mean[:1])
+    assert torch.equal(Pictures.of(latents).sample([0], generator())[0].latents, latents.mean[:1])
 
 
 def test_workers_change_nothing(tiny_pipe: StableDiffusionPipeline, subject_images: Path) -> None:
     state = torch.get_rng_state()
-    alone = encode_pictures(tiny_pipe.vae, views_of(subject_images))
+    alone = encoded(tiny_pipe.vae, views_of(subject_images))
     assert torch.equal(torch.get_rng_state(), state)
-    helped = encode_pictures(tiny_pipe.vae, views_of(subject_images), workers=1)
+    helped = encoded(tiny_pipe.vae, views_of(subject_images), workers=1)
     assert torch.equal(alone.mean, helped.mean)
     assert alone.starts == helped.starts
 
 
 def test_samples_come_from_the_right_picture_and_all_its_views() -> None:
     mean = torch.arange(6.0).view(6, 1, 1, 1)
-    latents = Latents(mean, torch.full_like(mean, 1e-3), (0, 1, 4, 6))
-    drawn = latents.sample([0] * 50 + [1] * 50 + [2] * 50, generator())[0].flatten()
+    pictures = Pictures.of(Latents(mean, torch.full_like(mean, 1e-3), (0, 1, 4, 6)))
+    drawn = pictures.sample([0] * 50 + [1] * 50 + [2] * 50, generator())[0].latents.flatten()
     assert set(drawn[:50].round().tolist()) == {0}
     assert set(drawn[50:100].round().tolist()) == {1, 2, 3}
     assert set(drawn[100:].round().tolist()) == {4, 5}
     assert drawn.unique().numel() == 150  # each with noise of its own
-    assert torch.equal(drawn[:3], latents.sample([0] * 50 + [1] * 50 + [2] * 50, generator())[0].flatten()[:3])
+    assert torch.equal(drawn[:3], pictures.sample([0] * 50 + [1] * 50 + [2] * 50, generator())[0].latents.flatten()[:3])
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -161,14 +163,15 @@ def test_batches_of_both_kinds(tiny_pipe: StableDiffusionPipeline) -> None:
     subject = Latents(torch.arange(3.0).view(3, 1, 1, 1), None, (0, 1, 2, 3))
     of_class = Latents(torch.arange(10.0, 14.0).view(4, 1, 1, 1), None, (0, 1, 2, 3, 4))
     prompts = Prompts(encode(tiny_pipe), ["a dog", "a red dog", "a cat"], [False] * 3)
-    data = TrainingSet(subject, of_class, prompts, [0, 1, 0])
-    latents, weights, prompt, num_class = data.batch(0, 3, seed=0, generator=generator())
+    data = TrainingSet(Pictures.of(subject), Pictures.of(of_class), prompts, [0, 1, 0])
+    ((rows, latents, weights, _),), prompt, num_class = data.batch(0, 3, seed=0, generator=generator())
+    assert rows == list(range(6))
     assert weights is None
     assert sorted(latents[:3].flatten().tolist()) == [0, 1, 2]
     assert set(latents[3:].flatten().tolist()) < {10, 11, 12, 13}
     assert [prompt[i] for i in latents[:3].flatten().argsort()] == [0, 1, 0]
     assert (prompt[3:], num_class) == ([2, 2, 2], 3)
-    assert TrainingSet(subject, None, prompts, [0, 1, 0]).batch(0, 2, 0, generator()).num_class == 0
+    assert TrainingSet(Pictures.of(subject), None, prompts, [0, 1, 0]).batch(0, 2, 0, generator()).num_class == 0
 
 
 def test_mixed_seeds() -> None:
@@ -192,6 +195,6 @@ def test_fingerprint_follows_files_and_prompts(subject_images: Path) -> None:
 def test_views_are_cut_from_the_scaled_picture(subject_images: Path) -> None:
     pictures = find_pictures(subject_images).pictures
     views = PictureViews(pictures, 16, center_crop=True, random_flip=False, count=8, seed=0)
-    image = scale(read_image(subject_images / "1.jpg"), 16)
+    image = scale(read_image(subject_images / "1.jpg"), (16, 16))
     assert image.size == (21, 16)
-    assert torch.equal(views[1].pixels[0], view_tensor(image.crop((2, 0, 18, 16)), 16, View(0, 0)))
+    assert torch.equal(views[1].pixels[0], view_tensor(image.crop((2, 0, 18, 16)), (16, 16), View(0, 0)))

@@ -9,9 +9,11 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from coeff_diffusion.images.photo import DatasetError, read_photo
-from coeff_diffusion.training.dataset import Latents, PictureViews, Prompts, TrainingSet, encode_pictures
+from coeff_diffusion.training.dataset import Prompts, TrainingSet
+from coeff_diffusion.training.latents import Latents, Pictures, encode_pictures
 from coeff_diffusion.training.masks import mask_of
 from coeff_diffusion.training.picture_folder import TrainingPicture
+from coeff_diffusion.training.views import PictureViews
 
 
 def half(mode: str = "L", size: tuple[int, int] = (32, 32)) -> Image.Image:
@@ -112,7 +114,7 @@ def views(path: Path, mask: Path | None, **changes: bool) -> PictureViews:
 
 def test_weights_lie_where_the_mask_is_white(tiny_pipe: StableDiffusionPipeline, subject: Path, tmp_path: Path) -> None:
     half().save(tmp_path / "m.png")
-    latents = encode_pictures(tiny_pipe.vae, views(subject, tmp_path / "m.png", random_flip=True))
+    (latents,) = encode_pictures(tiny_pipe.vae, views(subject, tmp_path / "m.png", random_flip=True)).groups
     assert latents.weights is not None
     assert latents.weights.shape == (4, 1, 8, 8)  # plain and mirrored, of two pictures
     plain, mirrored, *whole = latents.weights[:, 0]
@@ -121,8 +123,8 @@ def test_weights_lie_where_the_mask_is_white(tiny_pipe: StableDiffusionPipeline,
     assert torch.equal(mirrored, plain.flip(-1))
     assert torch.equal(torch.stack(whole), torch.ones(2, 8, 8))  # the other picture has none
     torch.testing.assert_close(plain.mean(), torch.tensor(1.0))  # every picture counts alike
-    assert encode_pictures(tiny_pipe.vae, views(subject, tmp_path / "m.png", masks=False)).weights is None
-    assert encode_pictures(tiny_pipe.vae, views(subject, None)).weights is None
+    assert encode_pictures(tiny_pipe.vae, views(subject, tmp_path / "m.png", masks=False)).groups[0].weights is None
+    assert encode_pictures(tiny_pipe.vae, views(subject, None)).groups[0].weights is None
 
 
 def test_parts_that_the_mask_hides_are_not_looked_at(tmp_path: Path) -> None:
@@ -143,7 +145,8 @@ def test_batches_carry_the_weights_of_their_pictures() -> None:
     instance = Latents(torch.arange(3.0).view(3, 1, 1, 1).expand(3, 4, 2, 2), None, (0, 1, 2, 3), weights)
     prior = Latents(torch.full((1, 4, 2, 2), 9.0), None, (0, 1))
     prompts = Prompts(lambda texts: {"x": torch.zeros(len(texts), 1)}, ["a", "b"], [False, False])
-    batch = TrainingSet(instance, prior, prompts, [0, 0, 0]).batch(0, 3, 0, torch.Generator().manual_seed(0))
+    data = TrainingSet(Pictures.of(instance), Pictures.of(prior), prompts, [0, 0, 0])
+    (batch,) = data.batch(0, 3, 0, torch.Generator().manual_seed(0)).parts
     assert batch.weights is not None
     assert torch.equal(batch.weights[:3, 0], batch.latents[:3, 0])
     assert torch.equal(batch.weights[3:], torch.ones(3, 1, 2, 2))

@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from coeff_diffusion import load_coefficients
 from coeff_diffusion.families.fingerprint import check_fits
+from coeff_diffusion.families.stable_diffusion import StableDiffusion
+from coeff_diffusion.families.stable_diffusion_xl import StableDiffusionXL
 from coeff_diffusion.method.attachment import layer_heads
 from coeff_diffusion.training.config import ConfigError, TrainConfig
-from coeff_diffusion.training.model import Learner, training_resolution
+from coeff_diffusion.training.model import Learner, training_layers, training_resolution
 from coeff_diffusion.training.probe import Effect
 
 CPU = torch.device("cpu")
@@ -159,3 +161,42 @@ def test_resolution(tiny_pipe: StableDiffusionPipeline) -> None:
     assert training_resolution(24, tiny_pipe) == 24
     with pytest.raises(ConfigError, match="--resolution is 18, expected a multiple of 8 for this base"):
         training_resolution(18, tiny_pipe)
+
+
+# --- which layers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "starts", "stages"),
+    [
+        ("auto", ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"], ["up_blocks.0"]),
+        ("light", ["up_blocks.0.attentions.0", "up_blocks.0.attentions.1"], ["up_blocks.0"]),
+        ("content", ["up_blocks.0.attentions.0"], ["up_blocks.0"]),
+        ("style", ["up_blocks.0.attentions.1"], ["up_blocks.0"]),
+        ("all", ["down_blocks.1", "mid_block", "up_blocks.0"], ["down_blocks.1", "up_blocks.0", "mid_block"]),
+    ],
+)
+def test_the_choices_of_layers_on_xl(
+    tiny_xl_pipe: StableDiffusionXLPipeline, config: TrainConfig, layers: str, starts: list[str], stages: list[str]
+) -> None:
+    """Coefficients where they were asked for, a stage token where a stage has some, and the file says so and fits."""
+    learner = Learner(tiny_xl_pipe, replace(config, layers=layers), CPU)
+    found = {next((start for start in starts if path.startswith(start)), path) for path in learner.coefficients}
+    assert found == set(starts)
+    assert sorted(learner.stage_tokens) == sorted(stages)
+    if layers == "light":
+        assert {path.rpartition(".")[2] for path in learner.coefficients} == {"attn2"}
+    subject = learner.snapshot(1, [0.5])
+    assert subject.info.layers == "all"
+    assert bool(subject.info.blocks) is (layers != "all")
+    load_coefficients(tiny_xl_pipe, subject)
+
+
+def test_choices_that_a_family_does_not_know(config: TrainConfig) -> None:
+    sd, xl = StableDiffusion(), StableDiffusionXL()
+    assert training_layers(config, sd).blocks == ()
+    assert training_layers(replace(config, blocks=["mid_block.*"]), xl).blocks == ("mid_block.*",)
+    with pytest.raises(ConfigError, match=r"--layers style means nothing for .* 2\.x; it knows auto, all"):
+        training_layers(replace(config, layers="style"), sd)
+    with pytest.raises(ConfigError, match="--layers content says which blocks; leave --blocks out"):
+        training_layers(replace(config, layers="content", blocks=["mid_block.*"]), xl)

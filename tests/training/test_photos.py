@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from coeff_diffusion.training.photos import View, choose_views, scale, view_tensor
+from coeff_diffusion.training.photos import View, bucket_sizes, choose_views, nearest_size, scale, view_tensor
 
 
 def views(size: tuple[int, int], center: bool, flip: bool, count: int = 8, seed: int = 0) -> list[View]:
-    return choose_views(size, 16, center, flip, count, torch.Generator().manual_seed(seed))
+    return choose_views(size, (16, 16), center, flip, count, torch.Generator().manual_seed(seed))
 
 
 def test_no_more_views_than_there_are() -> None:
@@ -32,18 +32,55 @@ def test_random_crops_are_seeded_and_reach_both_ends() -> None:
 
 @given(width=st.integers(1, 90), height=st.integers(1, 90), resolution=st.sampled_from([8, 16, 24]))
 def test_any_size_gives_a_square(width: int, height: int, resolution: int) -> None:
-    image = scale(Image.new("RGB", (width, height)), resolution)
+    image = scale(Image.new("RGB", (width, height)), (resolution, resolution))
     assert min(image.size) == resolution
-    for view in choose_views(image.size, resolution, False, True, 3, torch.Generator().manual_seed(0)):
-        assert view_tensor(image, resolution, view).shape == (3, resolution, resolution)
+    for view in choose_views(image.size, (resolution, resolution), False, True, 3, torch.Generator().manual_seed(0)):
+        assert view_tensor(image, (resolution, resolution), view).shape == (3, resolution, resolution)
 
 
 def test_pixels_of_a_view() -> None:
     image = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
-    square = view_tensor(image, 4, View(1, 0))
+    square = view_tensor(image, (4, 4), View(1, 0))
     assert square.dtype == torch.float32
     expected = torch.tensor(np.asarray(image)[:, 1:5].copy()).permute(2, 0, 1) / 127.5 - 1
     assert torch.equal(square, expected)
-    assert torch.equal(view_tensor(image, 4, View(1, 0, flip=True)), expected.flip(-1))
-    white = view_tensor(ImageOps.invert(Image.new("RGB", (4, 4))), 4, View(0, 0))
+    assert torch.equal(view_tensor(image, (4, 4), View(1, 0, flip=True)), expected.flip(-1))
+    white = view_tensor(ImageOps.invert(Image.new("RGB", (4, 4))), (4, 4), View(0, 0))
     assert torch.equal(white, torch.ones(3, 4, 4))
+
+
+# --- shapes near their own --------------------------------------------------------------------------------------------
+
+
+def test_the_sizes_of_xl_are_among_the_buckets() -> None:
+    sizes = bucket_sizes(1024, 32)
+    assert sizes[0] == (1024, 1024)
+    assert {(1152, 896), (896, 1152), (1216, 832), (1344, 768), (1536, 640), (640, 1536)} <= set(sizes)
+
+
+@given(resolution=st.sampled_from([16, 128, 512, 768, 1024]), multiple=st.sampled_from([4, 8, 32, 64]))
+def test_buckets_hold_no_more_than_the_square(resolution: int, multiple: int) -> None:
+    if resolution % multiple:
+        return
+    sizes = bucket_sizes(resolution, multiple)
+    assert (resolution, resolution) in sizes
+    assert all(width * height <= resolution**2 for width, height in sizes)
+    assert all(side % multiple == 0 and side > 0 for size in sizes for side in size)
+    assert {size[::-1] for size in sizes} == set(sizes)
+    assert all(max(size) <= 4 * min(size) for size in sizes)
+
+
+def test_pictures_take_the_shape_nearest_to_theirs() -> None:
+    sizes = bucket_sizes(1024, 32)
+    assert nearest_size((4000, 4000), sizes) == (1024, 1024)
+    assert nearest_size((4000, 3000), sizes) == (1152, 896)
+    assert nearest_size((3000, 4000), sizes) == (896, 1152)
+    assert nearest_size((9000, 1000), sizes) == (2048, 512)
+    assert nearest_size((10, 10), [(16, 16), (8, 8)]) == (16, 16)
+
+
+def test_a_panorama_is_hardly_cropped() -> None:
+    target = nearest_size((4000, 1600), bucket_sizes(1024, 32))
+    image = scale(Image.new("RGB", (4000, 1600)), target)
+    assert target == (1600, 640)
+    assert image.size == target

@@ -652,7 +652,7 @@ def test_a_base_of_two_text_encoders_is_taught_as_well(
     result = train(replace(config, **changes, **folders), tiny_xl_pipe)
     subject = Coefficients.load(result.file)
     assert {name: token.shape for name, token in subject.tokens.items()} == {
-        "text_encoder": (1, 32), "text_encoder_2": (1, 32),
+        "text_encoder": (1, 32), "text_encoder_2": (1, 48),
     }  # fmt: skip
     assert all(bool(coeff.any()) for coeff in subject.values())
     assert sorted(path.name for path in (result.path / "samples").iterdir()) == [
