@@ -252,14 +252,25 @@ class TrainingSet:
     Attributes:
         instance: the subject's pictures.
         prior: the class's pictures, for prior preservation.
-        prompts: of both; the class prompt comes last.
+        prompts: of all; the class prompt comes last.
         prompt_of: the prompt of each of the subject's pictures.
+        held_out: other pictures of the subject, to measure on; None where there are none.
+        held_out_prompt_of: the prompt of each of those.
     """
 
     instance: Latents
     prior: Latents | None
     prompts: Prompts
     prompt_of: Sequence[int]
+    held_out: Latents | None = None
+    held_out_prompt_of: Sequence[int] = ()
+
+    @property
+    def probed(self) -> tuple[Latents, Sequence[int]]:
+        """The pictures that what is learned is measured on, and the prompt of each."""
+        if self.held_out is None:
+            return self.instance, self.prompt_of
+        return self.held_out, self.held_out_prompt_of
 
     def batch(self, position: int, size: int, seed: int, generator: torch.Generator) -> Batch:
         """The batch that begins at a position in the endless order of pictures.

@@ -10,7 +10,7 @@ import errno
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..subject.user_file import user_path
-from .checkpoint import Checkpoint, find_checkpoint, prune_checkpoints
+from .checkpoint import Checkpoint, CheckpointError, find_checkpoint, prune_checkpoints
 from .config import ConfigError, TrainConfig
 from .dataset import mixed_seed
 from .losses import min_snr_weights, squared_errors, training_loss
@@ -41,7 +41,7 @@ from .model_card import model_card
 from .optimizer import Optimizer
 from .preparation import prepare_data
 from .previews import Previews
-from .probe import Probe
+from .probe import Effect
 from .reports import (
     Clock,
     PreviewReport,
@@ -59,6 +59,7 @@ from .reports import (
 )
 from .run_folder import RunFolder
 from .timeline import load_timeline, save_timeline
+from .validation import Validation
 
 
 def train(
@@ -174,9 +175,9 @@ class Trainer:
             raise TrainingCancelled("stopped while drawing class pictures; what is drawn is kept") from error
         self.data = self.training_data.data
         self.optimization = Optimizer(self.learner.groups(config), config, self.device)
-        shown = self.data.instance
-        self.probe = Probe.draw(self.schedule, shown.first_views(), mixed_seed(config.seed, -3), shown.first_weights())
-        self.before = self.probe_predictions()
+        started = time.monotonic()
+        self.validation = Validation(self.learner, self.data, self.schedule, config, self.averaged)
+        self.clock.validated(time.monotonic() - started)
         self.previews = Previews(self.studio, config, self.output, self.say, self.stop.asked, self.on_preview)
 
     def identity(self) -> dict[str, Any]:
@@ -191,12 +192,24 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on exactly where the checkpoint was written."""
+        config = self.config
         checkpoint.restore(self.identity(), self.learner.parameters, self.optimization)
         self.step, self.losses = checkpoint.step, list(checkpoint.losses)
         if self.output.timeline.is_file():
             found = load_timeline(self.output.timeline)
             self.timeline = {step: kept for step, kept in found.items() if step <= self.step and self.keeps(step)}
-        self.say(f"going on from step {self.step} of {self.config.max_train_steps}")
+        self.validation.resume(checkpoint.validation)
+        if config.keep_best and (lost := self.lost()):
+            raise CheckpointError(
+                f"{self.output.timeline} does not hold the subject of step {lost[0]}, which may be the best one; go on "
+                "in the folder of the run, or without --keep_best"
+            )
+        self.say(f"going on from step {self.step} of {config.max_train_steps}")
+
+    def lost(self) -> list[int]:
+        """The steps up to the checkpoint's that were measured and are not on the timeline."""
+        kept = {step for step, subject in self.timeline.items() if subject.info.effect is not None}
+        return [step for step in self.validation.losses if step and step not in kept]
 
     # --- fit ----------------------------------------------------------------------------------------------------------
 
@@ -208,17 +221,19 @@ class Trainer:
         with progress_bar(str(config.trigger), self.step, total, show=self.is_main) as bar:
             if self.is_main and self.previews.due(self.step) and not self.previews.drawn(self.step):
                 self.preview()  # what the checkpoint goes on from was ended before it was drawn
-            while self.step < total and not self.stop_agreed():
+            while self.step < total and not self.validation.exhausted and not self.stop_agreed():
                 started = time.monotonic()
                 loss = self.train_step()
                 self.step += 1
                 self.losses.append(loss)
                 self.clock.stepped(time.monotonic() - started)
+                if self.validation.due(self.step):
+                    self.validate()
                 self.report(bar)
+                self.check_folder()
+                if self.keeps(self.step):
+                    self.keep()
                 if self.is_main:
-                    self.check_folder()
-                    if self.keeps(self.step):
-                        self.keep()
                     if config.checkpointing_steps and self.step % config.checkpointing_steps == 0:
                         self.checkpoint()
                     if self.previews.due(self.step):
@@ -228,7 +243,7 @@ class Trainer:
     def keeps(self, step: int) -> bool:
         """Whether the timeline has this step in a run that nobody stops."""
         every = self.config.timeline_steps
-        return bool(every) and (step == self.config.max_train_steps or step % every == 0)
+        return bool(every) and (step == self.config.max_train_steps or step % every == 0 or self.validation.due(step))
 
     def check_folder(self) -> None:
         """Raises OSError: the output folder is not there any more, or another has taken its place."""
@@ -260,6 +275,12 @@ class Trainer:
                 f"the loss became {loss} at step {self.step + 1}: lower --learning_rate and --token_learning_rate{kept}"
             )
         return loss
+
+    def averaged(self, value: float) -> float:
+        """The mean of a number over all processes, so that all decide alike."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(self.accelerator.reduce(torch.tensor(value, device=self.device), "mean"))
 
     def batch_loss(self, number: int) -> Tensor:
         """The loss of one batch of the subject's pictures and, for prior preservation, as many of the class."""
@@ -296,22 +317,29 @@ class Trainer:
         """Tell everyone who listens about the step that is done."""
         config, rate = self.config, self.optimization.learning_rates[0]
         left = self.clock.seconds_left(self.step, config)
-        bar.set_postfix_str(f"loss {statistics.fmean(self.losses[-50:]):.4f}, lr {rate:.1e}, {clock_time(left)} left")
+        loss = f"loss {statistics.fmean(self.losses[-50:]):.4f}"
+        bar.set_postfix_str(f"{loss}, {self.validation.said()}lr {rate:.1e}, {clock_time(left)} left")
         bar.update()
+        measured = self.validation.losses.get(self.step)
         if config.report_to != "none":
-            self.accelerator.log({"loss": self.losses[-1], "learning_rate": rate}, step=self.step)
+            tracked = {} if measured is None else {"validation_loss": measured}
+            self.accelerator.log({"loss": self.losses[-1], "learning_rate": rate, **tracked}, step=self.step)
         if self.on_step is not None and self.is_main:
-            self.on_step(StepReport(self.step, config.max_train_steps, self.losses[-1], rate, left))
+            self.on_step(StepReport(self.step, config.max_train_steps, self.losses[-1], rate, left, measured))
 
     def keep(self) -> None:
         """Add the subject as it is now to the timeline."""
-        self.timeline[self.step] = self.learner.snapshot(self.step, self.losses)
-        save_timeline(self.output.timeline, self.timeline, self.losses)
+        effect = self.validation.effect_at(self.step)
+        self.timeline[self.step] = self.learner.snapshot(self.step, self.losses, effect)
+        if self.is_main:
+            save_timeline(self.output.timeline, self.timeline, self.losses, self.validation.losses)
 
     def checkpoint(self) -> None:
         """Write what a killed run needs to go on."""
         state = self.optimization.state_dict()
-        kept = Checkpoint(self.step, self.learner.parameters, state, self.losses, self.identity())
+        kept = Checkpoint(
+            self.step, self.learner.parameters, state, self.losses, self.identity(), self.validation.losses
+        )
         kept.save(self.output.checkpoint(self.step))
         prune_checkpoints(self.output.checkpoints, self.config.checkpoints_total_limit)
 
@@ -323,14 +351,24 @@ class Trainer:
 
     # --- measure and save ---------------------------------------------------------------------------------------------
 
-    def probe_predictions(self) -> Tensor:
-        """What is predicted for the probe's noised pictures, each with its own prompt, `[N, C, h, w]`."""
+    def validate(self) -> Effect:
+        """What the subject changes by now, on fixed noise."""
+        started = time.monotonic()
+        effect = self.validation.measure(self.step)
+        if not math.isfinite(effect.loss_after):
+            raise TrainingError(f"the loss on fixed noise became {effect.loss_after}; lower the learning rates")
+        self.clock.validated(time.monotonic() - started)
+        return effect
 
-        def denoise(noised: Tensor, timesteps: Tensor, pictures: Sequence[int]) -> Tensor:
-            prompts = [self.data.prompt_of[picture] for picture in pictures]
-            return self.learner.denoise(noised, timesteps, self.data.prompts.condition(prompts))
-
-        return self.probe.predict(denoise, 2 * self.config.train_batch_size)  # without gradients twice as many fit
+    def chosen(self) -> tuple[Coefficients, Effect]:
+        """The subject to save, of the last step or of the best one, and what it changes."""
+        validation, effect = self.validation, self.validate()
+        best = validation.best if self.config.keep_best else None
+        if best is None or best == self.step:
+            return self.learner.snapshot(self.step, self.losses, effect), effect
+        kept = self.timeline[best]
+        assert kept.info.effect is not None  # it was measured before it was kept
+        return kept, Effect(kept.info.effect, effect.loss_before, validation.losses[best])
 
     def save(self) -> TrainResult:
         """Measure what was learned and write the subject, its timeline and its card.
@@ -338,26 +376,30 @@ class Trainer:
         Raises:
             TrainingCancelled: nothing was learned yet.
         """
-        config, stopped = self.config, self.step < self.config.max_train_steps
+        config, unfinished = self.config, self.step < self.config.max_train_steps
         if not self.step:
             raise TrainingCancelled("stopped before the first step; nothing was learned and nothing is saved")
-        effect = self.probe.effect(self.before, self.probe_predictions())
-        coefficients = self.learner.snapshot(self.step, self.losses, effect)
+        is_early = unfinished and self.validation.exhausted
+        coefficients, effect = self.chosen()
+        file, kept = self.output.coefficients, coefficients.info.train_steps
         if self.is_main:
             self.check_folder()
-            coefficients.save(self.output.coefficients)
-            if stopped and self.step and config.timeline_steps:
+            coefficients.save(file)
+            if unfinished and config.timeline_steps:
                 self.keep()
-            if stopped and self.step and config.checkpointing_steps:
+            if unfinished and config.checkpointing_steps:
                 self.checkpoint()
-            samples = [path.relative_to(self.output.path).as_posix() for path in self.output.newest_samples(self.step)]
+            samples = [path.relative_to(self.output.path).as_posix() for path in self.output.newest_samples(kept)]
             self.write(self.output.card, model_card(coefficients, config, effect, samples))
-            for line in outcome(self.step, config.max_train_steps, effect, self.output.coefficients):
+            for line in outcome(self.step, config, effect, file, kept, is_early):
                 self.say(line)
         if config.report_to != "none":
             self.accelerator.log({"change": effect.change, "improvement": effect.improvement}, step=self.step)
             self.accelerator.end_training()
-        return TrainResult(self.output.path, coefficients, list(self.losses), effect, stopped)
+        stopped = unfinished and not is_early
+        return TrainResult(
+            self.output.path, coefficients, list(self.losses), effect, stopped, dict(self.validation.losses)
+        )
 
     def rescue(self, error: OSError) -> TrainingError:
         """Something could not be written: save at least the subject, which is small, and say what happened."""

@@ -118,7 +118,7 @@ def test_the_card_of_a_kept_step_tells_which_it_is(timelines: Timelines, tmp_pat
     card.write_bytes(before + after)
     for step in (2, 4):
         timelines.keep("rex", step)
-        told = f"The subject is step {step} of this training; the figures are of its last step.\n\n"
+        told = f"The subject is step {step} of this training; the figures are of the one it saved.\n\n"
         assert card.read_bytes() == before + told.encode() + after
     card.write_text("my own words")
     timelines.keep("rex", 5)
