@@ -60,8 +60,8 @@ def _check_unseen(training: Sequence[TrainingPicture], others: Sequence[Training
     seen = [picture.path for picture in others if _digest(picture) in known]
     if seen:
         raise DatasetError(
-            f"--validation_data_dir holds what is trained on: {named(seen)}; give other pictures of the subject, or leave "
-            "it out to measure on those that are trained on"
+            f"--validation_data_dir holds what is trained on: {named(seen)}; give others of the subject, or leave it "
+            "out to measure on those that are trained on"
         )
 
 

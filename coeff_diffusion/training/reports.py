@@ -39,7 +39,7 @@ class StepReport:
         loss: of this step's pictures; noisy from step to step.
         learning_rate: of the coefficients (of the token where it alone is trained).
         seconds_left: an estimate for the rest of the run, measurements and previews included.
-        validation_loss: on fixed noise, where it was measured after this step.
+        validation_losses: on fixed noise, by step, as far as they were measured; that of the base is at 0.
     """
 
     step: int
@@ -47,7 +47,7 @@ class StepReport:
     loss: float
     learning_rate: float
     seconds_left: float
-    validation_loss: float | None = None
+    validation_losses: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class Clock:
         per_step = statistics.median(self.steps) if self.steps else 0.0
         left = per_step * (config.max_train_steps - step)
         if every := config.validate_every_n_steps:
-            measurements = -(-config.max_train_steps // every) - step // every
-            left += measurements * self._per_validation(per_step, config)
+            done = -(-step // every) if step == config.max_train_steps else step // every
+            left += (-(-config.max_train_steps // every) - done) * self._per_validation(per_step, config)
         if not config.validation_steps:
             return left
         every = config.validation_steps  # the preview of this very step is still to come

@@ -134,7 +134,7 @@ class TrainSettings:
     validation_data_dir: str | None = None
     """Folder of other pictures of the subject to measure on, with captions and masks as in `instance_data_dir`."""
     keep_best: bool = False
-    """The subject that is saved is that of the step with the lowest validation loss (each the mean of itself and its
+    """The subject that is saved is that of the step with the lowest validation loss (smoothed over its
     neighbours), not of the last step. The timeline keeps all."""
     early_stopping_patience: int = 0
     """End training when the validation loss has not improved for this many measurements; 0 never does."""

@@ -320,11 +320,13 @@ class Trainer:
         loss = f"loss {statistics.fmean(self.losses[-50:]):.4f}"
         bar.set_postfix_str(f"{loss}, {self.validation.said()}lr {rate:.1e}, {clock_time(left)} left")
         bar.update()
-        measured = self.validation.losses.get(self.step)
         if config.report_to != "none":
-            tracked = {} if measured is None else {"validation_loss": measured}
-            self.accelerator.log({"loss": self.losses[-1], "learning_rate": rate, **tracked}, step=self.step)
+            tracked = {"loss": self.losses[-1], "learning_rate": rate}
+            if self.step in self.validation.losses:
+                tracked["validation_loss"] = self.validation.losses[self.step]
+            self.accelerator.log(tracked, step=self.step)
         if self.on_step is not None and self.is_main:
+            measured = dict(self.validation.losses)
             self.on_step(StepReport(self.step, config.max_train_steps, self.losses[-1], rate, left, measured))
 
     def keep(self) -> None:

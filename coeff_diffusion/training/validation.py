@@ -20,13 +20,13 @@ PASSES = 3  # a picture takes about so many times as long in a step of training 
 
 
 def smoothed(losses: Mapping[int, float]) -> dict[int, float]:
-    """Each step's loss as the mean of itself and its neighbours: one lucky measurement makes no best step.
+    """Each step's loss as the mean of itself, counted twice, and its neighbours: a lucky measurement is no best step.
 
     Args:
         losses: by step; that of step 0, of the base alone, is left out.
     """
     steps = sorted(step for step in losses if step)
-    around = {step: steps[max(0, place - 1) : place + 2] for place, step in enumerate(steps)}
+    around = {step: [step, *steps[max(0, place - 1) : place + 2]] for place, step in enumerate(steps)}
     return {step: statistics.fmean(losses[one] for one in near) for step, near in around.items()}
 
 
