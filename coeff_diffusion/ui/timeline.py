@@ -11,6 +11,7 @@ import gradio as gr
 from ..images.drawing_settings import SETTINGS
 from ..inference.request import DrawCancelled
 from ..service import Glimpse, StudioService, Timeline
+from ..subject.errors import CoefficientsError
 from .common import QUIET, REFUSALS, follow, or_refusal, refusal, shown, status_line, with_status
 from .loss_plot import curve_data, curve_plot
 from .setting_control import control_of
@@ -126,8 +127,7 @@ class TimelineTab:
             self.curve: self._curve(name, at),
             self.picture: None,
             self.status: status_line(*told),
-            **dict.fromkeys((self.keep, self.every, self.cancel), gr.Button(interactive=True)),
-            self.best: gr.Button(interactive=timeline.best is not None),
+            **dict.fromkeys((self.keep, self.best, self.every, self.cancel), gr.Button(interactive=True)),
         }
 
     def _curve(self, name: str, at: int) -> dict[str, Any]:
@@ -135,10 +135,12 @@ class TimelineTab:
 
     def _go_to_best(self, name: str) -> News:
         """The slider at the step with the lowest validation loss so far."""
-        best = self.timelines.read(name).best
-        assert best is not None  # the button is off else
+        timeline = self.timelines.read(name)
+        best = timeline.best
+        if best is None:
+            raise CoefficientsError(f"nothing was measured in the training of {name} so far; no step is the best one")
         told = status_line(f"step {best} has the lowest validation loss so far")
-        return {self.step: gr.Slider(value=best), self.curve: self._curve(name, best), self.status: told}
+        return {self.step: _slider(timeline.steps, best), self.curve: self._curve(name, best), self.status: told}
 
     def _mark(self, values: Values) -> Any:
         """The loss so far with a mark at the step that the slider is at."""
