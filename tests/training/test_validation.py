@@ -50,8 +50,8 @@ def test_what_counts_as_an_improvement() -> None:
 
 
 def test_measuring_costs_a_tenth_of_the_time() -> None:
-    assert probe_size(TrainConfig(validate_every_n_steps=20, train_batch_size=4)) == 19
-    assert probe_size(TrainConfig(validate_every_n_steps=20, train_batch_size=2, with_prior_preservation=True)) == 19
+    assert probe_size(TrainConfig(validate_every_n_steps=20, train_batch_size=4)) == 18
+    assert probe_size(TrainConfig(validate_every_n_steps=20, train_batch_size=2, with_prior_preservation=True)) == 18
     assert probe_size(TrainConfig(validate_every_n_steps=1000)) == probe_size(TrainConfig()) == 40
     assert probe_size(TrainConfig(validate_every_n_steps=1)) == 8  # fewer would measure their noise
 
