@@ -34,7 +34,7 @@ OUT = "out"  # relative, so that the settings of all runs are the same to the by
 SETTINGS: dict[str, object] = {
     "instance_data_dir": PICTURES, "class_word": "dog", "output_dir": OUT, "resolution": 32, "train_batch_size": 1,
     "cached_views": 1, "max_train_steps": 6, "timeline_steps": 2, "checkpointing_steps": 2, "validation_steps": 3,
-    "checkpoints_total_limit": 2, "lr_scheduler": "cosine",
+    "checkpoints_total_limit": 2, "lr_scheduler": "cosine", "validate_every_n_steps": 1, "keep_best": True,
 }  # fmt: skip
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT

@@ -50,6 +50,7 @@ def main() -> int:
             output_dir=str(run),
             seed=config.seed,
             max_train_steps=config.max_train_steps,
+            keep_best=True,
         )
     )
     print("Drawing the grid", flush=True)

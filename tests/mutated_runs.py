@@ -20,7 +20,8 @@ from coeff_diffusion import Coefficients, CoefficientsError
 from coeff_diffusion.training.checkpoint import Checkpoint, CheckpointError
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.optimizer import Optimizer
-from coeff_diffusion.training.timeline import load_losses, load_timeline, save_timeline
+from coeff_diffusion.training.timeline import load_losses, load_timeline, load_validation, save_timeline
+from coeff_diffusion.training.validation import best_step
 
 IDENTITY = {"seed": 0, "base": [1, 2], "blocks": []}
 STEPS = 3
@@ -57,11 +58,11 @@ def _valid(kind: str) -> bytes:
     with TemporaryDirectory() as folder:
         path = Path(folder, "file")
         if kind == "timeline":
-            save_timeline(path, {1: SUBJECT, 2: SUBJECT.scaled(0.5)}, [0.5, 0.25])
+            save_timeline(path, {1: SUBJECT, 2: SUBJECT.scaled(0.5)}, [0.5, 0.25], {0: 0.5, 2: 0.25})
         else:
             parameters, optimizer = parts()
             losses = [learn(parameters, optimizer) for _ in range(STEPS)]
-            Checkpoint(STEPS, parameters, optimizer.state_dict(), losses, IDENTITY).save(path)
+            Checkpoint(STEPS, parameters, optimizer.state_dict(), losses, IDENTITY, {0: 0.5, 2: 0.25}).save(path)
         return path.read_bytes()
 
 
@@ -134,9 +135,10 @@ def checkpoints() -> st.SearchStrategy[bytes]:
 
 def play(path: Path) -> dict[int, Coefficients]:
     """As the page and a run that goes on read a timeline."""
-    found, losses = load_timeline(path), load_losses(path)
-    assert all(step >= 0 for step in found)
-    assert all(map(math.isfinite, losses))
+    found, losses, validation = load_timeline(path), load_losses(path), load_validation(path)
+    assert all(step >= 0 for step in (*found, *validation))
+    assert all(map(math.isfinite, (*losses, *validation.values())))
+    assert best_step(validation) in (None, *validation)
     return found
 
 

@@ -26,12 +26,12 @@ class TimeEstimate:
 
     def stepped(self, seconds: float, config: TrainConfig) -> None:
         """A step of a training took this long."""
-        self._steps.append(seconds / _pictures(config))
+        self._steps.append(seconds / config.pictures_per_step)
 
     def seconds(self, config: TrainConfig) -> float:
         """An estimate for all steps and previews. The first call measures, and waits for a drawing that is at work."""
         clock = Clock()
-        clock.stepped(self._per_picture() * _pictures(config))
+        clock.stepped(self._per_picture() * config.pictures_per_step)
         return clock.seconds_left(0, config)
 
     def _per_picture(self) -> float:
@@ -58,12 +58,6 @@ class TimeEstimate:
                 family.predict(denoiser, latents, timesteps, condition).sum().item()  # waits for a GPU to be done
                 taken.append(time.monotonic() - started)
             return min(taken)
-
-
-def _pictures(config: TrainConfig) -> int:
-    """That pass through the base in a step."""
-    both = 2 if config.with_prior_preservation else 1
-    return config.train_batch_size * both * config.gradient_accumulation_steps
 
 
 def about(seconds: float) -> str:

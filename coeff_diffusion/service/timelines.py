@@ -13,7 +13,8 @@ from ..subject.errors import CoefficientsError
 from ..subject.printable import printable
 from ..training.config import ConfigError, TrainConfig
 from ..training.run_folder import RunFolder
-from ..training.timeline import keep_step, load_losses, load_timeline
+from ..training.timeline import keep_step, load_losses, load_timeline, load_validation
+from ..training.validation import best_step
 from .loading import SubjectLoader
 from .training_queue import TrainingQueue
 
@@ -28,12 +29,14 @@ class Timeline:
     Attributes:
         subjects: by step, in order.
         losses: of every training step so far.
+        validation: the losses that were measured on fixed noise, by step.
         prompt, seed: what its training drew as previews.
     """
 
     name: str
     subjects: Mapping[int, Coefficients]
     losses: Sequence[float]
+    validation: Mapping[int, float]
     prompt: str
     seed: int
 
@@ -41,6 +44,11 @@ class Timeline:
     def steps(self) -> list[int]:
         """The kept steps."""
         return list(self.subjects)
+
+    @property
+    def best(self) -> int | None:
+        """The kept step with the lowest validation loss; None where none was measured."""
+        return best_step({step: loss for step, loss in self.validation.items() if step in self.subjects})
 
     def nearest(self, step: float) -> int:
         """The kept step that is closest."""
@@ -104,7 +112,7 @@ class Timelines:
         if not subjects:
             raise CoefficientsError(f"{path} has no steps")
         prompt, seed = _previewed(path, next(iter(subjects.values())))
-        timeline = Timeline(name, subjects, load_losses(path), prompt, seed)
+        timeline = Timeline(name, subjects, load_losses(path), load_validation(path), prompt, seed)
         with self._lock:
             self._read[path] = (stamp, timeline)
             while len(self._read) > MAX_READ:
@@ -115,6 +123,11 @@ class Timelines:
         """Of every step: of a run that goes on, up to this moment."""
         job = self.training_queue.writing(name)
         return list(job.losses) if job is not None and job.losses else self.read(name).losses
+
+    def validation(self, name: str) -> Mapping[int, float]:
+        """The losses on fixed noise, by step: of a run that goes on, up to this moment."""
+        job = self.training_queue.writing(name)
+        return job.validation if job is not None and job.losses else self.read(name).validation
 
     def draw(
         self,

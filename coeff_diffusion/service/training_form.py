@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError
 from ..families.load import base_name
 from ..families.registry import denoiser_of
 from ..training.config import ConfigError, TrainConfig, config_from_namespace, train_parser
-from .presets import PRESETS
+from .presets import PAGE, PRESETS
 
 MAX_WORDS = 60  # characters of a name, a class word or a trigger
 SETTINGS = (
@@ -30,11 +30,13 @@ SETTINGS = (
     "lr_scheduler",
     "lr_warmup_steps",
     "seed",
+    "validation_split",
+    "keep_best",
+    "early_stopping_patience",
     "validation_steps",
     "num_validation_images",
 )
 """What a request may change of `TrainConfig`. Paths are not among it."""
-CENTER_CROP = True  # unlike the command line, the page shows the crops: what it shows is what is trained
 PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -75,7 +77,7 @@ def training_config(request: TrainingForm, pipe: Any, folder: Path, class_pictur
     if request.preset not in PRESETS:
         raise ConfigError([f"no preset {request.preset[:MAX_WORDS]!r}; there is {', '.join(PRESETS)}"])
     values = {
-        "center_crop": CENTER_CROP,
+        **PAGE,
         **PRESETS[request.preset],
         **{key: value for key, value in request.settings.items() if value is not None},
         "pretrained_model_name_or_path": str(pipe.name_or_path),

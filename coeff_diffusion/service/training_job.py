@@ -1,12 +1,14 @@
 """One training as it can be looked at from anywhere while it runs, waits or is over."""
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..training.config import TrainConfig
 from ..training.reports import PreviewReport, StepReport, clock_time
+from ..training.validation import best_step
 
 State = Literal["queued", "running", "done", "stopped", "failed"]
 
@@ -20,6 +22,7 @@ class TrainingJob:
         name: what the library lists the subject under.
         config: its settings, resolved.
         losses: of every step so far.
+        validation: the losses that were measured on fixed noise, by step.
         previews: the files of the pictures drawn so far, by step.
         messages: what the trainer said.
         seconds_left: its estimate; None before the first step.
@@ -33,6 +36,7 @@ class TrainingJob:
     config: TrainConfig
     state: State = "queued"
     losses: list[float] = field(default_factory=list)
+    validation: Mapping[int, float] = field(default_factory=dict)
     previews: dict[int, list[Path]] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     seconds_left: float | None = None
@@ -63,6 +67,7 @@ class TrainingJob:
         """A step is done."""
         self.seconds_left = report.seconds_left
         self.losses.append(report.loss)
+        self.validation = report.validation_losses
 
     def previewed(self, report: PreviewReport) -> None:
         """Pictures are drawn."""
@@ -84,6 +89,11 @@ class TrainingJob:
                 return f"{self.name} was stopped before its first step; nothing is left of it"
             case "stopped":
                 return f"{self.name} was stopped at step {self.step} of {total} and is in the library: {use}"
+            case "done" if self.step < total:
+                return (
+                    f"{self.name} has ended at step {self.step} of {total}, as nothing improved any more, and is in "
+                    f"the library: {use}"
+                )
             case "done":
                 return f"{self.name} has learned all {total} steps and is in the library: {use}"
         if self.stop.is_set():
@@ -102,6 +112,8 @@ class TrainingJob:
             "step": self.step,
             "total": self.config.max_train_steps,
             "loss": self.losses[-1] if self.losses else None,
+            "validation_loss": self.validation[max(self.validation)] if self.validation else None,
+            "best_step": best_step(self.validation),
             "seconds_left": self.seconds_left,
             "trigger": self.config.trigger,
             "error": self.error,

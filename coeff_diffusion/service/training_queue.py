@@ -16,7 +16,7 @@ from ..training.timeline import keep_step
 from ..training.trainer import train
 from .loading import SubjectLoader
 from .picture_check import PictureCheck, check_pictures, copy_pictures
-from .presets import MEANING, PRESETS
+from .presets import MEANING, PAGE, PRESETS
 from .time_estimate import TimeEstimate, about
 from .training_form import TrainingForm, folder_name, training_config, word_problems
 from .training_job import State, TrainingJob
@@ -103,7 +103,7 @@ class TrainingQueue:
 
     def offers(self) -> dict[str, str]:
         """Each preset in words: how many steps, how long on this machine, what for. The first call measures."""
-        configs = {name: TrainConfig(**changes) for name, changes in PRESETS.items()}
+        configs = {name: TrainConfig(**{**PAGE, **changes}) for name, changes in PRESETS.items()}
         return {
             name: f"{name}: {one.max_train_steps} steps, {about(self.time_estimate.seconds(one))}; {MEANING[name]}"
             for name, one in configs.items()

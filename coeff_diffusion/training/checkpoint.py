@@ -19,7 +19,7 @@ from ..subject.atomic_write import atomic_write
 from ..subject.errors import UserError, cut, listed, shown
 from ..subject.user_file import user_path
 from .optimizer import Optimizer
-from .tensor_file import DamagedFileError, is_count, numbers, read_json, read_tensors
+from .tensor_file import DamagedFileError, is_count, losses_by_step, numbers, read_json, read_tensors
 
 FORMAT = "coeff-diffusion-checkpoint"
 MOMENT = re.compile(r"optimizer/(\d{1,6})/(\w+)", re.ASCII)
@@ -37,6 +37,7 @@ class Checkpoint:
         parameters: what is trained, by name, `[H, H]` or `[vectors, D]`, float32.
         optimization: the `state_dict` of `Optimizer`; one that was read has those parts of it that move.
         losses: of every step so far.
+        validation: the losses that were measured on the way, by step (see `Validation`).
         identity: what has to be the same in the run that goes on, such as the batch size.
     """
 
@@ -45,6 +46,7 @@ class Checkpoint:
     optimization: Mapping[str, Any]
     losses: list[float]
     identity: Mapping[str, Any] = field(default_factory=dict)
+    validation: Mapping[int, float] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the file in one move: a kill at any moment leaves the previous checkpoints whole."""
@@ -56,6 +58,7 @@ class Checkpoint:
             "step": self.step,
             "optimization": {name: part for name, part in self.optimization.items() if name != "optimizer"},
             "losses": self.losses,
+            "validation": sorted(self.validation.items()),
             "identity": dict(self.identity),
         }
         data = save(tensors, metadata={"format": FORMAT, "state": json.dumps(state)})
@@ -124,7 +127,7 @@ def _content(state: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         DamagedFileError: something is missing, of another kind, or no number.
     """
-    kinds = {"step": int, "losses": list, "identity": dict, "optimization": dict}
+    kinds = {"step": int, "losses": list, "validation": list, "identity": dict, "optimization": dict}
     found = state if isinstance(state, dict) else {}
     wrong = [key for key, kind in kinds.items() if type(found.get(key)) is not kind]
     if wrong:
@@ -146,7 +149,7 @@ def _content(state: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     optimization = {**found["optimization"], "optimizer": {"state": moments}}
     return {
         "step": step, "parameters": parameters, "optimization": optimization, "losses": losses,
-        "identity": found["identity"],
+        "identity": found["identity"], "validation": losses_by_step(found["validation"]),
     }  # fmt: skip
 
 

@@ -16,7 +16,12 @@ from .settings import TrainSettings
 
 def find_problems(config: TrainSettings) -> list[str]:
     """All problems of settings whose defaults are filled in; empty where training can start."""
-    return [*_number_problems(config), *_prompt_problems(config), *_environment_problems(config)]
+    return [
+        *_number_problems(config),
+        *_prompt_problems(config),
+        *_validation_problems(config),
+        *_environment_problems(config),
+    ]
 
 
 def _number_problems(config: TrainSettings) -> list[str]:
@@ -33,6 +38,8 @@ def _number_problems(config: TrainSettings) -> list[str]:
         "lr_warmup_steps": 0,
         "lr_num_cycles": 1,
         "seed": 0,
+        "validate_every_n_steps": 0,
+        "early_stopping_patience": 0,
         "num_validation_images": 1,
         "validation_steps": 0,
         "timeline_steps": 0,
@@ -57,6 +64,7 @@ def _number_problems(config: TrainSettings) -> list[str]:
         "prior_loss_weight": ("at least 0", config.prior_loss_weight >= 0),
         "noise_offset": ("at least 0", config.noise_offset >= 0),
         "ema_decay": ("at least 0 and below 1", 0 <= config.ema_decay < 1),
+        "early_stopping_threshold": ("at least 0", config.early_stopping_threshold >= 0),
         "snr_gamma": ("above 0", config.snr_gamma is None or config.snr_gamma > 0),
     }
     for name, (expected, good) in ranges.items():
@@ -103,6 +111,27 @@ def _prompt_problems(config: TrainSettings) -> list[str]:
         problems.append("--class_data_dir is only used with --with_prior_preservation")
     if config.created is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ?)?", config.created):
         problems.append(f"--created is {config.created!r}, expected a date such as 2026-11-23")
+    return problems
+
+
+def _validation_problems(config: TrainSettings) -> list[str]:
+    """What asks for measurements that are not made, or contradicts itself."""
+    problems, split = [], config.validation_split
+    if not (0 <= split < 1 or (split >= 1 and float(split).is_integer())):
+        problems.append(
+            f"--validation_split is {split}, expected a share of the pictures (0 to 1) or a whole number of pictures"
+        )
+    if split and config.validation_data_dir:
+        problems.append("--validation_split and --validation_data_dir exclude each other: measure on one or the other")
+    if not config.validate_every_n_steps:
+        asked = ("validation_split", "validation_data_dir", "keep_best", "early_stopping_patience")
+        problems += [
+            f"--{name} needs measurements, and --validate_every_n_steps is 0" for name in asked if getattr(config, name)
+        ]
+    if config.early_stopping_threshold and not config.early_stopping_patience:
+        problems.append("--early_stopping_threshold is only used with --early_stopping_patience")
+    if config.keep_best and not config.timeline_steps:
+        problems.append("--keep_best takes the best step from the timeline, and --timeline_steps is 0")
     return problems
 
 

@@ -26,6 +26,7 @@ from .config_layers import parse_layers
 from .settings import TrainSettings
 
 MAX_CONFIG = 2**20  # bytes
+VALIDATE_EVERY = 20  # steps, where someone wants to choose among them
 
 
 class ConfigError(UserError, ValueError):
@@ -66,6 +67,7 @@ class TrainConfig(TrainSettings):
         free = {*sections()["Base"], *sections()["Previews"], *sections()["Output"]} - {"mixed_precision"}
         free |= {"instance_data_dir", "dataloader_num_workers", "class_data_dir", "sample_batch_size"}
         free |= {"max_train_steps", "gradient_checkpointing", "gate"}
+        free |= {"validation_data_dir", "keep_best", "early_stopping_patience", "early_stopping_threshold"}
         return {name: getattr(self, name) for name in field_help() if name not in free}
 
     def to_yaml(self) -> str:
@@ -197,6 +199,7 @@ def sections() -> dict[str, list[str]]:
         "Prior preservation": "with_prior_preservation",
         "What is learned": "train",
         "Learning": "max_train_steps",
+        "Validation": "validate_every_n_steps",
         "Previews": "validation_prompt",
         "Output": "output_dir",
     }
@@ -221,12 +224,15 @@ def _with_defaults(config: TrainConfig) -> TrainConfig:
         class_word = trigger.partition(" ")[2] or None
     slug = re.sub(r"[^\w]+", "-", trigger or "subject").strip("-").lower()
     prompt = f"a {trigger}" if prompt is None and trigger else prompt
+    validated = config.validation_split or config.validation_data_dir or config.keep_best
+    every = VALIDATE_EVERY if validated or config.early_stopping_patience else 0
     return dataclasses.replace(
         config,
         trigger=trigger,
         class_word=class_word,
         instance_prompt=prompt,
         class_prompt=f"a {class_word}" if config.class_prompt is None and class_word else config.class_prompt,
+        validate_every_n_steps=every if config.validate_every_n_steps is None else config.validate_every_n_steps,
         validation_prompt=prompt if config.validation_prompt is None else config.validation_prompt,
         output_dir=f"outputs/{slug}" if config.output_dir is None else config.output_dir,
         name=trigger if config.name is None else config.name,

@@ -15,7 +15,7 @@ import torch
 from ..families.family import Conditioning
 from ..images.photo import MAX_FILE, DatasetError
 from ..subject.user_file import read_file
-from .latents import Part, Pictures, joined
+from .latents import Latents, Part, Pictures, joined
 from .seeds import mixed_seed
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
@@ -78,14 +78,27 @@ class TrainingSet:
     Attributes:
         instance: the subject's pictures.
         prior: the class's pictures, for prior preservation.
-        prompts: of both; the class prompt comes last.
+        prompts: of all; the class prompt comes last.
         prompt_of: the prompt of each of the subject's pictures.
+        held_out: other pictures of the subject, to measure on; None where there are none.
+        held_out_prompt_of: the prompt of each of those.
     """
 
     instance: Pictures
     prior: Pictures | None
     prompts: Prompts
     prompt_of: Sequence[int]
+    held_out: Pictures | None = None
+    held_out_prompt_of: Sequence[int] = ()
+
+    @property
+    def probed(self) -> tuple[Latents, list[int]]:
+        """The pictures that what is learned is measured on, all of one size, and the prompt of each."""
+        pictures, prompt_of = self.held_out, self.held_out_prompt_of
+        if pictures is None:
+            pictures, prompt_of = self.instance, self.prompt_of
+        shown, numbers = pictures.largest()
+        return shown, [prompt_of[number] for number in numbers]
 
     def batch(self, position: int, size: int, seed: int, generator: torch.Generator) -> Batch:
         """The batch that begins at a position in the endless order of pictures.

@@ -5,7 +5,8 @@ Shapes: B pictures of a batch; C, h, w channels and size of the latents; D chann
 
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -122,6 +123,22 @@ class Learner:
             for module in attached_layers(self.denoiser).values():
                 module.training = training
 
+    @contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """What is learned, as its file has it: rounded, and without dropout. Afterwards all is as it was, bitwise."""
+        modules = list(attached_layers(self.denoiser).values()) if is_attached(self.denoiser) else []
+        training = [module.training for module in modules]
+        learned = list(self.parameters.values())
+        exact = [parameter.detach().clone() for parameter in learned]
+        try:
+            self.train(False)
+            _put([value.half().float() for value in exact], learned)
+            yield
+        finally:
+            _put(exact, learned)
+            for module, was in zip(modules, training, strict=True):
+                module.training = was
+
     def condition(self, prompts: Sequence[str], size: tuple[int, int]) -> Conditioning:
         """See `Family.condition`, with the tokens as they are learned so far."""
         condition = self.family.condition(self.student, prompts, size)
@@ -160,6 +177,12 @@ class Learner:
         )
         coeffs = collect(self.denoiser) if self.coefficients else {}
         return Coefficients(coeffs, self.tokens, info, self.family.denoiser, self.stage_tokens).rounded()
+
+
+@torch.no_grad()
+def _put(values: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
+    for value, parameter in zip(values, parameters, strict=True):
+        parameter.copy_(value)
 
 
 def training_layers(config: TrainConfig, family: Family) -> CoeffConfig:

@@ -34,7 +34,8 @@ def model_card(coefficients: Coefficients, config: "TrainConfig", effect: "Effec
 {info.resolution} pixels{prior * config.with_prior_preservation}; learning rate {config.learning_rate:g} \
 (coefficients), {config.token_learning_rate:g} (token); seed {info.seed}.
 
-On its own pictures, noised the same way, the loss went from {effect.loss_before:.4f} to {effect.loss_after:.4f} \
+{"On pictures that it was not trained on" if config.holds_out else "On its own pictures"}, noised the same way, the \
+loss went from {effect.loss_before:.4f} to {effect.loss_after:.4f} \
 ({effect.improvement:+.1%} better); the subject changes the predictions by {effect.change:.1%}.
 """
     return _card(coefficients, dict.fromkeys(samples, str(config.validation_prompt)), training)
@@ -43,7 +44,7 @@ On its own pictures, noised the same way, the loss went from {effect.loss_before
 def card_of_step(card: str, step: int) -> str:
     """A run's card that tells which step of the training is the subject now; whatever else someone wrote stays."""
     rest = re.sub(r"^The subject is step \d+ of this training; .*\n\n", "", card, flags=re.MULTILINE)
-    told = f"The subject is step {step} of this training; the figures are of its last step.\n\n"
+    told = f"The subject is step {step} of this training; the figures are of the one it saved.\n\n"
     return re.sub(r"^## Training\n\n", lambda heading: heading[0] + told, rest, count=1, flags=re.MULTILINE)
 
 

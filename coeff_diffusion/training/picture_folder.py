@@ -64,7 +64,7 @@ class PictureFolder:
 
     def said(self) -> list[str]:
         """What is left out, one line for each reason."""
-        return [f"left out {_named(paths)}: {reason}" for reason, paths in self.left_out.items() if paths]
+        return [f"left out {named(paths)}: {reason}" for reason, paths in self.left_out.items() if paths]
 
 
 def find_pictures(source: str | Path | Sequence[str | Path]) -> PictureFolder:
@@ -84,7 +84,7 @@ def find_pictures(source: str | Path | Sequence[str | Path]) -> PictureFolder:
         return _listed([folder])
     found = scan(folder)
     if not found.pictures:
-        reasons = [f"{_named(paths, 3)}: {reason}" for reason, paths in found.left_out.items()]
+        reasons = [f"{named(paths, 3)}: {reason}" for reason, paths in found.left_out.items()]
         raise DatasetError(
             f"no pictures in {folder} (it holds {'; '.join(reasons[:3]) or 'nothing'}); expected .png, .jpg, .webp, ..."
         )
@@ -242,7 +242,7 @@ def _without_ending(stem: str) -> tuple[str, str]:
     return stem, ""
 
 
-def _named(paths: Sequence[Path], most: int = 8) -> str:
+def named(paths: Sequence[Path], most: int = 8) -> str:
     """How many files, and what they are called: '2 files (a.heic, b.heic)'."""
     names = [f"{path.name}/" if path.is_dir() else path.name for path in paths[:most]]
     rest = f" and {len(paths) - most} more" if len(paths) > most else ""

@@ -1,7 +1,8 @@
 """What a run trains on: reads, draws, encodes and tokenizes everything once, before the first step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from .captions import some, with_trigger
 from .class_images import class_images
 from .config import TrainConfig
 from .dataset import Prompts, TrainingSet, fingerprint_files
+from .held_out import split_pictures
 from .latents import Pictures, encode_pictures
 from .model import Learner
 from .photos import bucket_sizes
@@ -54,18 +56,24 @@ def prepare_data(
     found = find_pictures(config.instance_data_dir)
     for line in _inventory(found, config.use_masks):
         say(line)
-    prompts = read_prompts(found.pictures, config, say)
+    pictures, held_out = split_pictures(config, found, say)
+    prompts = read_prompts([*pictures, *held_out], config, say)
     class_prompt = Prompt(str(config.class_prompt), "--class_prompt")
     asked = [*prompts, class_prompt] if config.with_prior_preservation else prompts
     _check_read(learner, asked, str(config.trigger), say)
-    instance = _encode(config, studio, found.pictures, "pictures of the subject", show_progress, say)
-    masks = [picture.mask for picture in found.pictures if picture.mask is not None and config.use_masks]
-    fingerprint = {"pictures": fingerprint_files(found.paths, [prompt.text for prompt in prompts], masks)}
+    encode = partial(_encode, studio=studio, show_progress=show_progress, say=say)
+    instance = encode(config, pictures=pictures, what="pictures of the subject")
+    fingerprint = {"pictures": _fingerprint(pictures, prompts[: len(pictures)], config)}
+    measured = None
+    if held_out:  # the middle of each, square: nothing random between two measurements, and all are asked together
+        still = replace(config, center_crop=True, random_flip=False, enable_bucket=False)
+        measured = encode(still, pictures=held_out, what="pictures to measure on")
+        fingerprint["validation_pictures"] = _fingerprint(held_out, prompts[len(pictures) :], config)
     prior = None
     if config.with_prior_preservation:
         paths = _class_pictures(config, studio, should_stop, show_progress, say)
         of_class = [TrainingPicture(path) for path in paths]
-        prior = _encode(config, studio, of_class, "pictures of the class", show_progress, say)
+        prior = encode(config, pictures=of_class, what="pictures of the class")
         fingerprint["class_pictures"] = fingerprint_files(paths, [class_prompt.text] * len(paths))
     unique = list(dict.fromkeys(prompt.text for prompt in prompts))
     prompt_of = [unique.index(prompt.text) for prompt in prompts]
@@ -73,7 +81,13 @@ def prepare_data(
     live = [config.trains_token and contains_trigger(text, str(config.trigger)) for text in texts]
     size = (config.resolution, config.resolution)
     encoded = Prompts(lambda texts: learner.condition(texts, size), texts, live)
-    return TrainingData(TrainingSet(instance, prior, encoded, prompt_of), fingerprint)
+    each = (prompt_of[: len(pictures)], measured, prompt_of[len(pictures) :])
+    return TrainingData(TrainingSet(instance, prior, encoded, *each), fingerprint)
+
+
+def _fingerprint(pictures: Sequence[TrainingPicture], prompts: Sequence["Prompt"], config: TrainConfig) -> str:
+    masks = [picture.mask for picture in pictures if picture.mask is not None and config.use_masks]
+    return fingerprint_files([picture.path for picture in pictures], [prompt.text for prompt in prompts], masks)
 
 
 def _inventory(found: PictureFolder, use_masks: bool) -> list[str]:
@@ -151,9 +165,9 @@ def _check_read(learner: Learner, prompts: Sequence[Prompt], trigger: str, say: 
 
 def _encode(
     config: TrainConfig,
-    studio: Studio,
     pictures: Sequence[TrainingPicture],
     what: str,
+    studio: Studio,
     show_progress: bool,
     say: Callable[[str], None],
 ) -> Pictures:

@@ -1,5 +1,7 @@
 """What a subject has learned, asked on fixed noise: how much it changes what the base predicts of its pictures.
 
+The one measure of a training: before and after it, and on the way (`validation`).
+
 Shapes: B pictures of a batch; C, h, w channels and size of the latents.
 """
 
@@ -10,11 +12,10 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from ..families.process import prediction_target
-from .losses import squared_errors
+from ..families.process import prediction_target, signal_to_noise
+from .losses import min_snr_weights, squared_errors
 
-# Shares of the noise schedule at which a subject's effect is measured: the middle, where subjects take shape.
-PROBED = (0.1, 0.3, 0.5, 0.7, 0.9)
+LEAST, MOST = 8, 40  # noised pictures of a probe
 
 
 @dataclass(frozen=True)
@@ -68,35 +69,52 @@ LEAST_IMPROVEMENT = 0.005
 
 @dataclass(frozen=True)
 class Probe:
-    """Fixed noised pictures of the subject, drawn once, to ask the denoiser about before and after training.
+    """Fixed noised pictures of the subject, drawn once, to ask the denoiser about before, during and after training.
 
     Attributes:
         noised, target: `[N, C, h, w]`; timesteps: `[N]`; pictures: which picture each one shows.
         weights: how much each place counts in the loss, `[N, 1, h, w]`; None where all count alike.
+        timestep_weights: how much each one counts, as in training, `[N]`.
     """
 
     noised: Tensor
     target: Tensor
     timesteps: Tensor
     pictures: Sequence[int]
-    weights: Tensor | None = None
+    weights: Tensor | None
+    timestep_weights: Tensor
 
     @classmethod
     def draw(
-        cls, schedule: DDPMScheduler, latents: Tensor, seed: int, weights: Tensor | None = None, most: int = 8
+        cls,
+        schedule: DDPMScheduler,
+        latents: Tensor,
+        seed: int,
+        weights: Tensor | None = None,
+        count: int = MOST,
+        snr_gamma: float | None = None,
     ) -> "Probe":
-        """The first `most` latents `[P, C, h, w]`, with weights `[P, 1, h, w]`, at every timestep of `PROBED`."""
-        chosen = latents[:most]
-        count = schedule.config.num_train_timesteps
-        steps = torch.tensor([min(count - 1, round(share * count)) for share in PROBED])
-        pictures = [picture for picture in range(len(chosen)) for _ in PROBED]
-        clean = chosen[pictures]  # [N, C, h, w]
-        timesteps = steps.repeat(len(chosen))
+        """`count` times one of the latents `[P, C, h, w]` in turn, at the middles of equal parts of the noise schedule.
+
+        Training draws its timesteps evenly too, so that its loss and this one can be compared.
+
+        Args:
+            weights: of the latents, `[P, 1, h, w]`.
+            snr_gamma: see `min_snr_weights`.
+        """
+        total = schedule.config.num_train_timesteps
+        pictures = [number % len(latents) for number in range(count)]
+        clean = latents[pictures]  # [N, C, h, w]
+        timesteps = ((torch.arange(count) + 0.5) / count * total).long().to(clean.device)  # [N]
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
-        timesteps = timesteps.to(clean.device)
-        noised = schedule.add_noise(clean, noise, timesteps)
-        target = prediction_target(schedule, clean, noise, timesteps)
-        return cls(noised, target, timesteps, pictures, None if weights is None else weights[pictures])
+        return cls(
+            schedule.add_noise(clean, noise, timesteps),
+            prediction_target(schedule, clean, noise, timesteps),
+            timesteps,
+            pictures,
+            None if weights is None else weights[pictures],
+            min_snr_weights(signal_to_noise(schedule, timesteps), snr_gamma, schedule.config.prediction_type),
+        )
 
     @torch.no_grad()
     def predict(self, denoise: Callable[[Tensor, Tensor, Sequence[int]], Tensor], batch_size: int) -> Tensor:
@@ -104,8 +122,11 @@ class Probe:
         spans = [slice(i, i + batch_size) for i in range(0, len(self.timesteps), batch_size)]
         return torch.cat([denoise(self.noised[s], self.timesteps[s], self.pictures[s]).float() for s in spans])
 
+    def loss(self, prediction: Tensor) -> float:
+        """What training would call the loss of a result of `predict`."""
+        return float((squared_errors(prediction, self.target, self.weights) * self.timestep_weights).mean())
+
     def effect(self, before: Tensor, after: Tensor) -> Effect:
         """Compare two results of `predict`."""
         change = (after - before).square().mean().sqrt() / before.square().mean().sqrt().clamp(min=1e-12)
-        errors = [float(squared_errors(prediction, self.target, self.weights).mean()) for prediction in (before, after)]
-        return Effect(float(change), *errors)
+        return Effect(float(change), self.loss(before), self.loss(after))

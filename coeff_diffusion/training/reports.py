@@ -3,9 +3,9 @@
 import os
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .model import Learner
 from .probe import Effect
 from .run_folder import RunFolder
 from .signals import requests_to_end
+from .validation import PASSES, probe_size
 
 
 class TrainingError(UserError, RuntimeError):
@@ -38,7 +39,8 @@ class StepReport:
     Attributes:
         loss: of this step's pictures; noisy from step to step.
         learning_rate: of the coefficients (of the token where it alone is trained).
-        seconds_left: an estimate for the rest of the run, previews included.
+        seconds_left: an estimate for the rest of the run, measurements and previews included.
+        validation_losses: on fixed noise, by step, as far as they were measured; that of the base is at 0.
     """
 
     step: int
@@ -46,6 +48,7 @@ class StepReport:
     loss: float
     learning_rate: float
     seconds_left: float
+    validation_losses: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class TrainResult:
         path: the output folder.
         losses: of every step.
         stopped: whether it ended before its last step because someone asked for it.
+        validation_losses: on fixed noise, by step, as far as they were measured; that of the base is at 0.
     """
 
     path: Path
@@ -72,6 +76,7 @@ class TrainResult:
     losses: list[float]
     effect: Effect
     stopped: bool = False
+    validation_losses: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def file(self) -> Path:
@@ -80,7 +85,7 @@ class TrainResult:
 
 
 class Clock:
-    """Time left, from how long the latest steps and previews took.
+    """Time left, from how long the latest steps, measurements and previews took.
 
     Steps count by their median, so that neither the slow first one nor a pause of the machine misleads.
     """
@@ -88,6 +93,7 @@ class Clock:
     def __init__(self) -> None:
         self.steps: deque[float] = deque(maxlen=20)
         self.previews: deque[float] = deque(maxlen=3)
+        self.validations: deque[float] = deque(maxlen=3)
 
     def stepped(self, seconds: float) -> None:
         """A step took this long."""
@@ -97,24 +103,33 @@ class Clock:
         """A preview took this long."""
         self.previews.append(seconds)
 
+    def validated(self, seconds: float) -> None:
+        """A measurement took this long."""
+        self.validations.append(seconds)
+
     def seconds_left(self, step: int, config: TrainConfig) -> float:
         """Seconds until the last step is done, after `step` steps."""
         per_step = statistics.median(self.steps) if self.steps else 0.0
         left = per_step * (config.max_train_steps - step)
+        if every := config.validate_every_n_steps:
+            done = -(-step // every) if step == config.max_train_steps else step // every
+            left += (-(-config.max_train_steps // every) - done) * self._per_validation(per_step, config)
         if not config.validation_steps:
             return left
         every = config.validation_steps  # the preview of this very step is still to come
         previews = -(-config.max_train_steps // every) - max(0, step - 1) // every
         return left + previews * self._per_preview(per_step, config)
 
+    def _per_validation(self, per_step: float, config: TrainConfig) -> float:
+        if self.validations:
+            return statistics.median(self.validations)
+        return per_step * probe_size(config) / (PASSES * config.pictures_per_step)
+
     def _per_preview(self, per_step: float, config: TrainConfig) -> float:
         if self.previews:
             return statistics.median(self.previews)
-        # Before the first one: a picture is two forward passes per denoising step, a training step about three of its
-        # own batch.
         passes = 2 * USUAL.steps * config.num_validation_images
-        batch = config.train_batch_size * (2 if config.with_prior_preservation else 1)
-        return per_step * passes / (3 * batch * config.gradient_accumulation_steps)
+        return per_step * passes / (PASSES * config.pictures_per_step)
 
 
 class StopRequest:
@@ -200,11 +215,27 @@ def intent(config: TrainConfig, learner: Learner, base: str, pictures: int) -> s
     )
 
 
-def outcome(step: int, total: int, effect: Effect, file: Path) -> list[str]:
-    """What a run has done, in a few lines, with advice where it learned nothing."""
-    lines = [] if step == total else [f"stopped at step {step} of {total}; what was learned so far is saved"]
+def outcome(
+    step: int, config: TrainConfig, effect: Effect, file: Path, kept: int | None = None, is_early: bool = False
+) -> list[str]:
+    """What a run has done, in a few lines, with advice where it learned nothing.
+
+    Args:
+        step: steps done.
+        kept: the step that was saved.
+        is_early: whether it ended early because nothing improved.
+    """
+    total, patience = config.max_train_steps, config.early_stopping_patience
+    lines = []
+    if is_early:
+        lines.append(f"ended at step {step} of {total}: no lower validation loss in {patience} measurements")
+    elif step < total:
+        lines.append(f"stopped at step {step} of {total}; what was learned so far is saved")
+    if kept is not None and kept != step:
+        lines.append(f"the subject is that of step {kept}, which has the lowest validation loss")
+    pictures = "pictures of the subject that it was not trained on" if config.holds_out else "the subject's pictures"
     lines.append(
-        f"loss on the subject's pictures {effect.loss_before:.4f} -> {effect.loss_after:.4f} "
+        f"loss on {pictures} {effect.loss_before:.4f} -> {effect.loss_after:.4f} "
         f"({effect.improvement:+.1%} better); predictions changed by {effect.change:.1%}"
     )
     if advice := effect.advice():

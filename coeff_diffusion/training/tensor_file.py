@@ -78,6 +78,23 @@ def numbers(value: Any, what: str) -> list[float]:
     return [float(one) for one in value]
 
 
+def losses_by_step(value: Any) -> dict[int, float]:
+    """The losses that were measured on the way: a list of steps, each with its finite loss.
+
+    Raises:
+        DamagedFileError: it is not.
+    """
+    pairs = value if isinstance(value, list) else [value]
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs) or not all(
+        is_count(step) and is_finite(loss) for step, loss in pairs
+    ):
+        raise DamagedFileError(f"its validation losses are {shown(value)}, expected steps, each with a finite number")
+    found = {step: float(loss) for step, loss in pairs}
+    if list(found) != sorted(found) or len(found) != len(pairs):
+        raise DamagedFileError("the steps of its validation losses are in no order")
+    return found
+
+
 def is_finite(value: object) -> TypeGuard[float]:
     """Whether it is a number that float can hold."""
     if type(value) is int:

@@ -3,7 +3,8 @@
 One safetensors file. Tensors: `step_000010/<name>`, where `<name>` is what the tensor is called in a subject's own file
 (`unet/<attention path>.coeff`, `text_encoder/token`). Metadata, all strings: `format` = `coeff-diffusion-timeline`,
 `format_version` = `1`, `infos` = JSON object of `CoefficientsInfo` by step, `losses` = JSON list of the training loss
-of every step from the first. Never pickle.
+of every step from the first, and, where it was measured, `validation_losses` = JSON list of `[step, loss]` on pictures
+and noise that stay the same. Never pickle.
 """
 
 import json
@@ -23,21 +24,28 @@ from ..subject.safetensors_file import serialize
 from ..subject.user_file import read_file
 from .model_card import card_of_step
 from .run_folder import RunFolder
-from .tensor_file import DamagedFileError, numbers, read_json, read_tensors
+from .tensor_file import DamagedFileError, losses_by_step, numbers, read_json, read_tensors
 
 FORMAT = "coeff-diffusion-timeline"
 VERSION = "1"
+VALIDATION = "validation_losses"
 STEP = re.compile(r"\d{1,9}", re.ASCII)
 TENSOR = re.compile(rf"step_({STEP.pattern})/(.+)", re.ASCII | re.DOTALL)
 MAX_CARD = 2**20  # bytes of the model card
 
 
-def save_timeline(path: str | Path, timeline: Mapping[int, Coefficients], losses: Sequence[float] = ()) -> None:
+def save_timeline(
+    path: str | Path,
+    timeline: Mapping[int, Coefficients],
+    losses: Sequence[float] = (),
+    validation: Mapping[int, float] | None = None,
+) -> None:
     """Write all kept steps in one move; the same steps give the same bytes.
 
     Args:
         timeline: the subject by training step.
         losses: of every step, kept to six digits.
+        validation: the losses that were measured on the way, by step.
     """
     tensors = {
         f"step_{step:06d}/{name}": tensor.contiguous()
@@ -51,6 +59,8 @@ def save_timeline(path: str | Path, timeline: Mapping[int, Coefficients], losses
         "infos": json.dumps(infos),
         "losses": json.dumps([float(f"{loss:.6g}") for loss in losses]),
     }
+    if validation:
+        metadata[VALIDATION] = json.dumps(sorted(validation.items()))
     with atomic_write(path) as file:
         file.write(serialize(tensors, metadata))
 
@@ -83,6 +93,17 @@ def load_losses(path: str | Path) -> list[float]:
     """
     with _named(path):
         return numbers(read_json(_read(Path(path))[1], "losses"), "its losses")
+
+
+def load_validation(path: str | Path) -> dict[int, float]:
+    """The losses that were measured on the way, by step, that of the base at 0; empty where none were.
+
+    Raises:
+        CoefficientsError: the file is missing, damaged or something else.
+    """
+    with _named(path):
+        metadata = _read(Path(path))[1]
+        return losses_by_step(read_json(metadata, VALIDATION)) if VALIDATION in metadata else {}
 
 
 def keep_step(run: RunFolder, step: int) -> Coefficients:

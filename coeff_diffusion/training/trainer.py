@@ -34,7 +34,7 @@ from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..subject.user_file import user_path
 from .average import Average
-from .checkpoint import Checkpoint, find_checkpoint, prune_checkpoints
+from .checkpoint import Checkpoint, CheckpointError, find_checkpoint, prune_checkpoints
 from .config import ConfigError, TrainConfig
 from .latents import Part
 from .losses import min_snr_weights, squared_errors, training_loss, training_noise
@@ -43,7 +43,7 @@ from .model_card import model_card
 from .optimizer import Optimizer
 from .preparation import prepare_data
 from .previews import Previews
-from .probe import Effect, Probe
+from .probe import Effect
 from .reports import (
     Clock,
     PreviewReport,
@@ -62,6 +62,7 @@ from .reports import (
 from .run_folder import RunFolder
 from .seeds import mixed_seed
 from .timeline import load_timeline, save_timeline
+from .validation import Validation
 
 
 def train(
@@ -181,9 +182,10 @@ class Trainer:
         self.optimization = Optimizer(self.learner.groups(config), config, self.device)
         if config.use_ema:
             self.average = Average(self.learner.parameters, config.ema_decay)
-        shown, self.probed = self.data.instance.largest()  # of one size, to be asked about together
-        self.probe = Probe.draw(self.schedule, shown.first_views(), mixed_seed(config.seed, -3), shown.first_weights())
-        self.before = self.probe_predictions()
+        started = time.monotonic()
+        means = self.mean_of_all, self.averaged
+        self.validation = Validation(self.learner, self.data, self.schedule, config, *means)
+        self.clock.validated(time.monotonic() - started)
         self.previews = Previews(self.studio, config, self.output, self.say, self.stop.asked, self.on_preview)
 
     def identity(self) -> dict[str, Any]:
@@ -202,12 +204,24 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on exactly where the checkpoint was written."""
+        config = self.config
         checkpoint.restore(self.identity(), self.state(), self.optimization)
         self.step, self.losses = checkpoint.step, list(checkpoint.losses)
         if self.output.timeline.is_file():
             found = load_timeline(self.output.timeline)
             self.timeline = {step: kept for step, kept in found.items() if step <= self.step and self.keeps(step)}
-        self.say(f"going on from step {self.step} of {self.config.max_train_steps}")
+        self.validation.resume(checkpoint.validation)
+        if config.keep_best and (lost := self.lost()):
+            raise CheckpointError(
+                f"{self.output.timeline} does not hold the subject of step {lost[0]}, which may be the best one; go on "
+                "in the folder of the run, or without --keep_best"
+            )
+        self.say(f"going on from step {self.step} of {config.max_train_steps}")
+
+    def lost(self) -> list[int]:
+        """The steps up to the checkpoint's that were measured and are not on the timeline."""
+        kept = {step for step, subject in self.timeline.items() if subject.info.effect is not None}
+        return [step for step in self.validation.losses if step and step not in kept]
 
     # --- fit ----------------------------------------------------------------------------------------------------------
 
@@ -219,7 +233,7 @@ class Trainer:
         with progress_bar(str(config.trigger), self.step, total, show=self.is_main) as bar:
             if self.is_main and self.previews.due(self.step) and not self.previews.drawn(self.step):
                 self.preview()  # what the checkpoint goes on from was ended before it was drawn
-            while self.step < total and not self.stop_agreed():
+            while self.step < total and not self.validation.exhausted and not self.stop_agreed():
                 started = time.monotonic()
                 loss = self.train_step()
                 self.step += 1
@@ -227,11 +241,13 @@ class Trainer:
                     self.average.update(self.step)
                 self.losses.append(loss)
                 self.clock.stepped(time.monotonic() - started)
+                if self.validation.due(self.step):
+                    self.validate()
                 self.report(bar)
+                self.check_folder()
+                if self.keeps(self.step):
+                    self.keep()
                 if self.is_main:
-                    self.check_folder()
-                    if self.keeps(self.step):
-                        self.keep()
                     if config.checkpointing_steps and self.step % config.checkpointing_steps == 0:
                         self.checkpoint()
                     if self.previews.due(self.step):
@@ -241,7 +257,7 @@ class Trainer:
     def keeps(self, step: int) -> bool:
         """Whether the timeline has this step in a run that nobody stops."""
         every = self.config.timeline_steps
-        return bool(every) and (step == self.config.max_train_steps or step % every == 0)
+        return bool(every) and (step == self.config.max_train_steps or step % every == 0 or self.validation.due(step))
 
     def check_folder(self) -> None:
         """Raises OSError: the output folder is not there any more, or another has taken its place."""
@@ -273,6 +289,12 @@ class Trainer:
                 f"the loss became {loss} at step {self.step + 1}: lower --learning_rate and --token_learning_rate{kept}"
             )
         return loss
+
+    def mean_of_all(self, value: float) -> float:
+        """The mean of a number over all processes, so that all decide alike."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(self.accelerator.reduce(torch.tensor(value, device=self.device), "mean"))
 
     def batch_loss(self, number: int) -> Tensor:
         """The loss of one batch of the subject's pictures and, for prior preservation, as many of the class."""
@@ -320,22 +342,28 @@ class Trainer:
         """Tell everyone who listens about the step that is done."""
         config, rate = self.config, self.optimization.learning_rates[0]
         left = self.clock.seconds_left(self.step, config)
-        bar.set_postfix_str(f"loss {statistics.fmean(self.losses[-50:]):.4f}, lr {rate:.1e}, {clock_time(left)} left")
+        loss = f"loss {statistics.fmean(self.losses[-50:]):.4f}"
+        bar.set_postfix_str(f"{loss}, {self.validation.said()}lr {rate:.1e}, {clock_time(left)} left")
         bar.update()
         if config.report_to != "none":
-            self.accelerator.log({"loss": self.losses[-1], "learning_rate": rate}, step=self.step)
+            tracked = {"loss": self.losses[-1], "learning_rate": rate}
+            if self.step in self.validation.losses:
+                tracked["validation_loss"] = self.validation.losses[self.step]
+            self.accelerator.log(tracked, step=self.step)
         if self.on_step is not None and self.is_main:
-            self.on_step(StepReport(self.step, config.max_train_steps, self.losses[-1], rate, left))
+            measured = dict(self.validation.losses)
+            self.on_step(StepReport(self.step, config.max_train_steps, self.losses[-1], rate, left, measured))
 
     def keep(self) -> None:
         """Add the subject as it is now to the timeline."""
-        self.timeline[self.step] = self.snapshot()
-        save_timeline(self.output.timeline, self.timeline, self.losses)
+        self.timeline[self.step] = self.snapshot(self.validation.effect_at(self.step))
+        if self.is_main:
+            save_timeline(self.output.timeline, self.timeline, self.losses, self.validation.losses)
 
     def checkpoint(self) -> None:
         """Write what a killed run needs to go on."""
         state = self.optimization.state_dict()
-        kept = Checkpoint(self.step, self.state(), state, self.losses, self.identity())
+        kept = Checkpoint(self.step, self.state(), state, self.losses, self.identity(), self.validation.losses)
         kept.save(self.output.checkpoint(self.step))
         prune_checkpoints(self.output.checkpoints, self.config.checkpoints_total_limit)
 
@@ -347,16 +375,24 @@ class Trainer:
 
     # --- measure and save ---------------------------------------------------------------------------------------------
 
-    def probe_predictions(self) -> Tensor:
-        """What is predicted for the probe's noised pictures, each with its own prompt, `[N, C, h, w]`."""
+    def validate(self) -> Effect:
+        """What the subject changes by now, on fixed noise."""
+        started = time.monotonic()
+        effect = self.validation.measure(self.step)
+        if not math.isfinite(effect.loss_after):
+            raise TrainingError(f"the loss on fixed noise became {effect.loss_after}; lower the learning rates")
+        self.clock.validated(time.monotonic() - started)
+        return effect
 
-        def denoise(noised: Tensor, timesteps: Tensor, pictures: Sequence[int]) -> Tensor:
-            prompts = [self.data.prompt_of[self.probed[picture]] for picture in pictures]
-            framings = self.data.instance.largest()[0].first_framings()
-            framing = self.learner.framing([framings[picture] for picture in pictures])
-            return self.learner.denoise(noised, timesteps, {**self.data.prompts.condition(prompts), **framing})
-
-        return self.probe.predict(denoise, 2 * self.config.train_batch_size)  # without gradients twice as many fit
+    def chosen(self) -> tuple[Coefficients, Effect]:
+        """The subject to save, of the last step or of the best one, and what it changes."""
+        validation, effect = self.validation, self.validate()
+        best = validation.best if self.config.keep_best else None
+        if best is None or best == self.step:
+            return self.snapshot(effect), effect
+        kept = self.timeline[best]
+        assert kept.info.effect is not None  # it was measured before it was kept
+        return kept, Effect(kept.info.effect, effect.loss_before, validation.losses[best])
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within, what learns has the values that are saved."""
@@ -373,27 +409,30 @@ class Trainer:
         Raises:
             TrainingCancelled: nothing was learned yet.
         """
-        config, stopped = self.config, self.step < self.config.max_train_steps
+        config, unfinished = self.config, self.step < self.config.max_train_steps
         if not self.step:
             raise TrainingCancelled("stopped before the first step; nothing was learned and nothing is saved")
-        with self.averaged():
-            effect = self.probe.effect(self.before, self.probe_predictions())
-        coefficients = self.snapshot(effect)
+        is_early = unfinished and self.validation.exhausted
+        coefficients, effect = self.chosen()
+        file, kept = self.output.coefficients, coefficients.info.train_steps
         if self.is_main:
             self.check_folder()
-            coefficients.save(self.output.coefficients)
-            if stopped and self.step and config.timeline_steps:
+            coefficients.save(file)
+            if unfinished and config.timeline_steps:
                 self.keep()
-            if stopped and self.step and config.checkpointing_steps:
+            if unfinished and config.checkpointing_steps:
                 self.checkpoint()
-            samples = [path.relative_to(self.output.path).as_posix() for path in self.output.newest_samples(self.step)]
+            samples = [path.relative_to(self.output.path).as_posix() for path in self.output.newest_samples(kept)]
             self.write(self.output.card, model_card(coefficients, config, effect, samples))
-            for line in outcome(self.step, config.max_train_steps, effect, self.output.coefficients):
+            for line in outcome(self.step, config, effect, file, kept, is_early):
                 self.say(line)
         if config.report_to != "none":
             self.accelerator.log({"change": effect.change, "improvement": effect.improvement}, step=self.step)
             self.accelerator.end_training()
-        return TrainResult(self.output.path, coefficients, list(self.losses), effect, stopped)
+        stopped = unfinished and not is_early
+        return TrainResult(
+            self.output.path, coefficients, list(self.losses), effect, stopped, dict(self.validation.losses)
+        )
 
     def rescue(self, error: OSError) -> TrainingError:
         """Something could not be written: save at least the subject, which is small, and say what happened."""

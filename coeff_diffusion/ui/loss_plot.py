@@ -1,14 +1,14 @@
 """The loss curve, as the Train tab and the Timeline tab show it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
 
-from ..service.loss_curve import EACH, MARK, MEAN, loss_curve
+from ..service.loss_curve import EACH, MARK, MEAN, VALIDATION, loss_curve
 
 # From the palette of Okabe and Ito, which colour-blind people can tell apart; each is readable on light and on dark.
-COLOURS = {EACH: "#56B4E9", MEAN: "#D55E00", MARK: "#009E73"}
+COLOURS = {EACH: "#56B4E9", MEAN: "#D55E00", VALIDATION: "#CC79A7", MARK: "#009E73"}
 KINDS = {"step": "quantitative", "loss": "quantitative", "line": "nominal"}
 
 
@@ -31,6 +31,9 @@ def curve_plot(elem_id: str, visible: bool = True) -> gr.LinePlot:
     )
 
 
-def curve_data(losses: Sequence[float], mark: int | None = None) -> dict[str, Any]:
-    """The plot's value: these losses, and an upright line at the step `mark`."""
-    return {"columns": list(KINDS), "data": loss_curve(losses, mark), "datatypes": KINDS, "mark": "line"}
+def curve_data(
+    losses: Sequence[float], mark: int | None = None, validation: Mapping[int, float] | None = None
+) -> dict[str, Any]:
+    """The plot's value: these losses, what was measured on fixed noise, and an upright line at the step `mark`."""
+    points = loss_curve(losses, mark, validation)
+    return {"columns": list(KINDS), "data": points, "datatypes": KINDS, "mark": "line"}

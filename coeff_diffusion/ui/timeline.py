@@ -11,6 +11,7 @@ import gradio as gr
 from ..images.drawing_settings import SETTINGS
 from ..inference.request import DrawCancelled
 from ..service import Glimpse, StudioService, Timeline
+from ..subject.errors import CoefficientsError
 from .common import QUIET, REFUSALS, follow, or_refusal, refusal, shown, status_line, with_status
 from .loss_plot import curve_data, curve_plot
 from .setting_control import control_of
@@ -73,6 +74,7 @@ class TimelineTab:
         )
         with gr.Row():
             self.keep = gr.Button("Keep this step", variant="primary", interactive=False, size="md", min_width=90)
+            self.best = gr.Button("Best step", interactive=False, size="md", min_width=90)
             self.every = gr.Button("Draw every step", interactive=False, size="md", min_width=90)
             self.cancel = gr.Button("Cancel", variant="stop", interactive=False, size="md", min_width=90)
         self.prompt = gr.Textbox(
@@ -82,7 +84,7 @@ class TimelineTab:
 
     def wire(self, page: gr.Blocks, tab: gr.Tab) -> None:
         """Connect the controls."""
-        buttons = [self.keep, self.every, self.cancel]
+        buttons = [self.keep, self.best, self.every, self.cancel]
         asked: set[Any] = {self.run, self.step, self.prompt, self.seed}
         drawn = [self.status, self.picture]
         drawing: dict[str, Any] = {"concurrency_id": "timeline", "concurrency_limit": None, **QUIET}
@@ -96,6 +98,10 @@ class TimelineTab:
         self.step.input(self._stop, None, None, queue=False, **QUIET)
         self.step.input(self._mark, {self.run, self.step}, self.curve, trigger_mode="always_last", **QUIET)
         self.step.input(self._draw, asked, drawn, trigger_mode="always_last", **drawing)
+        self.best.click(self._stop, None, None, queue=False, **QUIET)
+        reached = [self.step, self.curve, self.status]
+        best = self.best.click(with_status(self._go_to_best, self.status), self.run, reached, **QUIET)
+        best.success(self._draw, asked, drawn, **drawing)
         gr.on([self.prompt.submit, self.seed.submit], self._draw, asked, drawn, **drawing)
         self.every.click(self._draw_every, asked, drawn, **drawing)
         self.keep.click(with_status(self._keep, self.status), {self.run, self.step}, [self.status], **QUIET)
@@ -111,23 +117,36 @@ class TimelineTab:
         timeline = self.timelines.read(name)
         kept = self.timelines.kept(name)
         at = timeline.steps[-1] if kept is None else kept
+        told = ["no step is the subject yet" if kept is None else f"step {kept} is the subject now"]
+        if timeline.best is not None:
+            told.append(f"step {timeline.best} has the lowest validation loss so far")
         return {
             self.step: _slider(timeline.steps, at),
             self.prompt: timeline.prompt,
             self.seed: timeline.seed,
-            self.curve: curve_data(self.timelines.losses(name), at),
+            self.curve: self._curve(name, at),
             self.picture: None,
-            self.status: status_line(
-                "no step is the subject yet" if kept is None else f"step {kept} is the subject now"
-            ),
-            **dict.fromkeys((self.keep, self.every, self.cancel), gr.Button(interactive=True)),
+            self.status: status_line(*told),
+            **dict.fromkeys((self.keep, self.best, self.every, self.cancel), gr.Button(interactive=True)),
         }
+
+    def _curve(self, name: str, at: int) -> dict[str, Any]:
+        return curve_data(self.timelines.losses(name), at, self.timelines.validation(name))
+
+    def _go_to_best(self, name: str) -> News:
+        """The slider at the step with the lowest validation loss so far."""
+        timeline = self.timelines.read(name)
+        best = timeline.best
+        if best is None:
+            raise CoefficientsError(f"nothing was measured in the training of {name} so far; no step is the best one")
+        told = status_line(f"step {best} has the lowest validation loss so far")
+        return {self.step: _slider(timeline.steps, best), self.curve: self._curve(name, best), self.status: told}
 
     def _mark(self, values: Values) -> Any:
         """The loss so far with a mark at the step that the slider is at."""
         name = values[self.run]
         at = or_refusal(self.timelines.read, name).nearest(values[self.step])
-        return curve_data(or_refusal(self.timelines.losses, name), at)
+        return or_refusal(self._curve, name, at)
 
     def _draw(self, values: Values, request: gr.Request) -> Iterator[News]:
         """The picture of the step that the slider is at."""

@@ -177,7 +177,8 @@ class View:
             news[self.shown] = job.number
         drawn = seen.steps
         if other or steps > GROWTH * drawn or (job.over and steps != drawn):
-            news[self.curve], drawn = gr.update(value=curve_data(job.losses[:steps]), visible=steps > 1), steps
+            curve, drawn = curve_data(job.losses[:steps], None, job.validation), steps
+            news[self.curve] = gr.update(value=curve, visible=steps > 1)
         if other or len(job.previews) != seen.previews:
             news[self.previews] = _previews(job)
         if other or len(messages) != seen.messages:

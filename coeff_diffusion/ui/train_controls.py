@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import gradio as gr
 
 from ..service import StudioService, TrainingForm
-from ..service.presets import PRESETS
-from ..service.training_form import CENTER_CROP, SETTINGS
+from ..service.presets import PAGE, PRESETS
+from ..service.training_form import SETTINGS
 from ..training.captions import SUFFIXES, TABLES
 from ..training.config import TrainConfig, field_help
 from .common import QUIET, status_line
@@ -58,7 +58,7 @@ class Controls:
 
     def build_more(self) -> None:
         """The fold-out, wherever the caller is on the page."""
-        values = {**vars(TrainConfig()), "center_crop": CENTER_CROP}
+        values = {**vars(TrainConfig()), **PAGE}
         with gr.Accordion("More", open=False, elem_id="train-more"):
             self.settings = {name: _control(name, values[name]) for name in SETTINGS}
 

@@ -19,6 +19,7 @@ from coeff_diffusion.training.run_folder import RunFolder
 from coeff_diffusion.training.timeline import keep_step, load_timeline, save_timeline
 
 LOSSES = [0.5, 0.4, 0.3, 0.2, 0.1, 0.1]
+VALIDATION = {0: 0.5, 2: 0.4, 4: 0.2, 5: 0.4}
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def loader(
         step: new_subject("rex", vectors=1, seed=step, resolution=16, train_steps=step, class_word="dog")
         for step in (2, 4, 5)
     }
-    save_timeline(folder / "timeline.safetensors", steps, LOSSES)
+    save_timeline(folder / "timeline.safetensors", steps, LOSSES, VALIDATION)
     steps[5].save(folder / "coefficients.safetensors")
     config = TrainConfig(class_word="dog", instance_data_dir="x", validation_prompt="a sks dog on grass", seed=7)
     (folder / "config.yaml").write_text(config.resolve().to_yaml())
@@ -59,6 +60,9 @@ def test_runs_are_found_and_read(timelines: Timelines, tmp_path: Path) -> None:
     found = timelines.read("rex")
     assert (found.steps, found.prompt, found.seed) == ([2, 4, 5], "a sks dog on grass", 7)
     assert timelines.losses("rex") == LOSSES
+    assert timelines.validation("rex") == VALIDATION
+    assert found.best == 4
+    assert replace(found, validation={0: 0.5, 3: 0.1}).best is None  # of steps that are kept
     assert [found.nearest(step) for step in (0, 3.4, 4.4, 99)] == [2, 4, 4, 5]
     assert timelines.read("rex") is found  # read once
     assert timelines.kept("rex") == 5
@@ -118,7 +122,7 @@ def test_the_card_of_a_kept_step_tells_which_it_is(timelines: Timelines, tmp_pat
     card.write_bytes(before + after)
     for step in (2, 4):
         timelines.keep("rex", step)
-        told = f"The subject is step {step} of this training; the figures are of its last step.\n\n"
+        told = f"The subject is step {step} of this training; the figures are of the one it saved.\n\n"
         assert card.read_bytes() == before + told.encode() + after
     card.write_text("my own words")
     timelines.keep("rex", 5)

@@ -20,7 +20,7 @@ from coeff_diffusion.inference.pipeline_subjects import loaded_coefficients
 from coeff_diffusion.inference.request import DrawRequest
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.service import SubjectLoader, TrainingForm, TrainingQueue
-from coeff_diffusion.service.loss_curve import EACH, MARK, MEAN, WINDOW, loss_curve
+from coeff_diffusion.service.loss_curve import EACH, MARK, MEAN, VALIDATION, WINDOW, loss_curve
 from coeff_diffusion.service.picture_check import MAX_PICTURES, check_pictures, copy_pictures
 from coeff_diffusion.service.presets import PRESETS
 from coeff_diffusion.service.time_estimate import about
@@ -273,7 +273,7 @@ def test_settings_win_over_the_preset_and_none_leaves_it(
 def test_the_pace_is_measured_and_then_remembered(
     training_queue: TrainingQueue, request_: TrainingForm, tmp_path: Path
 ) -> None:
-    config = training_queue.config(request_, tmp_path)
+    config = replace(training_queue.config(request_, tmp_path), validate_every_n_steps=0, keep_best=False)
     first = training_queue.time_estimate.seconds(config)
     assert first > 0
     assert training_queue.time_estimate.seconds(config) == first
@@ -296,6 +296,10 @@ def test_the_curve_is_short_and_its_mean_is_a_mean() -> None:
     assert lines[MEAN][-1][1] == pytest.approx(float(np.mean(losses[-WINDOW:])), rel=1e-3)
     assert lines[MEAN][0][1] == lines[EACH][0][1]
     assert [x for x, _ in lines[MARK]] == [500, 500]
+    measured = loss_curve(losses, validation={0: 0.51234567, 20: 0.4})
+    assert [(x, y) for x, y, line in measured if line == VALIDATION] == [(0, 0.5123), (20, 0.4)]
+    many = loss_curve(losses, validation={step: 1 / (step + 1) for step in range(5000)})
+    assert len([line for _, _, line in many if line == VALIDATION]) == 300
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ def test_previews_are_expected_before_the_first_one() -> None:
     clock = Clock()
     clock.stepped(0.3)
     few, many = (TrainConfig(max_train_steps=10, num_validation_images=n) for n in (1, 4))
-    # 20 denoising steps of two passes, where a training step is about three passes of four pictures
-    assert clock.seconds_left(10, few) == pytest.approx(0.3 * 40 / 12)
+    # 20 denoising steps of two passes, where a training step is about 2.3 passes of four pictures
+    assert clock.seconds_left(10, few) == pytest.approx(0.3 * 40 / 9.2)
     assert clock.seconds_left(10, many) == pytest.approx(4 * clock.seconds_left(10, few))
 
 
@@ -133,10 +133,26 @@ def test_random_state_is_given_back() -> None:
 def test_outcome(tmp_path: Path) -> None:
     file = tmp_path / "coefficients.safetensors"
     file.write_bytes(b"x" * 5416)
-    assert outcome(10, 10, Effect(0.2, 0.25, 0.2), file) == [
+    config, effect = TrainConfig(max_train_steps=10, early_stopping_patience=3), Effect(0.2, 0.25, 0.2)
+    assert outcome(10, config, effect, file) == [
         "loss on the subject's pictures 0.2500 -> 0.2000 (+20.0% better); predictions changed by 20.0%",
         f"saved {file} (5,416 bytes)",
     ]
-    stopped = outcome(4, 10, Effect(0.0, 0.25, 0.25), file)
+    stopped = outcome(4, config, Effect(0.0, 0.25, 0.25), file, kept=4)
     assert stopped[0] == "stopped at step 4 of 10; what was learned so far is saved"
     assert stopped[2].startswith("warning: the subject learned nothing")
+    assert outcome(8, config, effect, file, kept=5, is_early=True)[:2] == [
+        "ended at step 8 of 10: no lower validation loss in 3 measurements",
+        "the subject is that of step 5, which has the lowest validation loss",
+    ]
+
+
+def test_time_left_counts_measurements() -> None:
+    config = TrainConfig(max_train_steps=100, validation_steps=0, validate_every_n_steps=40)  # at 40, 80 and 100
+    clock = Clock()
+    clock.stepped(0.5)
+    assert clock.seconds_left(40, config) == pytest.approx(60 * 0.5 + 2 * 0.5 * 36 / 9.2)  # 36 pictures of 9.2 a step
+    clock.validated(2.0)
+    assert clock.seconds_left(0, config) == 100 * 0.5 + 3 * 2
+    assert clock.seconds_left(40, config) == 60 * 0.5 + 2 * 2  # that of this step is done
+    assert clock.seconds_left(100, config) == 0

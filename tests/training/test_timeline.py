@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.errors import CoefficientsError
 from coeff_diffusion.subject.info import CoefficientsInfo
-from coeff_diffusion.training.timeline import load_losses, load_timeline, save_timeline
+from coeff_diffusion.training.timeline import load_losses, load_timeline, load_validation, save_timeline
 
 PATH = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 
@@ -36,6 +36,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert list(found) == [10, 20, 100, 1_234_567]
     assert found == TIMELINE
     assert load_losses(tmp_path / "t.safetensors") == [0.5, 0.25, 0.333333]
+    assert load_validation(tmp_path / "t.safetensors") == {}
     assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
 
 
@@ -55,7 +56,7 @@ def test_the_same_steps_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_documented_format_is_enough_to_read_it(tmp_path: Path) -> None:
-    save_timeline(tmp_path / "t", {10: subject(10)}, [0.5])
+    save_timeline(tmp_path / "t", {10: subject(10)}, [0.5], {10: 0.25, 0: 0.5})
     with safe_open(tmp_path / "t", framework="pt") as file:
         metadata = file.metadata()
         assert sorted(file.keys()) == [
@@ -67,6 +68,8 @@ def test_the_documented_format_is_enough_to_read_it(tmp_path: Path) -> None:
     assert (metadata["format"], metadata["format_version"]) == ("coeff-diffusion-timeline", "1")
     assert json.loads(json.loads(metadata["infos"])["10"])["trigger"] == "sks dog"
     assert json.loads(metadata["losses"]) == [0.5]
+    assert json.loads(metadata["validation_losses"]) == [[0, 0.5], [10, 0.25]]
+    assert load_validation(tmp_path / "t") == {0: 0.5, 10: 0.25}
 
 
 GOOD = {"format": "coeff-diffusion-timeline", "format_version": "1", "infos": '{"1": "{}"}', "losses": "[]"}
@@ -100,6 +103,10 @@ def test_not_a_file_of_ours(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "t", metadata={**GOOD, "losses": "{"})
     with pytest.raises(CoefficientsError, match="its 'losses' is no JSON"):
         load_losses(tmp_path / "t")
+    for wrong in ("{}", "[1]", "[[1]]", "[[-1, 0.5]]", "[[1, null]]", "[[2, 0.5], [1, 0.5]]", "[[1, 0.5], [1, 0.5]]"):
+        save_file(TENSORS, tmp_path / "t", metadata={**GOOD, "validation_losses": wrong})
+        with pytest.raises(CoefficientsError, match="its validation losses"):
+            load_validation(tmp_path / "t")
     save_timeline(tmp_path / "whole", TIMELINE)
     data = (tmp_path / "whole").read_bytes()
     (tmp_path / "cut").write_bytes(data[: len(data) // 2])

@@ -1,5 +1,6 @@
 """The Train and Timeline tabs in a real browser: five dropped pictures, a reload on the way, the best step kept."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,11 @@ def test_train_reload_scrub_and_keep(
     expect(at).to_have_text("step 10", timeout=WAIT)
     assert first != "step 10"
     expect(picture).not_to_have_attribute("src", str(shown))
+    page.get_by_role("button", name="Best step").click()
+    expect(at).to_have_text(re.compile(r"^\s*step \d*[02468]0\s*$"), timeout=WAIT)  # every twentieth is measured
+    page.locator("#timeline-step input[type=range]").focus()
+    page.keyboard.press("Home")
+    expect(at).to_have_text("step 10", timeout=WAIT)
     page.get_by_role("button", name="Keep this step").click()
     expect(at).to_contain_text("Kept: step 10 is the subject rex-i-the-i-dog now; it stays so", timeout=WAIT)
     page.screenshot(path=tmp_path / "timeline-1280.png", full_page=True)
