@@ -162,8 +162,8 @@ def probe(kind: str = "epsilon") -> Probe:
 def test_a_probe_is_the_same_for_the_same_seed() -> None:
     first, second = probe(), probe()
     assert torch.equal(first.noised, second.noised)
-    assert list(first.pictures) == [0] * 5 + [1] * 5 + [2] * 5
-    assert first.timesteps.tolist() == [100, 300, 500, 700, 900] * 3
+    assert list(first.pictures) == [number % 3 for number in range(40)]
+    assert first.timesteps.tolist() == [int(12.5 + 25 * number) for number in range(40)]
 
 
 def test_effect_of_nothing_and_of_perfection() -> None:
