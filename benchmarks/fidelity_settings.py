@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
-from coeff_diffusion.inference.request import DrawRequest
 from coeff_diffusion.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +33,7 @@ METHODS = {
     "all": Method("coefficients + token + stage tokens", (1e-3, 2e-2, 2e-2)),
     "lora1": Method("LoRA rank 1", (5e-4,), rank=1),
     "lora4": Method("LoRA rank 4", (2e-4,), rank=4),
+    "lora16": Method("LoRA rank 16", (1e-4,), rank=16),
     "attention": Method("all attention weights", (2e-5,)),
 }
 OURS = ("coefficients", "token", "coefficients+token", "all")  # what the library itself trains
@@ -53,8 +53,8 @@ class Settings:
     """A folder of `subjects_dir`; give it again for more. Default: all of them."""
     method: list[str] = field(default_factory=list)
     """One of nothing, coefficients, token, coefficients+token, all (what `train` does by default), lora1, lora4,
-    attention; give it again for more. Default: all of them. Nothing always takes part: the others are compared with
-    it."""
+    lora16, attention; give it again for more. Default: all of them. Nothing always takes part: the others are compared
+    with it."""
     seeds: int = 3
     """Trainings of each method and subject."""
     sweep_subjects: int = 2
@@ -64,9 +64,9 @@ class Settings:
     """Updates of every training."""
     train_batch_size: int = TrainConfig.train_batch_size
     """Pictures of an update."""
-    draw_steps: int = DrawRequest.steps
+    draw_steps: int = 12
     """Denoising steps of every picture drawn."""
-    guidance_scale: float = DrawRequest.guidance_scale
+    guidance_scale: float = 7.5
     """Guidance of every picture drawn."""
     jobs: int = 1
     """Runs at once. Seconds are only comparable where each has cores of its own."""

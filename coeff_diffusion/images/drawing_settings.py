@@ -37,16 +37,16 @@ class DrawRequest:
         1, text="Batch size", low=1, label="Pictures", hint="Drawn at once; seeds count up", reach=(1, 4), id="pictures"
     )
     """Pictures per prompt, drawn at once; left out, 1."""
-    steps: int = setting(
-        20, flag="num_inference_steps", text="Steps", always=True, low=1, reach=(1, 100), label="Steps",
+    steps: int | None = setting(
+        None, flag="num_inference_steps", text="Steps", always=True, low=1, reach=(1, 100), label="Steps",
         hint="More take longer and look cleaner", called="number of steps",
     )  # fmt: skip
-    """Denoising steps; left out, 20."""
-    guidance_scale: float = setting(
-        7.5, text="CFG scale", always=True, low=0, high=100, reach=(1, 20), step=0.1, label="Guidance",
+    """Denoising steps; left out, what the base is usually drawn with: 12 (embedded), 4 (LCM, TCD, Turbo), else 20."""
+    guidance_scale: float | None = setting(
+        None, text="CFG scale", always=True, low=0, high=100, reach=(1, 20), step=0.1, label="Guidance",
         hint="How closely to follow the prompt", id="guidance",
     )  # fmt: skip
-    """How strongly the picture follows the prompt; 1 turns guidance off; left out, 7.5."""
+    """How strongly the picture follows the prompt; 1 turns guidance off; left out, 1 for LCM, TCD, Turbo, else 7.5."""
     guidance_rescale: float | None = setting(None, text="Guidance rescale", low=0, high=1)
     """Correction of overexposure by guidance, 0 to 1; left out, 0.7 for a base with zero terminal SNR, else 0."""
     scheduler: str | None = setting(None, text="Sampler", label="Sampler", hint="{} is the base's own", id="sampler")
@@ -69,7 +69,8 @@ class DrawRequest:
     """The part of denoising until which subjects act, 0 to 1; left out, 1."""
 
     def acts_in(self, step: int) -> bool:
-        """Whether subjects act in this denoising step, counted from 0."""
+        """Whether subjects act in this denoising step, counted from 0. The number of steps has to be known."""
+        assert self.steps is not None
         return self.begin <= step / self.steps < self.end
 
 

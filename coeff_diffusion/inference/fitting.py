@@ -32,14 +32,14 @@ def fitted(
         chosen: fields that the user has set: they stay, to be refused if they cannot be drawn.
     """
     notes: list[str] = []
-    sides = dict(zip(("width", "height"), studio.size, strict=True))
+    own = studio.usual
     changes: dict[str, Any] = {}
     for name, one in SETTINGS.items():
         value, reach = getattr(request, name), bounds(one) or _possible(studio, one)
         if name not in chosen and reach is not None and value is not None:
-            usual = sides.get(name, one.default or 0)
+            usual = own.get(name, one.default or 0)
             changes[name] = one.kind(near(one.called, value, reach, usual, notes))
-    for side in sides:
+    for side in ("width", "height"):
         if (pixels := changes.get(side, 0)) % studio.multiple:
             changes[side] = pixels - pixels % studio.multiple
             was = f"its {side} was {getattr(request, side)}; here it is {changes[side]}"

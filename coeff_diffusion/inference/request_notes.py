@@ -16,7 +16,9 @@ def request_notes(pipe: Any, subjects: Mapping[str, Coefficients], request: Draw
 
     Args:
         subjects: those that are loaded, by name.
+        request: with every open choice made.
     """
+    assert request.steps is not None
     notes = []
     for name, subject in subjects.items():
         trigger = subject.info.trigger
@@ -35,7 +37,8 @@ def request_notes(pipe: Any, subjects: Mapping[str, Coefficients], request: Draw
 
 
 def unread_notes(pipe: Any, subjects: Mapping[str, Coefficients], request: DrawRequest) -> list[str]:
-    """What of the prompts the text encoders do not read, the triggers in it first."""
+    """What of the prompts the text encoders do not read, the triggers in it first. The arguments are the same."""
+    assert request.guidance_scale is not None
     encoders, notes = list(encoders_of(pipe)), []
     tokenizers = [getattr(pipe, tokenizer_name(name)) for name in encoders]
     for name, subject in subjects.items():

@@ -33,6 +33,8 @@ def sample(
         StudioError: the numbers broke up. DrawCancelled: `should_stop` said so.
     """
     first, started, estimate = requests[0], time.monotonic(), Estimate(scheduler)
+    steps = first.steps
+    assert steps is not None
 
     def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         step, total, latents = index + 1, pipe.num_timesteps, tensors["latents"]
@@ -46,7 +48,7 @@ def sample(
         if should_stop is not None and should_stop():
             raise DrawCancelled
         # Heun and PLMS call the UNet more often than there are steps. Its calls, spread evenly, hit the steps exactly.
-        done, coming = index * first.steps // total, step * first.steps // total
+        done, coming = index * steps // total, step * steps // total
         if step < total and first.acts_in(coming) != first.acts_in(done):
             _let_act(pipe, requests, coming)
         return {}
@@ -64,7 +66,7 @@ def sample(
                 prompt=[request.prompt for request in requests],
                 height=first.height,
                 width=first.width,
-                num_inference_steps=first.steps,
+                num_inference_steps=steps,
                 **{name: value for name, value in options.items() if name in accepted},
                 generator=[_generator(request) for request in requests],
                 callback_on_step_end=after_step,

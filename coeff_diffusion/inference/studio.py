@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..families.load import base_name
 from ..families.registry import family_of
+from ..families.usual import usual_of
 from ..images.generation_info import format_parameters
 from ..subject.coefficients import Coefficients
 from .pipeline_subjects import load_coefficients, loaded_coefficients, unload_coefficients
@@ -31,7 +32,7 @@ from .request import (
     disagreements,
     problems,
 )
-from .request_notes import request_notes
+from .request_notes import request_notes, unread_notes
 from .samplers import (
     ZERO_SNR_GUIDANCE_RESCALE,
     SchedulerError,
@@ -87,6 +88,14 @@ class Studio:
         """Width and height in pixels that the base was trained at."""
         return self.family.size(self.pipe)
 
+    @property
+    def usual(self) -> dict[str, Any]:
+        """What settings that are left out are with this base, by name."""
+        width, height = self.size
+        with self._lock:  # as in `schedulers`
+            usual = usual_of(self.pipe)
+        return {"width": width, "height": height, **usual._asdict()}
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Keep other threads out for several calls that belong together."""
@@ -115,8 +124,17 @@ class Studio:
         """What is probably not meant: one sentence each, for the user, before or after drawing.
 
         Among it is what the base does not read of a long prompt. Drawing itself does not say so.
+
+        Raises:
+            StudioError, SchedulerError: the request cannot be drawn.
         """
-        return request_notes(self.pipe, self.subjects, request)
+        with self._lock:
+            return request_notes(self.pipe, self.subjects, self._resolve(request))
+
+    def unread_notes(self, request: DrawRequest) -> list[str]:
+        """Of `notes` those about words that the base does not read."""
+        with self._lock:
+            return unread_notes(self.pipe, self.subjects, self._resolve(request))
 
     def draw(
         self,
@@ -256,14 +274,11 @@ class Studio:
 
     def _resolve(self, request: DrawRequest) -> DrawRequest:
         """The request with every open choice made, or an error that lists all that is wrong with it."""
-        width, height = self.size
-        request = replace(
-            request,
-            seed=secrets.randbelow(MAX_SEED - max(0, request.batch_size)) if request.seed is None else request.seed,
-            width=width if request.width is None else request.width,
-            height=height if request.height is None else request.height,
-            guidance_rescale=self._rescale(request) if request.guidance_rescale is None else request.guidance_rescale,
-        )
+        usual = self.usual | {"seed": secrets.randbelow(MAX_SEED - max(0, request.batch_size))}
+        request = replace(request, **{name: one for name, one in usual.items() if getattr(request, name) is None})
+        if request.guidance_rescale is None:
+            request = replace(request, guidance_rescale=self._rescale(request))
+        assert request.steps is not None
         wrong = problems(request, self.multiple, most_steps(self.pipe.scheduler))
         if request.steps > 0 and (near := steps_near(self.pipe.scheduler, request.steps)) != request.steps:
             wrong.append(f"steps is {request.steps}, a number that this base's timesteps do not allow; take {near}")
@@ -279,7 +294,7 @@ class Studio:
         return request
 
     def _rescale(self, request: DrawRequest) -> float:
-        guided = request.guidance_scale > 1
+        guided = (request.guidance_scale or 0) > 1
         return ZERO_SNR_GUIDANCE_RESCALE if guided and has_zero_terminal_snr(self.pipe.scheduler) else 0.0
 
     @property

@@ -13,7 +13,6 @@ from ..images.files import save_new_picture
 from ..images.generation_info import format_parameters, parse_parameters
 from ..images.grid import labelled_grid
 from ..inference.request import MAX_SEED, DrawCancelled, DrawProgress, Picture
-from ..inference.request_notes import unread_notes
 from ..sources.open import open_subject
 from ..subject.errors import CoefficientsError
 from .grid_cells import Actor, Cell, GridRequest, labels, lay_out, notes
@@ -175,9 +174,7 @@ class Explorer:
             while batch := exploration.distinct[len(exploration.pictures) :][: exploration.at_once]:
                 with self.loader.using((), others) as studio:
                     exploration.add_notes(
-                        cell.in_words(note)
-                        for cell in batch
-                        for note in unread_notes(studio.pipe, studio.subjects, cell.inner)
+                        cell.in_words(note) for cell in batch for note in studio.unread_notes(cell.inner)
                     )
                     drawn = studio.draw_batch([cell.inner for cell in batch], report, should_stop)
                 pictures = [_told(picture, cell) for picture, cell in zip(drawn, batch, strict=True)]

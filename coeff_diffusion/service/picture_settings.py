@@ -156,7 +156,8 @@ def _not_settable(request: DrawRequest, studio: Studio) -> list[str]:
     notes = []
     if request.gate is not None:
         notes.append(f"its subjects were told to act by the gate {request.gate!r}; here each acts as it was saved")
-    guided = request.guidance_scale > 1 and has_zero_terminal_snr(studio.pipe.scheduler)
+    scale = studio.usual["guidance_scale"] if request.guidance_scale is None else request.guidance_scale
+    guided = scale > 1 and has_zero_terminal_snr(studio.pipe.scheduler)
     rescale = ZERO_SNR_GUIDANCE_RESCALE if guided else 0.0
     if request.guidance_rescale != rescale:
         notes.append(f"its guidance was rescaled by {request.guidance_rescale:g}; here it is {rescale:g}")

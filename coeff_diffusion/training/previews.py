@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from ..images.files import save_picture
 from ..inference.request import DrawCancelled, DrawRequest, StudioError
-from ..inference.request_notes import unread_notes
 from ..inference.studio import Studio
 from ..subject.coefficients import Coefficients
 from .config import TrainConfig
@@ -62,11 +61,11 @@ class Previews:
             width=config.resolution,
             height=config.resolution,
         )
-        for note in unread_notes(self.studio.pipe, self.studio.subjects, request):
-            if note not in self.said:
-                self.say(f"previews: {note}")
-                self.said.append(note)
         try:
+            for note in self.studio.unread_notes(request):
+                if note not in self.said:
+                    self.say(f"previews: {note}")
+                    self.said.append(note)
             pictures = self.studio.draw(request, should_stop=self.should_stop)
         except DrawCancelled:
             return False

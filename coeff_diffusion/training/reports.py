@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..inference.request import DrawRequest, Picture
+from ..families.usual import USUAL
+from ..inference.request import Picture
 from ..subject.coefficients import Coefficients
 from ..subject.errors import UserError
 from .config import TrainConfig
@@ -111,7 +112,7 @@ class Clock:
             return statistics.median(self.previews)
         # Before the first one: a picture is two forward passes per denoising step, a training step about three of its
         # own batch.
-        passes = 2 * DrawRequest("").steps * config.num_validation_images
+        passes = 2 * USUAL.steps * config.num_validation_images
         batch = config.train_batch_size * (2 if config.with_prior_preservation else 1)
         return per_step * passes / (3 * batch * config.gradient_accumulation_steps)
 

@@ -16,8 +16,8 @@ def control_of(setting: Setting, service: StudioService, tab: str, **changes: An
         changes: what is else on this tab.
     """
     studio, reach = service.studio, limits_of(service.studio, setting)
-    (width, height), samplers = studio.size, studio.schedulers
-    own = {"width": width, "height": height, "scheduler": samplers[0]}.get(setting.name, setting.default)
+    samplers = studio.schedulers
+    own = {**studio.usual, "scheduler": samplers[0]}.get(setting.name, setting.default)
     options: dict[str, Any] = {
         "value": shown(setting, own),
         "label": setting.label,

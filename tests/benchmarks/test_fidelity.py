@@ -117,7 +117,7 @@ def test_what_is_not_measured_is_not_reported(settings: Settings) -> None:
     text = write_report(settings)
     assert "| 0.3000 | 0.600 | 50% | 0.2000 |" in text
     assert "LoRA" not in text
-    assert "at least 14 runs are missing" in Path(settings.docs_dir, "fidelity-table.md").read_text()
+    assert "at least 16 runs are missing" in Path(settings.docs_dir, "fidelity-table.md").read_text()
 
 
 def test_one_run_in_a_process_of_its_own(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,8 @@ DOG = Coefficients(
     {"text_encoder": torch.full((2, 8), 0.25)},
     INFO,
 )
-DRAWN = Parameters("a sks dog", "blurry", scheduler="DDIM", seed=7, width=64, height=32, model="user/base",
+DRAWN = Parameters("a sks dog", "blurry", scheduler="DDIM", steps=20, guidance_scale=7.5, seed=7,
+                   width=64, height=32, model="user/base",
                    subjects={"my dog": 0.8}, hashes={"my dog": DOG.sha256[:12]}, extra={"Hires": "2x"})  # fmt: skip
 
 

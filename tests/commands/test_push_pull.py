@@ -31,7 +31,9 @@ from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.model_card import model_card
 from coeff_diffusion.training.probe import Effect
 
-DRAWN = Parameters("a sks dog", seed=7, model="/data/anna/secret-base", subjects={"dog": 1.0})
+DRAWN = Parameters(
+    "a sks dog", seed=7, steps=20, guidance_scale=7.5, model="/data/anna/secret-base", subjects={"dog": 1.0}
+)
 REPO = "anna/my-dog"
 # huggingface_hub's uploads by git LFS use a deprecated argument of httpx.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

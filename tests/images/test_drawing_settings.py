@@ -39,13 +39,14 @@ from coeff_diffusion.ui.api import draw_request
 from coeff_diffusion.ui.draw_controls import plain_controls
 
 config = parse("generate", GenerateConfig, ["--softness", "0.5"])
-text = format_parameters(Parameters("a dog", softness=0.5))
+text = format_parameters(Parameters("a dog", steps=20, guidance_scale=7.5, softness=0.5))
 path = save_picture(Image.new("RGB", (8, 8)), Path("a.png"), text)
 shown = []
 show_info(InfoConfig(str(path)), shown.append)
 asked, _ = Replay(Path("a.png"), parse_parameters(text), ()).request()
 pipe = SimpleNamespace(scheduler=DDIMScheduler())
-studio = SimpleNamespace(schedulers=["DDIM"], size=(64, 64), multiple=8, pipe=pipe)
+usual = {"width": 64, "height": 64, "steps": 20, "guidance_scale": 7.5}
+studio = SimpleNamespace(schedulers=["DDIM"], size=(64, 64), usual=usual, multiple=8, pipe=pipe)
 with gr.Blocks():
     controls = plain_controls(SimpleNamespace(studio=studio))
 made = controls["softness"]
@@ -55,7 +56,7 @@ print(json.dumps({
     "help": drawing_flags()["softness"][1],
     "override": _overridden(config, DrawRequest("a dog"), None)[0].softness,
     "text": text,
-    "default text": format_parameters(Parameters("a dog")),
+    "default text": format_parameters(Parameters("a dog", steps=20, guidance_scale=7.5)),
     "again": asked.softness,
     "json": picture_facts(path)["parameters"]["softness"],
     "shown": shown[0].splitlines(),

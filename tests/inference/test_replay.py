@@ -25,6 +25,7 @@ DOG, CAT, BIRD = subject("dog", 0.1), subject("cat", 0.2), subject("bird", 0.3)
 DRAWN = Parameters(
     "a dog and a cat",
     steps=3,
+    guidance_scale=7.5,
     seed=7,
     model="embedded",
     subjects={"dog": 0.5, "cat": -1.0},

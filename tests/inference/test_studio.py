@@ -46,7 +46,7 @@ def stock(pipe: StableDiffusionPipeline, request: DrawRequest) -> list[Image.Ima
         [request.prompt] * request.batch_size,
         negative_prompt=[request.negative_prompt] * request.batch_size,
         num_inference_steps=request.steps,
-        guidance_scale=request.guidance_scale,
+        guidance_scale=7.5 if request.guidance_scale is None else request.guidance_scale,
         generator=[torch.Generator().manual_seed(request.seed + i) for i in range(request.batch_size)],
     ).images
 
