@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from diffusers import StableDiffusionPipeline
 
 from coeff_diffusion.training.config import TrainConfig, parse_train_config
 from coeff_diffusion.training.trainer import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
+XL = ("sdxl.yaml", "sdxl-8gb.yaml", "illustrious.yaml")
 PRESETS = ("quick.yaml", "careful.yaml")
 
 
 def test_the_expected_files_are_there() -> None:
-    assert [path.name for path in FILES] == ["careful.yaml", "embedded.yaml", "quick.yaml", "sd15.yaml", "sd21.yaml"]
+    sd, xl = ["careful.yaml", "embedded.yaml", "quick.yaml", "sd15.yaml", "sd21.yaml"], sorted(XL)
+    assert sorted(path.name for path in FILES) == sorted(sd + xl)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -29,13 +30,14 @@ def test_every_key_says_what_turning_it_does(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_it_trains(path: Path, tiny_pipe: StableDiffusionPipeline, subject_images: Path, tmp_path: Path) -> None:
+def test_it_trains(path: Path, request: pytest.FixtureRequest, subject_images: Path, tmp_path: Path) -> None:
+    pipe = request.getfixturevalue("tiny_xl_pipe" if path.name in XL else "tiny_pipe")
     base = [] if path.name not in PRESETS else ["--config", str(CONFIGS / "embedded.yaml")]
     config = parse_train_config([*base, "--config", str(path), "--class_word", "dog"])
     config = replace(config, instance_data_dir=str(subject_images), output_dir=str(tmp_path / "out"))
-    assert config.resolve().resolution in (128, 512, 768)
+    assert config.resolve().resolution in (128, 512, 768, 1024)
     steps = max(2, config.lr_warmup_steps + 1) if config.lr_scheduler != "constant" else 2
-    result = train(replace(config, resolution=16, max_train_steps=steps, validation_steps=0), tiny_pipe)
+    result = train(replace(config, resolution=16, max_train_steps=steps, validation_steps=0), pipe)
     assert len(result.losses) == steps
 
 

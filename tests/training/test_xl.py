@@ -102,7 +102,7 @@ def test_pictures_keep_their_shapes(trainer: Callable[..., Trainer], tiny_xl_pip
     scale = tiny_xl_pipe.vae_scale_factor
     for (height, width), row in shapes.items():
         assert row[4:] == [height * scale, width * scale]
-        assert abs(width / height - row[1] / row[0]) / (width / height) < 0.5
+        assert abs(width / height - row[1] / row[0]) / (width / height) < 0.6  # of few shapes the nearest
     assert {tuple(row[:2]) for row in shapes.values()} == {size[::-1] for size in SIZES.values()}
     assert len(one.data.instance.groups) == 3
     assert sorted(one.data.instance.places) == [(0, 0), (1, 0), (2, 0)]

@@ -1,0 +1,132 @@
+"""How much memory a training takes, computed from the sizes of all tensors of a step; no weight and no GPU is needed.
+
+    python -m tools.training_memory "Stable Diffusion XL" --resolution 1024 --train_batch_size 1
+
+What is counted: the frozen base in two bytes a weight, the autoencoder once more in float32 while pictures are encoded,
+and the activations of the larger of the two: encoding a picture, or a step with gradient checkpointing, where attention
+keeps no maps. The framework's own (0.4 to 1 GB on CUDA) and previews come on top.
+"""
+
+import argparse
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from coeff_diffusion.families.stable_diffusion_xl import StableDiffusionXL
+
+TEXT_ENCODERS = 123_060_480 + 694_659_840  # weights of CLIP-L and OpenCLIP-bigG
+
+
+class Watch(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, and the most there were at once."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known = {weight.untyped_storage()._cdata for weight in model.parameters()}  # counted already
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, tuple | list) else (output,):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor.untyped_storage())
+        return output
+
+    def add(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self.drop, key, size)
+
+    def drop(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+class Attention(torch.autograd.Function):
+    """Attention that keeps what its gradient needs and no maps, as kernels do."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        query, key, value, _ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def most_bytes(model: torch.nn.Module, run: Callable[[], object]) -> int:
+    """The most bytes that are alive at once beside the model's weights."""
+    with Watch(model) as watch, patch.object(functional, "scaled_dot_product_attention", _attention):
+        run()
+    return watch.most
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
+    return Attention.apply(query, key, value)
+
+
+def training_bytes(title: str, resolution: int, batch: int, checkpointing: bool = True) -> dict[str, int]:
+    """Bytes of the parts, by name.
+
+    Args:
+        title: one of `StableDiffusionXL.known`.
+    """
+    family, side = StableDiffusionXL(), resolution // 8
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(dict(family.known[title])).to(torch.bfloat16).requires_grad_(False)
+        vae = AutoencoderKL.from_config(dict(family.autoencoder)).requires_grad_(False)
+        picture = torch.empty(1, 3, resolution, resolution)
+        noised = torch.empty(batch, 4, side, side, dtype=torch.bfloat16)
+        text = torch.empty(batch, 77, unet.config.cross_attention_dim, dtype=torch.bfloat16, requires_grad=True)
+        added = {"text_embeds": torch.empty(batch, 1280), "time_ids": torch.empty(batch, 6)}
+        steps = torch.empty(batch)
+    added = {name: tensor.to(torch.bfloat16) for name, tensor in added.items()}
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+
+    def encode() -> None:
+        with torch.no_grad():
+            vae.encode(picture)
+
+    def step() -> None:
+        # Coefficients of the first layer already want a gradient: all behind it is kept.
+        start = noised + text.sum() * 0
+        unet(start, steps, encoder_hidden_states=text, added_cond_kwargs=added).sample.sum().backward()
+
+    vae_weights = sum(weight.numel() for weight in vae.parameters())
+    return {
+        "weights": 2 * (sum(weight.numel() for weight in unet.parameters()) + TEXT_ENCODERS + vae_weights),
+        "encoding": 4 * vae_weights + most_bytes(vae, encode),
+        "step": most_bytes(unet, step),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    titles = [title for title in StableDiffusionXL.known if "refiner" not in title]
+    parser.add_argument("base", choices=titles)
+    parser.add_argument("--resolution", type=int, default=1024)
+    parser.add_argument("--train_batch_size", type=int, default=1)
+    parser.add_argument("--no_gradient_checkpointing", action="store_true")
+    args = parser.parse_args(arguments)
+    found = training_bytes(args.base, args.resolution, args.train_batch_size, not args.no_gradient_checkpointing)
+    peak = found["weights"] + max(found["encoding"], found["step"])
+    parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in found.items())
+    print(f"{args.base} at {args.resolution} pixels, batch {args.train_batch_size}: {peak / 1e9:.1f} GB ({parts})")
+    return 0
+
+
+if __name__ == "__main__":
+    main()
