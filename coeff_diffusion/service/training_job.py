@@ -24,6 +24,7 @@ class TrainingJob:
         messages: what the trainer said.
         seconds_left: its estimate; None before the first step.
         error: why it failed, in one sentence.
+        advice: what it did not reach, in one sentence; empty where it learned the subject.
         kept_step: the step of the timeline that is to stay the subject when the training is over.
         stop: set when somebody wants it to end.
     """
@@ -37,6 +38,7 @@ class TrainingJob:
     messages: list[str] = field(default_factory=list)
     seconds_left: float | None = None
     error: str = ""
+    advice: str = ""
     kept_step: int | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -84,6 +86,8 @@ class TrainingJob:
                 return f"{self.name} was stopped before its first step; nothing is left of it"
             case "stopped":
                 return f"{self.name} was stopped at step {self.step} of {total} and is in the library: {use}"
+            case "done" if self.advice:
+                return f"{self.name} has done all {total} steps, but {self.advice}"
             case "done":
                 return f"{self.name} has learned all {total} steps and is in the library: {use}"
         if self.stop.is_set():
@@ -105,4 +109,5 @@ class TrainingJob:
             "seconds_left": self.seconds_left,
             "trigger": self.config.trigger,
             "error": self.error,
+            "advice": self.advice,
         }

@@ -153,7 +153,7 @@ def encode_pictures(
     means, stds, starts, weights = list[Tensor](), list[Tensor | None](), [0], list[Tensor | None]()
     for views in loader:
         for chunk in views.pixels.to(device=weight.device, dtype=weight.dtype).split(8):
-            mean, std = _posterior(vae, chunk)
+            mean, std = posterior(vae, chunk)
             means.append(mean)
             stds.append(std)
         starts.append(starts[-1] + len(views.pixels))
@@ -180,7 +180,8 @@ def _weights(weights: Sequence[Tensor | None], starts: Sequence[int], mean: Tens
 
 
 @torch.no_grad()
-def _posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+def posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What an autoencoder makes of pictures `[B, 3, R, R]`: mean and deviation as in `Latents`."""
     encoded = vae.encode(pixels)
     factor = float(vae.config.scaling_factor)
     shift = float(getattr(vae.config, "shift_factor", None) or 0.0)

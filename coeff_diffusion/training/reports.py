@@ -202,9 +202,10 @@ def intent(config: TrainConfig, learner: Learner, base: str, pictures: int) -> s
 def outcome(step: int, total: int, effect: Effect, file: Path) -> list[str]:
     """What a run has done, in a few lines, with advice where it learned nothing."""
     lines = [] if step == total else [f"stopped at step {step} of {total}; what was learned so far is saved"]
+    gain = f" ({effect.improvement:+.1%} better)" if effect.learned else ""
     lines.append(
-        f"loss on the subject's pictures {effect.loss_before:.4f} -> {effect.loss_after:.4f} "
-        f"({effect.improvement:+.1%} better); predictions changed by {effect.change:.1%}"
+        f"loss on the subject's pictures {effect.loss_before:.4f} -> {effect.loss_after:.4f}{gain}; predictions "
+        f"changed by {effect.change:.1%}"
     )
     if advice := effect.advice():
         lines.append(f"warning: {advice}")

@@ -31,10 +31,12 @@ from ..inference.studio import Studio
 from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
+from ..subject.info import not_learned
 from ..subject.user_file import user_path
 from .checkpoint import Checkpoint, find_checkpoint, prune_checkpoints
 from .config import ConfigError, TrainConfig
 from .dataset import mixed_seed
+from .known_pictures import MOST, known_pictures, losses_at, strangeness, unknown_pictures
 from .losses import min_snr_weights, squared_errors, training_loss
 from .model import DTYPES, Learner, training_resolution
 from .model_card import model_card
@@ -177,6 +179,8 @@ class Trainer:
         shown = self.data.instance
         self.probe = Probe.draw(self.schedule, shown.first_views(), mixed_seed(config.seed, -3), shown.first_weights())
         self.before = self.probe_predictions()
+        if note := unknown_pictures(self.studio.pipe, shown.first_views(), str(config.class_word)):
+            self.say(f"warning: {note}")
         self.previews = Previews(self.studio, config, self.output, self.say, self.stop.asked, self.on_preview)
 
     def identity(self) -> dict[str, Any]:
@@ -332,6 +336,16 @@ class Trainer:
 
         return self.probe.predict(denoise, 2 * self.config.train_batch_size)  # without gradients twice as many fit
 
+    def strangeness(self) -> float | None:
+        """How many times as far off the base is with the subject's pictures, by now, as with those that it knows."""
+        known = known_pictures(self.studio.pipe)
+        if known is None:
+            return None
+        latents = self.data.instance.first_views()[:MOST]
+        condition = self.data.prompts.condition(self.data.prompt_of[: len(latents)])
+        denoise = partial(self.learner.denoise, condition=condition)
+        return strangeness(known, losses_at(known.levels, self.schedule, denoise, latents))
+
     def save(self) -> TrainResult:
         """Measure what was learned and write the subject, its timeline and its card.
 
@@ -341,7 +355,7 @@ class Trainer:
         config, stopped = self.config, self.step < self.config.max_train_steps
         if not self.step:
             raise TrainingCancelled("stopped before the first step; nothing was learned and nothing is saved")
-        effect = self.probe.effect(self.before, self.probe_predictions())
+        effect = replace(self.probe.effect(self.before, self.probe_predictions()), strangeness=self.strangeness())
         coefficients = self.learner.snapshot(self.step, self.losses, effect)
         if self.is_main:
             self.check_folder()
@@ -350,7 +364,8 @@ class Trainer:
                 self.keep()
             if stopped and self.step and config.checkpointing_steps:
                 self.checkpoint()
-            samples = [path.relative_to(self.output.path).as_posix() for path in self.output.newest_samples(self.step)]
+            shown = [] if not_learned(effect.strangeness) else self.output.newest_samples(self.step)
+            samples = [path.relative_to(self.output.path).as_posix() for path in shown]
             self.write(self.output.card, model_card(coefficients, config, effect, samples))
             for line in outcome(self.step, config.max_train_steps, effect, self.output.coefficients):
                 self.say(line)
