@@ -93,11 +93,16 @@ def _run(arguments: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         raise UsageError(f"no command {command!r}; use one of {', '.join(COMMANDS)}")
-    reader, runner = map(_named, COMMANDS[command][1:])
+    _, reader_name, runner_name = COMMANDS[command]
+    if command != "studio" and sys.stderr.isatty():  # the page says it by itself, once its flags are read
+        print("coeff-diffusion: loading the libraries ...", file=sys.stderr, flush=True)
+    reader = _named(reader_name)
+    config: Any
     if isinstance(reader, type):
-        runner(parse(command, reader, arguments[1:]))
+        config = parse(command, reader, arguments[1:])
     else:
-        runner(reader(_renamed(arguments[1:], SHORT, LONG)))
+        config = reader(_renamed(arguments[1:], SHORT, LONG))
+    _named(runner_name)(config)
     return 0
 
 

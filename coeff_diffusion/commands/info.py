@@ -18,6 +18,7 @@ from ..sources.open import extract_any, locate, picture_kind, read
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut
 from ..subject.file_kind import kind_of_file
+from ..subject.info import not_learned
 from ..subject.printable import printable
 
 MOST_SHOWN = 300  # characters of a text; JSON has all of it
@@ -192,6 +193,7 @@ def _subject_page(facts: Facts) -> str:
         "trained": ", ".join(text.format(info[key]) for key, text in trained.items() if info[key] is not None),
         "trained with": info["trained_with"],
         "effect": None if info["effect"] is None else f"changes the base's predictions by {info['effect']:.1%}",
+        "not learned": not_learned(info["strangeness"]) or None,
         "layers": f"{sum(layers.values())} ({kinds or 'none'})"
         + (f", those of {', '.join(info['blocks'])}" if info["blocks"] else ""),
         "coefficients": f"{facts['coefficients']:,} ({' or '.join(map(str, heads))} heads)" if heads else None,

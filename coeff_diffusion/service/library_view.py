@@ -16,7 +16,7 @@ from ..inference.studio import Studio
 from ..sources.library import Deleted, Library, LibraryError
 from ..sources.open import open_subject
 from ..subject.errors import CoefficientsError, cut
-from ..subject.info import CoefficientsInfo
+from ..subject.info import CoefficientsInfo, not_learned
 from .thumbnails import best_sample, greyed, stand_in, thumbnail
 
 MOST_SHOWN = 300  # characters of any one fact
@@ -58,7 +58,8 @@ class Entry:
     @property
     def remark(self) -> str:
         """What to know before drawing with it, as a sentence: its problem, else what is different."""
-        return self.problem or self.difference[:1].upper() + self.difference[1:]
+        failed = not_learned(self.info.strangeness)
+        return self.problem or (f"It was not learned: {failed}" if failed else "") or _capital(self.difference)
 
     @property
     def caption(self) -> str:
@@ -125,7 +126,9 @@ class LibraryView:
         return greyed(image) if entry.problem else image
 
     def sample(self, entry: Entry) -> Path | None:
-        """The preview of its training that shows the subject best; None for a lone file."""
+        """The preview of its training that shows the subject best; None for a lone file, and where that is noise."""
+        if not_learned(entry.info.strangeness):
+            return None
         unit = self.library.unit_of(entry.path)
         return best_sample(unit, entry.sha256) if unit != entry.path else None
 
@@ -166,6 +169,10 @@ class LibraryView:
         except CoefficientsError as error:
             return {**found, "misfit": str(error)}
         return {**found, "difference": other_weights(subject.info, self._sample)}
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _words(entry: Entry) -> str:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ..base import ready_cards
+from ..families.load import EMBEDDED
 from ..inference.studio import Studio
 from ..sources.library import Library
 from .drawings import Drawings
@@ -35,6 +37,11 @@ class StudioService:
         self.timelines = Timelines(loader, self.training_queue)
         self.explorer = Explorer(loader, self.timelines, output_dir)
         self.inspector = Inspector(loader)
+
+    @property
+    def ready_cards(self) -> list[Path]:
+        """Cards of subjects that ship with the base that is loaded; only the embedded one has some."""
+        return ready_cards() if self.studio.base == EMBEDDED else []
 
     def close(self) -> None:
         """End what goes on by itself: trainings stop after their step and save what they have."""

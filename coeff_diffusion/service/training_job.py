@@ -27,6 +27,7 @@ class TrainingJob:
         messages: what the trainer said.
         seconds_left: its estimate; None before the first step.
         error: why it failed, in one sentence.
+        advice: what it did not reach, in one sentence; empty where it learned the subject.
         kept_step: the step of the timeline that is to stay the subject when the training is over.
         stop: set when somebody wants it to end.
     """
@@ -41,6 +42,7 @@ class TrainingJob:
     messages: list[str] = field(default_factory=list)
     seconds_left: float | None = None
     error: str = ""
+    advice: str = ""
     kept_step: int | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -89,6 +91,8 @@ class TrainingJob:
                 return f"{self.name} was stopped before its first step; nothing is left of it"
             case "stopped":
                 return f"{self.name} was stopped at step {self.step} of {total} and is in the library: {use}"
+            case "done" if self.advice:
+                return f"{self.name} has ended at step {self.step} of {total}, but {self.advice}"
             case "done" if self.step < total:
                 return (
                     f"{self.name} has ended at step {self.step} of {total}, as nothing improved any more, and is in "
@@ -117,4 +121,5 @@ class TrainingJob:
             "seconds_left": self.seconds_left,
             "trigger": self.config.trigger,
             "error": self.error,
+            "advice": self.advice,
         }

@@ -15,7 +15,7 @@ from ..training.run_folder import RunFolder
 from ..training.timeline import keep_step
 from ..training.trainer import train
 from .loading import SubjectLoader
-from .picture_check import PictureCheck, check_pictures, copy_pictures
+from .picture_check import PictureCheck, check_pictures, copy_pictures, unknown_crops
 from .presets import MEANING, PAGE, PRESETS
 from .time_estimate import TimeEstimate, about
 from .training_form import TrainingForm, folder_name, training_config, word_problems
@@ -43,9 +43,16 @@ class TrainingQueue:
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
-    def check(self, pictures: Sequence[Path], center_crop: bool = True, seed: int = 0) -> PictureCheck:
-        """Look at pictures before anything is asked for."""
-        return check_pictures(pictures, self.resolution, center_crop, seed)
+    def check(
+        self, pictures: Sequence[Path], center_crop: bool = True, seed: int = 0, class_word: str = ""
+    ) -> PictureCheck:
+        """Look at pictures before anything is asked for; the base is asked, too, whether it knows such pictures."""
+        found = check_pictures(pictures, self.resolution, center_crop, seed)
+        if found.crops:
+            with self.loader.using(()) as studio:
+                if note := unknown_crops(studio.pipe, list(found.crops.values()), class_word):
+                    found.notes.insert(0, note)
+        return found
 
     def submit(self, request: TrainingForm) -> TrainingJob:
         """Check everything, copy the pictures into the subject's folder in the library, and put it in line.
@@ -198,6 +205,7 @@ class TrainingQueue:
             if job.kept_step is not None:  # chosen on the timeline meanwhile: it outlives the last step
                 keep_step(RunFolder(job.folder), job.kept_step)
                 job.say(f"step {job.kept_step} stays the subject, as it was chosen on the timeline")
+            job.advice = "" if result.effect.learned else result.effect.advice() or ""
             state = "stopped" if result.stopped else "done"
         except TrainingCancelled:
             state = "stopped"

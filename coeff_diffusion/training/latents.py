@@ -194,7 +194,7 @@ class _Group:
         weight = next(vae.parameters())
         at_once = min(8, max(1, MOST_PIXELS // views.pixels[0, 0].numel()))
         for chunk in views.pixels.to(device=weight.device, dtype=weight.dtype).split(at_once):
-            mean, std = _posterior(vae, chunk)
+            mean, std = posterior(vae, chunk)
             self.means.append(mean)
             self.stds += [] if std is None else [std]
         self.starts.append(self.starts[-1] + len(views.pixels))
@@ -221,11 +221,12 @@ def _weights(weights: Sequence[Tensor | None], starts: Sequence[int], mean: Tens
 
 
 @torch.no_grad()
-def _posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+def posterior(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What an autoencoder makes of pictures `[B, 3, H, W]`: mean and deviation as in `Latents`."""
     encoded = vae.encode(pixels)
     factor = float(vae.config.scaling_factor)
     shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
     if hasattr(encoded, "latent_dist"):
-        posterior = encoded.latent_dist
-        return (posterior.mean.float() - shift) * factor, posterior.std.float() * factor
+        found = encoded.latent_dist
+        return (found.mean.float() - shift) * factor, found.std.float() * factor
     return (encoded.latents.float() - shift) * factor, None

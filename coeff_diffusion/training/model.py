@@ -174,6 +174,7 @@ class Learner:
             train_steps=step,
             final_loss=float(f"{statistics.fmean(losses[-50:]):.6g}") if losses else None,
             effect=None if effect is None else float(f"{effect.change:.6g}"),
+            strangeness=None if effect is None else effect.strangeness,
         )
         coeffs = collect(self.denoiser) if self.coefficients else {}
         return Coefficients(coeffs, self.tokens, info, self.family.denoiser, self.stage_tokens).rounded()

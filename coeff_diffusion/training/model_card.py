@@ -29,15 +29,18 @@ def model_card(coefficients: Coefficients, config: "TrainConfig", effect: "Effec
     """
     info = coefficients.info
     prior = f", with {config.num_class_images} pictures of {_code(str(config.class_prompt))}"
+    gain = f" ({effect.improvement:+.1%} better)" if effect.learned else ""
     training = f"""\
 {info.train_steps} steps of {config.train_batch_size * config.gradient_accumulation_steps} pictures at \
 {info.resolution} pixels{prior * config.with_prior_preservation}; learning rate {config.learning_rate:g} \
 (coefficients), {config.token_learning_rate:g} (token); seed {info.seed}.
 
 {"On pictures that it was not trained on" if config.holds_out else "On its own pictures"}, noised the same way, the \
-loss went from {effect.loss_before:.4f} to {effect.loss_after:.4f} \
-({effect.improvement:+.1%} better); the subject changes the predictions by {effect.change:.1%}.
+loss went from {effect.loss_before:.4f} to {effect.loss_after:.4f}{gain}; the subject changes the predictions by \
+{effect.change:.1%}.
 """
+    if not effect.learned:
+        training += f"\n**Not learned:** {_plain(effect.advice() or '')}.\n"
     return _card(coefficients, dict.fromkeys(samples, str(config.validation_prompt)), training)
 
 

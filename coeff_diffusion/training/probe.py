@@ -13,6 +13,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from ..families.process import prediction_target, signal_to_noise
+from ..subject.info import not_learned
 from .losses import min_snr_weights, squared_errors
 
 LEAST, MOST = 8, 40  # noised pictures of a probe
@@ -25,24 +26,35 @@ class Effect:
     Attributes:
         change: root mean square of the change, as a share of the prediction's own.
         loss_before, loss_after: mean squared error against the truth, before training and with the subject.
+        strangeness: how many times as far off the base still is, with the subject, as with pictures that it knows (see
+            `known_pictures`); None of a base without such figures.
     """
 
     change: float
     loss_before: float
     loss_after: float
+    strangeness: float | None = None
 
     @property
     def improvement(self) -> float:
         """Share of the loss that training took away; negative where it made things worse."""
         return 1 - self.loss_after / self.loss_before if self.loss_before else 0.0
 
+    @property
+    def learned(self) -> bool:
+        """Whether the base is nearer to the pictures with the subject than without, and near enough to draw it."""
+        return self.improvement > 0 and not not_learned(self.strangeness)
+
     def to_dict(self) -> dict[str, float]:
-        return {
-            name: float(f"{value:.6g}") for name, value in (asdict(self) | {"improvement": self.improvement}).items()
-        }
+        values = asdict(self) | {"improvement": self.improvement}
+        return {name: float(f"{value:.6g}") for name, value in values.items() if value is not None}
 
     def advice(self) -> str | None:
         """One sentence of what went wrong and what to do, or None where the subject was learned."""
+        if failed := not_learned(self.strangeness):
+            return (
+                f"the subject was not learned: {failed}. Take another base, or pictures of the kind that this one knows"
+            )
         if self.change < LEAST_CHANGE:
             return (
                 f"the subject learned nothing: it changes the predictions by {self.change:.2%} (expected at least "

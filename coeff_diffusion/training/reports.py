@@ -234,9 +234,10 @@ def outcome(
     if kept is not None and kept != step:
         lines.append(f"the subject is that of step {kept}, which has the lowest validation loss")
     pictures = "pictures of the subject that it was not trained on" if config.holds_out else "the subject's pictures"
+    gain = f" ({effect.improvement:+.1%} better)" if effect.learned else ""
     lines.append(
-        f"loss on {pictures} {effect.loss_before:.4f} -> {effect.loss_after:.4f} "
-        f"({effect.improvement:+.1%} better); predictions changed by {effect.change:.1%}"
+        f"loss on {pictures} {effect.loss_before:.4f} -> {effect.loss_after:.4f}{gain}; predictions changed by "
+        f"{effect.change:.1%}"
     )
     if advice := effect.advice():
         lines.append(f"warning: {advice}")

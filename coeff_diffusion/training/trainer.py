@@ -32,10 +32,12 @@ from ..inference.studio import Studio
 from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
+from ..subject.info import not_learned
 from ..subject.user_file import user_path
 from .average import Average
 from .checkpoint import Checkpoint, CheckpointError, find_checkpoint, prune_checkpoints
 from .config import ConfigError, TrainConfig
+from .known_pictures import MOST, known_pictures, losses_at, strangeness, unknown_pictures
 from .latents import Part
 from .losses import min_snr_weights, squared_errors, training_loss, training_noise
 from .model import DTYPES, Learner, training_resolution
@@ -186,6 +188,9 @@ class Trainer:
         means = self.mean_of_all, self.averaged
         self.validation = Validation(self.learner, self.data, self.schedule, config, *means)
         self.clock.validated(time.monotonic() - started)
+        shown, _ = self.data.instance.largest()
+        if note := unknown_pictures(self.studio.pipe, shown.first_views(), str(config.class_word)):
+            self.say(f"warning: {note}")
         self.previews = Previews(self.studio, config, self.output, self.say, self.stop.asked, self.on_preview)
 
     def identity(self) -> dict[str, Any]:
@@ -386,13 +391,15 @@ class Trainer:
 
     def chosen(self) -> tuple[Coefficients, Effect]:
         """The subject to save, of the last step or of the best one, and what it changes."""
-        validation, effect = self.validation, self.validate()
+        validation, effect = self.validation, replace(self.validate(), strangeness=self.strangeness())
         best = validation.best if self.config.keep_best else None
         if best is None or best == self.step:
             return self.snapshot(effect), effect
         kept = self.timeline[best]
         assert kept.info.effect is not None  # it was measured before it was kept
-        return kept, Effect(kept.info.effect, effect.loss_before, validation.losses[best])
+        # Whether the base knows such pictures does not hang on the step: it is asked with the last one.
+        effect = replace(effect, change=kept.info.effect, loss_after=validation.losses[best])
+        return kept.replace(info=replace(kept.info, strangeness=effect.strangeness)), effect
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within, what learns has the values that are saved."""
@@ -402,6 +409,21 @@ class Trainer:
         """What is learned so far, as it is saved."""
         with self.averaged():
             return self.learner.snapshot(self.step, self.losses, effect)
+
+    def strangeness(self) -> float | None:
+        """How many times as far off the base is with the subject's pictures, by now, as with those that it knows."""
+        known = known_pictures(self.studio.pipe)
+        if known is None:
+            return None
+        shown, numbers = self.data.instance.largest()
+        latents = shown.first_views()[:MOST]
+        prompts = [self.data.prompt_of[number] for number in numbers[: len(latents)]]
+        framing = self.learner.framing(shown.first_framings()[: len(latents)])
+        condition = {**self.data.prompts.condition(prompts), **framing}
+        denoise = partial(self.learner.denoise, condition=condition)
+        with self.averaged():
+            found = strangeness(known, losses_at(known.levels, self.schedule, denoise, latents))
+        return float(f"{found:.4g}")
 
     def save(self) -> TrainResult:
         """Measure what was learned and write the subject, its timeline and its card.
@@ -422,7 +444,8 @@ class Trainer:
                 self.keep()
             if unfinished and config.checkpointing_steps:
                 self.checkpoint()
-            samples = [path.relative_to(self.output.path).as_posix() for path in self.output.newest_samples(kept)]
+            shown = [] if not_learned(effect.strangeness) else self.output.newest_samples(kept)
+            samples = [path.relative_to(self.output.path).as_posix() for path in shown]
             self.write(self.output.card, model_card(coefficients, config, effect, samples))
             for line in outcome(self.step, config, effect, file, kept, is_early):
                 self.say(line)

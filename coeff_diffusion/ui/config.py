@@ -38,6 +38,9 @@ class PageConfig:
     """Let other machines of the network reach the page (needs --auth)."""
     share: bool = False
     """Open a public link through Gradio's servers (needs --auth)."""
+    host_names: str = ""
+    """Other names that the page is reached by, such as that of a proxy in front of it, with commas between; others than
+    those and this machine's own are refused."""
     auth: str | None = None
     """user:password that the page asks for, or a file with one such line per user (a file keeps it out of the
     process list)."""

@@ -13,9 +13,9 @@ from ..service import Drawing, Glimpse, StudioService
 from .common import QUIET, REFUSALS, follow, status_line, with_status
 from .draw_controls import Controls, Values, choose, fine_controls, offer, plain_controls, seed_controls, subject_rows
 from .job_bar import JobBar, job_bar
+from .start import Start
 
 AT_ONCE = 16  # drawings that are at work or wait where everyone sees their place; more wait in gradio's own queue
-EMPTY = "Write what you want to see and press Draw."
 # The picture is the hero: beside the controls where there is room, else right below the button.
 CSS = """
 #draw-room { display: grid; gap: var(--layout-gap); align-items: start;
@@ -23,9 +23,6 @@ CSS = """
 #draw-ask { grid-area: ask; } #draw-rest { grid-area: rest; } #draw-result { grid-area: result; }
 #draw-ask, #draw-rest, #draw-result { min-width: 0 !important; }
 #draw-result { position: sticky; top: var(--spacing-lg); }
-#draw-empty { display: grid; place-items: center; aspect-ratio: 4 / 3; padding: var(--spacing-xl); text-align: center;
-  border: 1px dashed var(--border-color-primary); border-radius: var(--block-radius); font-size: var(--text-lg);
-  color: var(--body-text-color-subdued); }
 #draw-status p, #draw-words p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
 #draw-status progress { appearance: none; width: 100%; height: 6px; border: 0; border-radius: 3px; overflow: hidden;
   background: var(--border-color-primary); }
@@ -53,7 +50,7 @@ class Stage:
     """
 
     bar: JobBar
-    empty: gr.HTML
+    empty: gr.Column
     gallery: gr.Gallery
     last: gr.State
 
@@ -67,7 +64,7 @@ class Stage:
         news: dict[Any, Any] = {self.bar.status: f"<p>{html.escape(str(glimpse))}</p>{bar}"}
         if glimpse.pictures:
             forming = [(picture, "forming") for picture in glimpse.pictures]
-            news |= {self.empty: gr.HTML(visible=False), self.gallery: gr.Gallery(forming, visible=True)}
+            news |= {self.empty: gr.Column(visible=False), self.gallery: gr.Gallery(forming, visible=True)}
         return news
 
     def done(self, drawing: Drawing) -> dict[Any, Any]:
@@ -75,7 +72,7 @@ class Stage:
         pictures = [(self.gallery.move_resource_to_block_cache(path), words) for path, words in drawing.captioned()]
         names = ", ".join(path.name for path in drawing.files)
         return self.bar.idle(*drawing.notes, f"Saved in {drawing.files[0].parent}: {names}") | {
-            self.empty: gr.HTML(visible=False),
+            self.empty: gr.Column(visible=False),
             self.gallery: gr.Gallery(pictures, visible=True),
             self.last: drawing.pictures[0].seed,
         }
@@ -103,12 +100,12 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
                 elem_id="draw-drop",
             )
         with gr.Column(elem_id="draw-result"):
-            empty, gallery = _result()
+            start, gallery = Start(service), _result()
     controls = Controls(prompt, rows, {"seed": seed, **fields, **fine}, random_seed, layers)
-    stage = Stage(bar, empty, gallery, gr.State(0))
+    stage = Stage(bar, start.panel, gallery, gr.State(0))
     _wire_drawing(service, page, controls, stage, (compare, embed))
     _wire_subjects(service, [page.load, tab.select], controls, words)
-    _wire_files(service, controls, bar.status, upload, drop)
+    _wire_files(service, controls, bar.status, upload, drop, (start, tab.parent))
     reuse.click(lambda last: (last, False), stage.last, [seed, random_seed], **QUIET)
 
 
@@ -143,9 +140,8 @@ def _switches() -> tuple[gr.Checkbox, gr.Checkbox]:
     return compare, embed
 
 
-def _result() -> tuple[gr.HTML, gr.Gallery]:
-    empty = gr.HTML(f'<div id="draw-empty">{EMPTY}</div>')
-    gallery = gr.Gallery(
+def _result() -> gr.Gallery:
+    return gr.Gallery(
         label="Result",
         show_label=False,
         visible=False,
@@ -156,7 +152,6 @@ def _result() -> tuple[gr.HTML, gr.Gallery]:
         buttons=["download", "download_all", "fullscreen"],
         elem_id="draw-gallery",
     )
-    return empty, gallery
 
 
 # --- what happens when ------------------------------------------------------------------------------------------------
@@ -229,7 +224,12 @@ def _words(service: StudioService, names: Iterable[str]) -> tuple[list[str], str
 
 
 def _wire_files(
-    service: StudioService, controls: Controls, status: gr.HTML, upload: gr.UploadButton, drop: gr.File
+    service: StudioService,
+    controls: Controls,
+    status: gr.HTML,
+    upload: gr.UploadButton,
+    drop: gr.File,
+    opening: tuple[Start, Any],
 ) -> None:
     """A subject's file joins the library and the drawing; a picture puts its settings into the controls."""
     names = [row.name for row in controls.rows]
@@ -251,4 +251,7 @@ def _wire_files(
         return shown | {status: status_line(about, *settings.notes), drop: None}
 
     upload.upload(with_status(add, status), [upload, *names], [*names, status], **QUIET)
-    drop.upload(with_status(restore, status), drop, [*controls.inputs(), status, drop], **QUIET)
+    restored, news = with_status(restore, status), [*controls.inputs(), status, drop]
+    drop.upload(restored, drop, news, **QUIET)
+    start, tabs = opening
+    start.wire(restored, news, tabs)

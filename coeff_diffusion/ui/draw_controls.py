@@ -121,7 +121,7 @@ def subject_rows(service: StudioService) -> list[SubjectRow]:
                 value=1,
                 step=0.05,
                 label=f"Strength {number}",
-                info="1 as trained, 0 off",
+                info="1 as trained, 0 the base",
                 min_width=310,
                 scale=4,
                 visible=False,

@@ -15,6 +15,7 @@ from .explore_controls import FITTING, Values, fitting, grid_controls, grid_requ
 from .job_bar import JobBar, job_bar
 
 AT_ONCE = 16  # grids that are at work or wait where everyone sees their place
+HINT = "Choose subjects: every cell is drawn from the same noise. None yet? Draw has ready ones, Train teaches yours."
 CSS = """
 #explore-status p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
 #explore-status progress { appearance: none; width: 100%; height: 6px; border: 0; border-radius: 3px; overflow: hidden;
@@ -73,7 +74,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             controls = grid_controls(service)
-            bar = job_bar("explore", "Draw the grid")
+            bar = job_bar("explore", "Draw the grid", HINT)
             with gr.Accordion("Settings", open=False, elem_id="explore-settings"):
                 settings = shared_settings(service)
         with gr.Column(scale=3, min_width=320):

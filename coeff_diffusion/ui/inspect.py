@@ -16,7 +16,7 @@ from .job_bar import JobBar, job_bar
 from .setting_control import control_of
 
 AT_ONCE = 16  # drawings that are at work or wait where everyone sees their place
-EMPTY = "Choose a subject to see what it changes in the base."
+EMPTY = "Choose a subject to see what it changes in the base. None yet? Draw has ready ones, Train teaches yours."
 READING = """**How to read the squares.** Each is one attention layer of the base: on its way down, in the middle, up.
 “down 1” is `down_blocks.1`; a, b and c are the attentions of one block. *Self*: the picture attends to itself;
 *cross*: to the prompt. A row is the head that receives, a column the head whose attention map it uses. White leaves
@@ -171,7 +171,12 @@ def _request_controls(service: StudioService) -> tuple[gr.Textbox, gr.Textbox, d
         elem_id="inspect-word",
     )
     strength = gr.Slider(
-        *STRENGTH_REACH, value=1, step=0.05, label="Strength", info="1 is as trained, 0 off", elem_id="inspect-strength"
+        *STRENGTH_REACH,
+        value=1,
+        step=0.05,
+        label="Strength",
+        info="1 as trained, 0 the base",
+        elem_id="inspect-strength",
     )
     here: dict[str, dict[str, Any]] = {
         "seed": {},

@@ -93,14 +93,15 @@ class JobBar:
         return f"{request.session_hash}-{self.kind}"
 
 
-def job_bar(kind: str, label: str) -> JobBar:
+def job_bar(kind: str, label: str, hint: str = "") -> JobBar:
     """Put a bar on the page.
 
     Args:
         kind: of job; its parts are called after it: `draw-button`, `draw-cancel`, `draw-status`.
         label: of the button that starts it.
+        hint: what the line says before the first job.
     """
     with gr.Row():
         start = gr.Button(label, variant="primary", scale=3, min_width=150, elem_id=f"{kind}-button")
         cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=90, elem_id=f"{kind}-cancel")
-    return JobBar(start, cancel, gr.HTML(elem_id=f"{kind}-status"), kind)
+    return JobBar(start, cancel, gr.HTML(status_line(hint) if hint else "", elem_id=f"{kind}-status"), kind)

@@ -173,4 +173,8 @@ def _hint(found: int, searched: bool) -> str:
         return f"{found:,} subjects; the first {MOST_CARDS} are shown. Search to see others."
     if found:
         return ""
-    return "Nothing is called so." if searched else "No subjects yet: train one, or import one below."
+    return (
+        "Nothing is called so."
+        if searched
+        else ("No subjects yet: try a ready one on the Draw tab, teach yours on the Train tab, or import one below.")
+    )

@@ -8,9 +8,9 @@ from gradio import routes
 from starlette.middleware import Middleware
 
 from ..service import StudioService
-from . import api, draw, explore, inspect, library, timeline, train
+from . import api, draw, explore, inspect, library, start, timeline, train
 from .config import LOCALHOST, MAX_UPLOAD, PageConfig, PageError
-from .guard import Guard
+from .guard import Guard, Names
 from .own_folder import own_folder
 
 # Fonts of the reader's system: a web font would be a request to someone else's server.
@@ -33,9 +33,10 @@ def build(service: StudioService) -> gr.Blocks:
     routes.DEFAULT_TEMP_DIR = str(own_folder())
     with gr.Blocks(title="coeff-diffusion", analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as page:
         gr.Markdown(f"# coeff-diffusion\nDrawing on the base *{service.studio.base}*.")
-        for title, module in TABS.items():
-            with gr.Tab(title) as tab:
-                module.build(service, page, tab)
+        with gr.Tabs():
+            for title, module in TABS.items():
+                with gr.Tab(title, id=title) as tab:
+                    module.build(service, page, tab)
         api.build(service)
     page.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1)
     return page
@@ -50,9 +51,9 @@ def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], bl
         "inbrowser": config.open_browser,
         "max_file_size": MAX_UPLOAD,
         "allowed_paths": [],  # the page serves its own folder and nothing else
-        "app_kwargs": {"middleware": [Middleware(Guard, folder=own_folder())]},
+        "app_kwargs": {"middleware": [Middleware(Guard, folder=own_folder(), names=names_of(config))]},
         "theme": THEME,
-        "css": "".join(getattr(module, "CSS", "") for module in TABS.values()),
+        "css": "".join(getattr(module, "CSS", "") for module in (start, *TABS.values())),
         "footer_links": [],
         "ssr_mode": False,
         "pwa": False,
@@ -67,6 +68,12 @@ def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], bl
     if block:
         page.block_thread()
     return address
+
+
+def names_of(config: PageConfig) -> Names:
+    """What the page may be asked for as."""
+    others = [name.strip().lower() for name in config.host_names.split(",") if name.strip()]
+    return Names(config.listen, config.share, others)
 
 
 def _free_port(host: str, port: int) -> int:

@@ -70,7 +70,8 @@ class TimelineTab:
             elem_id="timeline-step",
         )
         self.status = gr.HTML(
-            status_line("Pick a training to see how its subject came about"), elem_id="timeline-status"
+            status_line("Pick a training to see how its subject came about. None yet? Train teaches a subject."),
+            elem_id="timeline-status",
         )
         with gr.Row():
             self.keep = gr.Button("Keep this step", variant="primary", interactive=False, size="md", min_width=90)

@@ -18,6 +18,7 @@ from .train_controls import Controls, labels
 SECONDS = 1.0  # between two looks at a training
 GROWTH = 1.15  # a curve is drawn anew when it has so many times the steps: each time it flickers
 SHOWN_PREVIEWS = 12
+NOTHING = "Nothing has been trained yet: drop about five pictures, say what they show, and start."
 # Thumbnails of one size, however many there are, below the label instead of under it.
 CSS = """
 #train-crops .grid-wrap, #train-previews .grid-wrap { height: auto; min-height: 0; max-height: 24rem;
@@ -94,7 +95,7 @@ class View:
 
     def __init__(self, service: StudioService) -> None:
         self.service = service
-        self.status = gr.HTML(status_line("Nothing has been trained yet"), elem_id="train-status", padding=True)
+        self.status = gr.HTML(status_line(NOTHING), elem_id="train-status", padding=True)
         self.stop = gr.Button("Stop and keep what it has", variant="stop", interactive=False, elem_id="train-stop")
         # Whose words the status and the button bear. Sent with them, so that the button stops what it speaks of, also
         # where another training has been chosen in the second before.

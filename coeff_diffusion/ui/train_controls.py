@@ -83,8 +83,8 @@ class Controls:
         of_presets = {key for changes in PRESETS.values() for key in changes}
         filled = [name for name in SETTINGS if name in of_presets]
 
-        def look(files: list[str] | None, center_crop: bool, seed: int | None) -> list[Any]:
-            found = self.service.training_queue.check(_paths(files), center_crop, seed or 0)
+        def look(files: list[str] | None, center_crop: bool, seed: int | None, class_word: str | None) -> list[Any]:
+            found = self.service.training_queue.check(_paths(files), center_crop, seed or 0, class_word or "")
             crops = [(image, path.name) for path, image in found.crops.items()]
             return [gr.Gallery(crops, visible=bool(crops)), status_line(*found.refused, *found.notes)]
 
@@ -98,7 +98,7 @@ class Controls:
         gr.on(
             [self.pictures.change, crop.input],
             look,
-            [self.pictures, crop, seed],
+            [self.pictures, crop, seed, self.class_word],
             [self.crops, self.remarks],
             show_progress_on=[self.crops],
             api_visibility="private",

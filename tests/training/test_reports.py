@@ -138,6 +138,9 @@ def test_outcome(tmp_path: Path) -> None:
         "loss on the subject's pictures 0.2500 -> 0.2000 (+20.0% better); predictions changed by 20.0%",
         f"saved {file} (5,416 bytes)",
     ]
+    assert outcome(10, config, Effect(0.2, 0.25, 0.26), file)[0] == (
+        "loss on the subject's pictures 0.2500 -> 0.2600; predictions changed by 20.0%"  # no gain, none is told
+    )
     stopped = outcome(4, config, Effect(0.0, 0.25, 0.25), file, kept=4)
     assert stopped[0] == "stopped at step 4 of 10; what was learned so far is saved"
     assert stopped[2].startswith("warning: the subject learned nothing")

@@ -26,6 +26,23 @@ def address(tmp_path: Path) -> Iterator[str]:
     gradio.close_all()
 
 
+def test_a_ready_subject_is_drawn_at_a_click(browser: Any, address: str, tmp_path: Path) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.set_default_timeout(PATIENCE)
+    page.goto(address)
+    page.locator("#start-ready .thumbnail-item").first.click()
+    page.locator("#draw-status").get_by_text("Saved in").wait_for()
+    playwright.expect(page.locator("#draw-prompt textarea")).to_have_value("a sks cat in the snow")
+    playwright.expect(page.locator("#draw-start")).to_be_hidden()
+    (file,) = (tmp_path / "pictures").glob("*.png")
+    assert read_parameters(file).subjects == {"cat": 1.0}
+
+    page.reload()  # what leads to one's own
+    page.locator("#start-teach").click()
+    playwright.expect(page.get_by_role("tab", name="Train", exact=True)).to_have_attribute("aria-selected", "true")
+    page.close()
+
+
 def test_from_five_pictures_to_a_drawn_subject(browser: Any, address: str, tmp_path: Path) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE)

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import socket
 import struct
 import threading
 import urllib.error
@@ -23,8 +24,9 @@ from coeff_diffusion.service import StudioService, TrainingForm  # noqa: E402
 from coeff_diffusion.subject.errors import CoefficientsError  # noqa: E402
 from coeff_diffusion.training.config import ConfigError  # noqa: E402
 from coeff_diffusion.ui import PageConfig  # noqa: E402
+from coeff_diffusion.ui.guard import Names  # noqa: E402
 from coeff_diffusion.ui.own_folder import own_folder  # noqa: E402
-from coeff_diffusion.ui.page import QUEUE_LENGTH, build, launch  # noqa: E402
+from coeff_diffusion.ui.page import QUEUE_LENGTH, build, launch, names_of  # noqa: E402
 
 BOUNDARY = "end-of-part"
 
@@ -63,6 +65,48 @@ def bomb(side: int = 60_000) -> bytes:
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    ("host", "names", "known"),
+    [
+        ("127.0.0.1:7860", Names(), True),
+        ("localhost", Names(), True),
+        ("[::1]:7860", Names(), True),
+        ("evil.example", Names(), False),
+        ("evil.example:7860", Names(listen=True), False),
+        ("127.0.0.1.evil.example", Names(listen=True, share=True), False),
+        ("192.168.1.7:7860", Names(), False),
+        ("192.168.1.7:7860", Names(listen=True), True),
+        (f"{socket.gethostname()}:7860", Names(listen=True), True),
+        ("abc.gradio.live", Names(), False),
+        ("abc.gradio.live", Names(share=True), True),
+        ("Studio.Example:443", names_of(PageConfig(host_names="studio.example, other")), True),
+        ("", names_of(PageConfig(listen=True)), False),
+    ],
+)
+def test_by_what_name_the_page_is_asked_for(host: str, names: Names, known: bool) -> None:
+    assert names.know(host) is known
+
+
+def test_another_name_gets_nothing_and_no_frame_shows_the_page(page: str) -> None:
+    port = int(page.rstrip("/").rpartition(":")[2])
+    for path, host, expected in (
+        ("/", "evil.example", 421),
+        ("/config", f"evil.example:{port}", 421),
+        ("/", None, 200),
+    ):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", path, headers={} if host is None else {"Host": host})
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        assert (answer.status, b"--host_names" in body) == (expected, host is not None)
+        assert answer.headers["X-Frame-Options"] == "SAMEORIGIN"
+        policy = answer.headers["Content-Security-Policy"]
+        assert "frame-ancestors 'self'" in policy
+        assert "default-src 'self'" in policy
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
 def test_an_upload_that_is_too_large_is_refused(page: str) -> None:
