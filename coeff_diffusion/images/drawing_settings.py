@@ -23,8 +23,8 @@ class DrawRequest:
     negative_prompt: str = setting("", label="Negative prompt", hint="What the picture should not show", id="negative")
     """What the pictures should not show."""
     subjects: Mapping[str, float] = field(default_factory=dict)
-    """Strength of the coefficients of each loaded subject that takes part: 1 as trained, 0 off. A learned trigger has
-    no strength: while its subject is loaded, it is a word like any other."""
+    """Strength of each loaded subject that takes part, learned trigger included: 1 as trained, 0 the base, which reads
+    the class word in the trigger's place."""
     seed: int | None = setting(
         None, text="Seed", low=0, high=MAX_SEED, label="Seed", hint="The same seed draws the same picture"
     )

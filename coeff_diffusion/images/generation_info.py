@@ -48,7 +48,7 @@ class Parameters(DrawRequest):
 
     What the text does not say is at its default. `scheduler` is the sampler's name. `batch_size` is the number of
     pictures that were drawn at once: it decides the order in which a computer adds, and so the last bits. Of a subject
-    of strength 0 only the learned word takes part.
+    of strength 0 the class word stands in the prompt.
     """
 
     model: str | None = setting(None, text="Model")

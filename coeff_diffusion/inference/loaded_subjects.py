@@ -11,7 +11,7 @@ Legend: B rows of the denoiser's batch (pictures, or twice as many with guidance
 import functools
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from .cut_off import cut_trigger, warn
 from .gating import Choice, GuidanceRows, Subject
 from .prompt_watch import PromptWatch, Texts
 from .standing_in import OfPipelines, StandIn
+from .token_strengths import Word, at_strengths
 from .trigger import triggers_clash
 from .trigger_tokens import TriggerEmbedding, add_trigger, forget_trigger, remove_trigger, without_triggers
 
@@ -72,7 +73,7 @@ class Subjects(OfPipelines):
             raise CoefficientsError(str(error)) from error
         self.pipe, self.denoiser, self.component = pipe, denoiser_of(pipe), family.denoiser
         self.sites, self.encoders = family.sites(self.denoiser), encoders_of(pipe)
-        self.watch = PromptWatch(pipe, self.encoders, self._before_encoding)
+        self.watch = PromptWatch(pipe, self.encoders, self._around_encoding)
         self.loaded: dict[str, Subject] = {}
         self.keys: dict[str, dict[str, str]] = {}  # by name: what to remove the trigger by, for each text encoder
         self.choice = Choice()
@@ -146,7 +147,9 @@ class Subjects(OfPipelines):
         try:
             for owner, vectors in coefficients.tokens.items():
                 tokenizer, trigger = getattr(self.pipe, tokenizer_name(owner)), coefficients.info.trigger
-                added[owner] = add_trigger(tokenizer, self.encoders[owner], name, trigger, vectors)
+                added[owner] = add_trigger(
+                    tokenizer, self.encoders[owner], name, trigger, vectors, class_word=coefficients.info.class_word
+                )
                 self.embeddings[owner] = self.encoders[owner].get_input_embeddings()
         except CoefficientsError:
             for owner, key in added.items():
@@ -209,9 +212,13 @@ class Subjects(OfPipelines):
 
     # --- drawing ------------------------------------------------------------------------------------------------------
 
-    def _before_encoding(self) -> None:
+    def _around_encoding(self, given: dict[str, Any]) -> AbstractContextManager[None]:
+        """Prompts are encoded with each trigger at its subject's strength."""
         self._check_in_place()
         self.users.drawing = self
+        infos = {name: self.loaded[name].coefficients.info for name, keys in self.keys.items() if keys}
+        words = [Word(name, info.trigger, info.class_word, self.keys[name]) for name, info in infos.items()]
+        return at_strengths(given, words, self.choice.strengths, self.embeddings)
 
     def act(self, sample: Tensor) -> None:
         """Activate what acts on each row of this batch, once for each prompt and size."""

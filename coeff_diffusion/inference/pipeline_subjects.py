@@ -32,7 +32,8 @@ def load_coefficients(
         pipe: a pipeline of diffusers whose base is of a known family (`families.registry`).
         source: a file, a folder that holds `coefficients.safetensors`, a Hub id ("user/repo"), or `Coefficients`.
         name: what to call it in `set_coefficients`; default: the name it was saved under, or its trigger.
-        strength: factor on its coefficients; 1 is as trained, 0 off.
+        strength: 1 is as trained, 0 is the base, which then reads the class word in the trigger's place, bitwise. It is
+            a factor on coefficients and stage tokens, and how far the trigger is from the class word's embedding.
         gate: act on pictures whose prompt holds the trigger ("trigger"), or on all ("always"); default: as saved.
         trigger: call it up by these words instead of its own.
         guidance_rows: see `set_coefficients`.

@@ -7,6 +7,7 @@ encoders, as a sibling made by `from_pipe` does: from then on nothing is known a
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch.utils.hooks import RemovableHandle
@@ -18,6 +19,7 @@ from .standing_in import OfPipelines, StandIn
 from .trigger import contains_trigger, reads_trigger, untruncated
 
 WATCHED = ("encode_prompt", "maybe_free_model_hooks")
+Around = Callable[[dict[str, Any]], AbstractContextManager[None]]
 Texts = Mapping[str, str]  # the prompt of one picture by the text encoder that reads it
 
 
@@ -27,15 +29,15 @@ class PromptWatch(OfPipelines):
     Args:
         pipe: its text encoders are hooked until `close`.
         encoders: by the component's name.
-        before: called before each encoding; may refuse it.
+        around: what each encoding happens in, made of its arguments by name, which it may change; may refuse it.
 
     Raises:
         CoefficientsError: the pipeline has no `encode_prompt`.
     """
 
-    def __init__(self, pipe: Any, encoders: Mapping[str, Any], before: Callable[[], None]) -> None:
+    def __init__(self, pipe: Any, encoders: Mapping[str, Any], around: Around) -> None:
         check_watchable(pipe)
-        self.pipe, self.encoders, self.before = pipe, encoders, before
+        self.pipe, self.encoders, self.around = pipe, encoders, around
         self._pictures: list[Texts | None] | None = None
         self._encodings = self._known_at = self._changes = 0
         self._handles: list[RemovableHandle] = []
@@ -85,11 +87,11 @@ class PromptWatch(OfPipelines):
         return getattr(self.pipe, tokenizer_name(encoder))
 
     def _encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
-        self.before()
         own = self._own["encode_prompt"]
-        with others_silent(self.pipe):
-            result = own(*args, **kwargs)
-        self._note(inspect.signature(own).bind(*args, **kwargs).arguments, len(result[0]))
+        given = inspect.signature(own).bind(*args, **kwargs)
+        with self.around(given.arguments), others_silent(self.pipe):
+            result = own(*given.args, **given.kwargs)
+        self._note(given.arguments, len(result[0]))
         return result
 
     def _maybe_free_model_hooks(self) -> Any:

@@ -26,7 +26,8 @@ def request_notes(pipe: Any, subjects: Mapping[str, Coefficients], request: Draw
         if _is_gated(request, name, subject) and not called:
             notes.append(f"the prompt does not contain {trigger!r}, so {name!r} does not act")
         if name not in request.subjects and called and subject.tokens:
-            notes.append(f"{name!r} does not take part, but the prompt contains its learned word {trigger!r}")
+            read = f", which is read as {word!r}" if (word := subject.info.class_word) else ""
+            notes.append(f"{name!r} does not take part, but the prompt contains its learned word {trigger!r}{read}")
     if any(request.subjects.values()) and not any(map(request.acts_in, range(request.steps))):
         notes.append(
             f"none of the {request.steps} steps lies between {request.begin:g} and {request.end:g} of denoising, so no "

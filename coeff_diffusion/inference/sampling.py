@@ -11,9 +11,12 @@ from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultiste
 from PIL import Image
 
 from ..families.registry import family_of
+from ..subject.layer_strengths import LayerStrengths
 from .cut_off import told
 from .pipeline_subjects import loaded_coefficients, set_coefficients
 from .request import DrawCancelled, DrawProgress, DrawRequest, StudioError
+
+NO_LAYER = LayerStrengths(self_attention=0, cross_attention=0)
 
 
 def sample(
@@ -135,11 +138,11 @@ def _denoised(scheduler: SchedulerMixin, output: Any) -> torch.Tensor | None:
 def _let_act(pipe: Any, requests: Sequence[DrawRequest], step: int) -> None:
     """Let subjects act in this step and the next ones, or leave these to the base."""
     first = requests[0]
-    if not first.acts_in(step):
-        rest(pipe)
-    elif loaded_coefficients(pipe):
+    if loaded_coefficients(pipe):
         strengths = [{name: float(value) for name, value in request.subjects.items()} for request in requests]
-        set_coefficients(pipe, per_sample=strengths, gate=first.gate, layers=first.layers)
+        # The prompts are read once, before the first step: the words have their strengths in any case.
+        layers = first.layers if first.acts_in(step) else NO_LAYER
+        set_coefficients(pipe, per_sample=strengths, gate=first.gate, layers=layers)
 
 
 def _generator(request: DrawRequest) -> torch.Generator:

@@ -29,6 +29,8 @@ class LearnedTrigger:
     vectors: Tensor  # [vectors, D] float32; a parameter in training
     first_id: int = -1  # token id of the first vector, the others follow; depends on what else is loaded
     users: int = 1  # how often it was added: pipelines may share a text encoder
+    start: Tensor | None = None  # [vectors, D] float32: what strength 0 is; without it there are no strengths
+    rows: Sequence[float] = ()  # its strength in each text of an encoding; nothing is 1 in all
 
 
 class TriggerEmbedding(nn.Embedding):
@@ -84,19 +86,54 @@ class TriggerEmbedding(nn.Embedding):
         number = ids - learned.first_id
         return number.where((number >= 0) & (number < len(learned.vectors)), -1)
 
+    @contextmanager
+    def at_strengths(self, name: str, rows: Sequence[float]) -> Iterator[None]:
+        """Meanwhile a trigger's vectors are between where it started (0) and what was learned (1), or beyond.
+
+        Args:
+            rows: the strength in each text of an encoding.
+        """
+        learned = self.learned[name]
+        before, learned.rows = learned.rows, tuple(rows)
+        try:
+            yield
+        finally:
+            learned.rows = before
+
+    @staticmethod
+    def _rows(learned: LearnedTrigger, input: Tensor) -> Tensor:
+        """The strengths for token ids `[B, L]`, `[B, 1, 1]` float32 or, where all are one, `[1, 1, 1]`."""
+        rows = learned.rows[:1] if len(set(learned.rows)) == 1 else learned.rows
+        if len(rows) not in (1, len(input)):
+            raise CoefficientsError(
+                f"{learned.trigger!r} has {len(rows)} strengths, but {len(input)} texts are encoded at once"
+            )
+        return torch.tensor(rows, dtype=torch.float32, device=input.device).view(-1, 1, 1)
+
     def forward(self, input: Tensor) -> Tensor:
         """Token ids `[B, L]` to embeddings `[B, L, D]`; ids of the base's table give its rows, bitwise."""
         hidden: Tensor = self.base(input.clamp(max=self.num_embeddings - 1))
         for learned in self.learned.values():
             index = input - learned.first_id  # [B, L]
             ours = (index >= 0) & (index < len(learned.vectors))
-            vectors = learned.vectors.to(input.device)[index.where(ours, 0)]  # [B, L, D]
+            index = index.where(ours, 0)
+            vectors = learned.vectors.to(input.device)[index]  # [B, L, D]
+            if learned.start is not None and any(strength != 1 for strength in learned.rows):
+                start, rows = learned.start.to(input.device)[index], self._rows(learned, input)
+                vectors = torch.lerp(start, vectors, rows)  # exact at both ends
             hidden = torch.where(ours.unsqueeze(-1), vectors.to(hidden.dtype), hidden)
         return hidden
 
 
 def add_trigger(
-    tokenizer: Any, text_encoder: Any, name: str, trigger: str, vectors: Tensor, *, trainable: bool = False
+    tokenizer: Any,
+    text_encoder: Any,
+    name: str,
+    trigger: str,
+    vectors: Tensor,
+    *,
+    trainable: bool = False,
+    class_word: str | None = None,
 ) -> str:
     """Teach a text encoder and its tokenizer a trigger with vectors of its own.
 
@@ -105,6 +142,8 @@ def add_trigger(
         text_encoder: its token embedding becomes a `TriggerEmbedding`.
         name: the subject's name.
         vectors: `[vectors, D]`, one token per vector.
+        class_word: what it was learned from, for `at_strengths`; empty: the trigger's own words. Without it there are
+            no strengths.
         trainable: make `text_encoder.get_input_embeddings().vectors[name]` a float32 parameter.
 
     Returns:
@@ -126,6 +165,8 @@ def add_trigger(
     _check(embedding, tokenizer, name, trigger, vectors)
     own = vectors.detach().to(embedding.weight.device, torch.float32, copy=True)
     learned = LearnedTrigger(canonical(trigger), nn.Parameter(own) if trainable else own)
+    if class_word is not None:
+        learned.start = _start(embedding, [class_word, trigger], len(vectors))
     _teach(embedding, {**embedding.learned, name: learned})
     embedding.learned[name] = learned
     _take_over(text_encoder, embedding)
@@ -198,8 +239,20 @@ def initial_vectors(tokenizer: Any, text_encoder: Any, class_word: str, vectors:
         raise CoefficientsError(
             f"cannot start {vectors} vectors from the class word {class_word!r}; expected a word and 1 or more vectors"
         )
-    embedding = text_encoder.get_input_embeddings()
-    mean = embedding(torch.tensor(ids, device=embedding.weight.device)).float().mean(0).cpu()  # [D]
+    return _mean_vectors(text_encoder.get_input_embeddings(), ids, vectors)
+
+
+@torch.no_grad()
+def _start(embedding: TriggerEmbedding, words: Sequence[str], vectors: int) -> Tensor:
+    """`initial_vectors` of the first of the words that has a token, as the base reads it."""
+    for word in words:
+        if ids := embedding.base_backend.encode(word, add_special_tokens=False).ids:
+            return _mean_vectors(embedding.base, ids, vectors)
+    raise CoefficientsError(f"there is no token in {' and '.join(map(repr, words))}")
+
+
+def _mean_vectors(embedding: nn.Embedding, ids: Sequence[int], vectors: int) -> Tensor:
+    mean = embedding(torch.tensor(list(ids), device=embedding.weight.device)).float().mean(0).cpu()  # [D]
     start = mean.repeat(vectors, 1)  # [vectors, D]
     noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
     start[1:] += 0.1 * mean.std() * noise[1:]

@@ -57,7 +57,7 @@ def grid_controls(service: StudioService) -> dict[str, Any]:
         "strengths": gr.Textbox(
             "0, 0.5, 1, 1.5",
             label="Strengths",
-            info="Numbers and commas; 1 is as trained, 0 leaves only the learned word",
+            info="Numbers and commas; 1 is as trained, 0 the base with the class word",
             elem_id="explore-strengths",
         ),
         "strength": gr.Slider(

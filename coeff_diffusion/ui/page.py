@@ -8,7 +8,7 @@ from gradio import routes
 from starlette.middleware import Middleware
 
 from ..service import StudioService
-from . import api, draw, explore, inspect, library, start, timeline, train
+from . import api, draw, explore, inspect, keys, library, start, timeline, train
 from .config import LOCALHOST, MAX_UPLOAD, PageConfig, PageError
 from .guard import Guard, Names
 from .own_folder import own_folder
@@ -17,7 +17,18 @@ from .own_folder import own_folder
 THEME = gr.themes.Soft(
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
-).set(checkbox_border_color="*neutral_400")  # the theme's own can hardly be seen on white
+).set(  # the theme's own greys can hardly be read on white: 2.5:1, where 4.5:1 is what a text needs
+    checkbox_border_color="*neutral_400",
+    body_text_color_subdued="*neutral_500",
+    block_label_text_color="*primary_600",
+    block_title_text_color="*primary_600",
+    button_primary_background_fill="*primary_600",
+    block_info_text_color="*neutral_500",
+    input_placeholder_color="*neutral_500",
+    body_text_color_subdued_dark="*neutral_400",
+    block_info_text_color_dark="*neutral_400",
+    input_placeholder_color_dark="*neutral_400",
+)
 QUEUE_LENGTH = 32  # drawings that may wait; one more gets "queue is full" at once
 CACHE_SECONDS = 24 * 3600
 TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, "Library": library, "Inspect": inspect}
@@ -53,7 +64,8 @@ def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], bl
         "allowed_paths": [],  # the page serves its own folder and nothing else
         "app_kwargs": {"middleware": [Middleware(Guard, folder=own_folder(), names=names_of(config))]},
         "theme": THEME,
-        "css": "".join(getattr(module, "CSS", "") for module in (start, *TABS.values())),
+        "css": "".join(getattr(module, "CSS", "") for module in (start, keys, *TABS.values())),
+        "head": keys.SCRIPT,
         "footer_links": [],
         "ssr_mode": False,
         "pwa": False,

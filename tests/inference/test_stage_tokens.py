@@ -19,6 +19,7 @@ from coeff_diffusion import (
     unload_coefficients,
 )
 from coeff_diffusion.families.registry import denoiser_of, encoders_of
+from coeff_diffusion.inference.trigger_tokens import initial_vectors
 
 STAGES = ("down_blocks.0", "mid_block", "up_blocks.1")
 DOG, BEACH = "a sks dog on a beach", "a red pot on a beach"
@@ -58,7 +59,7 @@ def test_they_act_where_the_trigger_stands_and_nowhere_else(tiny_pipe: StableDif
     found = draw(tiny_pipe, [DOG, BEACH])
     assert not torch.allclose(found[0], token[0])
     assert torch.equal(found[1], base[1])
-    set_coefficients(tiny_pipe, {"dog": 0.0})
+    set_coefficients(tiny_pipe, {"dog": 1.0}, layers=LayerStrengths(cross_attention=0))
     assert torch.equal(draw(tiny_pipe, [DOG, BEACH]), token)
     unload_coefficients(tiny_pipe)
     assert torch.equal(draw(tiny_pipe, [DOG, BEACH]), base)
@@ -84,11 +85,15 @@ def test_a_batch_is_what_its_pictures_are_alone(tiny_pipe: StableDiffusionPipeli
 
 def test_strength_and_layer_factors_scale_them(tiny_pipe: StableDiffusionPipeline) -> None:
     subject = telling(tiny_pipe)
-    load_coefficients(tiny_pipe, subject.scaled(0.5))
+    encoder = tiny_pipe.text_encoder
+    start = initial_vectors(tiny_pipe.tokenizer, encoder, "dog", 2)
+    learned = subject.tokens["text_encoder"]
+    half_way = {"text_encoder": start + 0.5 * (learned - start)}
+    load_coefficients(tiny_pipe, subject.scaled(0.5).replace(tokens=half_way))
     half = draw(tiny_pipe, DOG)
     unload_coefficients(tiny_pipe)
     load_coefficients(tiny_pipe, subject, strength=0.5)
-    assert torch.equal(draw(tiny_pipe, DOG), half)
+    torch.testing.assert_close(draw(tiny_pipe, DOG), half, atol=1e-4, rtol=0)
     set_coefficients(tiny_pipe, {"dog": 1.0}, layers=LayerStrengths(down=0, mid=0))
     up = draw(tiny_pipe, DOG)
     unload_coefficients(tiny_pipe)

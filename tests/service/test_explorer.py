@@ -98,7 +98,8 @@ def test_a_cell_is_the_picture_drawn_alone(explorer: Explorer, request_: GridReq
             apart = np.abs(np.asarray(alone.image, int) - np.asarray(picture.image, int))
             assert apart.max() <= 1  # a batch adds in another order than a single picture
     images = {picture.image.tobytes() for picture in plan.pictures}
-    assert len(images) == len(plan.pictures), "every cell shows something else"
+    alike = 2 if request_ is DOGS else 0  # at strength 0 both dogs are the base's dog
+    assert len(images) == len(plan.pictures) - alike, "every other cell shows something else"
 
 
 @pytest.mark.parametrize(("side", "most"), [(128, 8), (512, 4), (768, 1), (1024, 1), (2048, 1)])

@@ -1,0 +1,31 @@
+"""What the keyboard does on any tab, and what the browser's tab says while something is drawn."""
+
+# Buttons are called after their tab: draw-button, draw-cancel, ... (see `job_bar`). Only what is to be seen is pressed.
+SCRIPT = """<script>
+(() => {
+  const press = (end) => {
+    const all = [...document.querySelectorAll(`button[id$="-${end}"]`)];
+    const found = all.find((one) => one.offsetParent && !one.disabled);
+    if (found) found.click();
+    return Boolean(found);
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && press("button")) event.preventDefault();
+    const list = event.target.getAttribute?.("aria-expanded") === "true";  // of choices, which Escape closes first
+    if (event.key === "Escape" && !list) press("cancel");
+  });
+  const name = "coeff-diffusion";
+  setInterval(() => {
+    const bar = document.querySelector('[id$="-status"] progress');
+    const share = bar && bar.max ? `${Math.round((100 * bar.value) / bar.max)} % - ` : "";
+    if (document.title !== share + name) document.title = share + name;
+  }, 500);
+})();
+</script>"""
+CSS = """
+@media (max-width: 820px) {
+  button:not(.icon-button):not([aria-label]), [role="tab"], input:not([type="checkbox"]):not([type="radio"]), select {
+    min-height: 44px; }
+  label:has(> input[type="checkbox"]), label:has(> input[type="radio"]) { min-height: 44px; }
+}
+"""
