@@ -65,7 +65,7 @@ def test_a_run_that_cannot_draw_its_subject_claims_no_success(queue, photos) -> 
     job = queue.submit(TrainingForm(photos, "grain", "dog", settings=settings))
     while not job.over:
         job.stop.wait(0.05)
-    assert job.status(0).startswith("grain has done all 1 steps, but the subject was not learned")
+    assert job.status(0).startswith("grain has ended at step 1 of 1, but the subject was not learned")
     assert job.report(0)["advice"] == job.advice != ""
     warned = next(i for i, line in enumerate(job.messages) if line.startswith("warning: these look like photos"))
     assert warned < next(i for i, line in enumerate(job.messages) if line.startswith("teaching "))
