@@ -114,7 +114,7 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list
         request, fit_notes = fitted(studio, request, chosen=chosen)
         notes += [*limit_notes, *fit_notes]
     if config.aspect_ratio is not None:
-        request = replace(request, **_shape(config, studio))
+        request = _shaped(request, config, studio)
     check_folder(config.output_dir)
     request = replace(request, subjects=_load(studio, parts, say))
     for note in [*notes, *base_notes]:
@@ -184,8 +184,8 @@ def _overridden(config: GenerateConfig, request: DrawRequest, place: int | None)
     return replace(request, **given, layers=replace(request.layers, **layers)), place
 
 
-def _shape(config: GenerateConfig, studio: Studio) -> dict[str, int]:
-    """Width and height of the shape that is asked for."""
+def _shaped(request: DrawRequest, config: GenerateConfig, studio: Studio) -> DrawRequest:
+    """The request at the size of the shape that is asked for."""
     assert config.aspect_ratio is not None
     if sides := [flag for flag in ("width", "height") if flag in config.settings]:
         raise StudioError(f"--aspect_ratio and --{sides[0]} exclude each other; give one of them")
@@ -193,7 +193,7 @@ def _shape(config: GenerateConfig, studio: Studio) -> dict[str, int]:
         width, height = size_of(config.aspect_ratio, studio.size, studio.multiple)
     except ValueError as error:
         raise StudioError(f"--aspect_ratio: {error}") from error
-    return {"width": width, "height": height}
+    return replace(request, width=width, height=height)
 
 
 def _studio(config: GenerateConfig, replay: Replay | None) -> tuple[Studio, list[str]]:

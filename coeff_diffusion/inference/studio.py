@@ -273,7 +273,7 @@ class Studio:
         tells_apart = self.pipe.config.get("force_zeros_for_empty_prompt", False)
         if not errors and tells_apart and len({bool(one.negative_prompt) for one in resolved}) > 1:
             errors = [
-                "some pictures of the batch have a negative prompt and some have none, which this base tells apart"
+                "some pictures of the batch have a negative prompt and some have none; give all of them one, or none"
             ]
         if errors:
             raise StudioError("; ".join(errors))
