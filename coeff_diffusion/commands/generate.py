@@ -15,6 +15,7 @@ from ..families.load import EMBEDDED, load_base
 from ..images.drawing_settings import LAYERS, SETTINGS
 from ..images.files import check_folder, save_new_picture
 from ..images.grid import labelled_grid
+from ..images.shapes import size_of
 from ..inference.fitting import fitted
 from ..inference.limits import within_limits
 from ..inference.replay import Base, Part, Replay
@@ -65,6 +66,9 @@ class GenerateConfig:
     without one needs it; madebyollin/sdxl-vae-fp16-fix lets Stable Diffusion XL stay in float16."""
     settings: dict[str, Any] = field(default_factory=dict, metadata={"flags": drawing_flags})
     """What is given of the drawing's settings, by their flags; see `drawing_settings.py`."""
+    aspect_ratio: str | None = None
+    """The shape of the pictures, such as 16:9, at a size near what the base was trained at; instead of --width and
+    --height."""
     compare: bool = False
     """Draw each picture also by the base alone, from the same noise, the trigger replaced by the class word."""
     grid: bool = False
@@ -109,6 +113,8 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list
         request, place, limit_notes = within_limits(studio, request, place, chosen)
         request, fit_notes = fitted(studio, request, chosen=chosen)
         notes += [*limit_notes, *fit_notes]
+    if config.aspect_ratio is not None:
+        request = _shaped(request, config, studio)
     check_folder(config.output_dir)
     request = replace(request, subjects=_load(studio, parts, say))
     for note in [*notes, *base_notes]:
@@ -176,6 +182,18 @@ def _overridden(config: GenerateConfig, request: DrawRequest, place: int | None)
         assert request.seed is not None
         request, place = replace(request, seed=request.seed + place, batch_size=1), None
     return replace(request, **given, layers=replace(request.layers, **layers)), place
+
+
+def _shaped(request: DrawRequest, config: GenerateConfig, studio: Studio) -> DrawRequest:
+    """The request at the size of the shape that is asked for."""
+    assert config.aspect_ratio is not None
+    if sides := [flag for flag in ("width", "height") if flag in config.settings]:
+        raise StudioError(f"--aspect_ratio and --{sides[0]} exclude each other; give one of them")
+    try:
+        width, height = size_of(config.aspect_ratio, studio.size, studio.multiple)
+    except ValueError as error:
+        raise StudioError(f"--aspect_ratio: {error}") from error
+    return replace(request, width=width, height=height)
 
 
 def _studio(config: GenerateConfig, replay: Replay | None) -> tuple[Studio, list[str]]:

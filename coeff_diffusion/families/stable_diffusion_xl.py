@@ -62,6 +62,7 @@ class StableDiffusionXL(Family):
 
     title = "Stable Diffusion XL"
     pipeline = "StableDiffusionXLPipeline"
+    drawing = (*Family.drawing, "prompt_2")
     text_encoders = ("text_encoder", "text_encoder_2")
     known: ClassVar[Mapping[str, Config]] = {
         "Stable Diffusion XL": BASE,

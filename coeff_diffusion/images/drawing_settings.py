@@ -4,7 +4,7 @@ A flag of `generate`, the text in a picture, what is read back from it, the rang
 of its `/draw` all follow from the fields here (see `Setting`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..subject.info import Gate
@@ -22,6 +22,10 @@ class DrawRequest:
     """What the picture shows; a subject is called up by its trigger."""
     negative_prompt: str = setting("", label="Negative prompt", hint="What the picture should not show", id="negative")
     """What the pictures should not show."""
+    prompt_2: str = setting(
+        "", text="Prompt 2", label="Second prompt", hint="What the second text encoder reads instead", fine=True
+    )
+    """What the second text encoder of Stable Diffusion XL reads instead of the prompt; left out, the prompt."""
     subjects: Mapping[str, float] = field(default_factory=dict)
     """Strength of each loaded subject that takes part, learned trigger included: 1 as trained, 0 the base, which reads
     the class word in the trigger's place."""
@@ -67,6 +71,10 @@ class DrawRequest:
         hint="100: until it is done", fine=True, called="end",
     )  # fmt: skip
     """The part of denoising until which subjects act, 0 to 1; left out, 1."""
+
+    def texts(self, encoders: Iterable[str]) -> dict[str, str]:
+        """What each text encoder reads of it, by the encoder's name."""
+        return {name: (self.prompt_2 if name.endswith("_2") else "") or self.prompt for name in encoders}
 
     def acts_in(self, step: int) -> bool:
         """Whether subjects act in this denoising step, counted from 0. The number of steps has to be known."""

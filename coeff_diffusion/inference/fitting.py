@@ -55,6 +55,9 @@ def fitted(
         name: near(f"strength in {name} layers", getattr(request.layers, name), layer_bounds, 1, notes)
         for name in LAYERS
     }
+    if request.prompt_2 and "prompt_2" not in studio.family.drawing and "prompt_2" not in chosen:
+        notes.append(f"its second prompt {shown(request.prompt_2)} is left out: this base has one text encoder")
+        changes["prompt_2"] = ""
     if "scheduler" not in chosen:
         changes["scheduler"] = _sampler(request.scheduler, studio, notes)
     found = replace(request, **changes, layers=LayerStrengths(**layers))

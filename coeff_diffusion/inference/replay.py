@@ -32,7 +32,7 @@ def recorded(pipe: Any, request: DrawRequest, sampler: str) -> Parameters:
 
     The subjects are those the request names, and those whose learned word occurs in it, in the order they are blended.
     """
-    base, texts = Base.of(pipe), (request.prompt, request.negative_prompt)
+    base, texts = Base.of(pipe), (request.prompt, request.prompt_2, request.negative_prompt)
     subjects = {
         name: subject
         for name, subject in loaded_coefficients(pipe).items()

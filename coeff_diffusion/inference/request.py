@@ -15,7 +15,7 @@ from ..subject.errors import UserError, shown
 from ..subject.layer_strengths import LayerStrengths as LayerStrengths
 from ..subject.user_file import user_path
 
-OWN_FIELDS = ("prompt", "negative_prompt", "subjects", "seed")
+OWN_FIELDS = ("prompt", "negative_prompt", "prompt_2", "subjects", "seed")
 """In what requests that are drawn in one batch may differ (see `Studio.draw_batch`)."""
 
 
@@ -80,7 +80,7 @@ def problems(request: DrawRequest, multiple: int, max_steps: int) -> list[str]:
             problems.append(f"{side} is {pixels}, expected a multiple of {multiple}")
     problems += [
         f"{name} is {shown(getattr(request, name))}, expected text in UTF-8"
-        for name in ("prompt", "negative_prompt")
+        for name in ("prompt", "negative_prompt", "prompt_2")
         if any("\ud800" <= letter <= "\udfff" for letter in getattr(request, name))
     ]
     for name, strength in request.subjects.items():

@@ -1,6 +1,6 @@
 """What is probably not meant in a drawing: one sentence each, for the user."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..families.registry import encoders_of, tokenizer_name
@@ -19,10 +19,10 @@ def request_notes(pipe: Any, subjects: Mapping[str, Coefficients], request: Draw
         request: with every open choice made.
     """
     assert request.steps is not None
-    notes = []
+    notes, encoders = [], encoders_of(pipe)
     for name, subject in subjects.items():
         trigger = subject.info.trigger
-        called = _calls(request, trigger)
+        called = _calls(request.texts(encoders).values(), trigger)
         if _is_gated(request, name, subject) and not called:
             notes.append(f"the prompt does not contain {trigger!r}, so {name!r} does not act")
         if name not in request.subjects and called and subject.tokens:
@@ -34,28 +34,28 @@ def request_notes(pipe: Any, subjects: Mapping[str, Coefficients], request: Draw
             "subject acts"
         )
     notes += unread_notes(pipe, subjects, request)
-    return [*notes, *syntax_notes(request.prompt, request.negative_prompt)]
+    return [*notes, *syntax_notes(request.prompt, request.negative_prompt, request.prompt_2)]
 
 
 def unread_notes(pipe: Any, subjects: Mapping[str, Coefficients], request: DrawRequest) -> list[str]:
     """What of the prompts the text encoders do not read, the triggers in it first. The arguments are the same."""
     assert request.guidance_scale is not None
     encoders, notes = list(encoders_of(pipe)), []
+    texts = request.texts(encoders)
     tokenizers = [getattr(pipe, tokenizer_name(name)) for name in encoders]
     for name, subject in subjects.items():
         trigger = subject.info.trigger
-        if _calls(request, trigger) and not any(reads_trigger(one, request.prompt, trigger) for one in tokenizers):
+        read = any(reads_trigger(one, text, trigger) for one, text in zip(tokenizers, texts.values(), strict=True))
+        if _calls(texts.values(), trigger) and not read:
             notes.append(cut_trigger(trigger, name, _is_gated(request, name, subject)))
-    prompts = {"prompt": request.prompt} | (
-        {"negative prompt": request.negative_prompt} if request.guidance_scale > 1 else {}
-    )
-    for what, text in prompts.items():
-        notes += cut_notes(pipe, dict.fromkeys(encoders, text), what)
+    notes += cut_notes(pipe, texts, "prompt")
+    if request.guidance_scale > 1:
+        notes += cut_notes(pipe, dict.fromkeys(encoders, request.negative_prompt), "negative prompt")
     return notes
 
 
-def _calls(request: DrawRequest, trigger: str) -> bool:
-    return bool(trigger) and contains_trigger(request.prompt, trigger)
+def _calls(texts: Iterable[str], trigger: str) -> bool:
+    return bool(trigger) and any(contains_trigger(text, trigger) for text in texts)
 
 
 def _is_gated(request: DrawRequest, name: str, subject: Coefficients) -> bool:

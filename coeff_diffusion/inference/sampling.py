@@ -58,9 +58,11 @@ def sample(
 
     with _prepared(pipe, scheduler), told(pipe), _seeing(pipe):
         _let_act(pipe, requests, 0)
-        accepted = family_of(pipe).drawing
+        accepted, negative = family_of(pipe).drawing, [request.negative_prompt for request in requests]
         options = {
-            "negative_prompt": [request.negative_prompt for request in requests],
+            "prompt_2": [request.prompt_2 or request.prompt for request in requests],
+            # None at all is not the same as an empty one to Stable Diffusion XL.
+            "negative_prompt": negative if any(negative) else None,
             "guidance_scale": first.guidance_scale,
             "guidance_rescale": first.guidance_rescale or 0.0,
         }

@@ -19,6 +19,7 @@ from ..families.registry import family_of
 from ..families.usual import usual_of
 from ..images.generation_info import format_parameters
 from ..subject.coefficients import Coefficients
+from ..subject.errors import shown
 from .pipeline_subjects import load_coefficients, loaded_coefficients, unload_coefficients
 from .preview import Preview
 from .replay import placed, recorded
@@ -209,7 +210,8 @@ class Studio:
             request = self._resolve(request)
             prompt = self.base_prompt(request.prompt) if base_prompt is None else base_prompt
             first, second = (None, None) if on_step is None else (_part(on_step, i, 2) for i in range(2))
-            base = self.draw(replace(request, prompt=prompt, subjects={}), first, should_stop)
+            second_prompt = self.base_prompt(request.prompt_2)
+            base = self.draw(replace(request, prompt=prompt, prompt_2=second_prompt, subjects={}), first, should_stop)
             return base, self.draw(request, second, should_stop)
 
     def base_prompt(self, prompt: str) -> str:
@@ -268,6 +270,11 @@ class Studio:
             except StudioError as error:
                 wrong.setdefault(str(error), f"picture {number}: {error}")  # what all have wrong is said once
         errors = list(wrong.values()) or disagreements(resolved)
+        tells_apart = self.pipe.config.get("force_zeros_for_empty_prompt", False)
+        if not errors and tells_apart and len({bool(one.negative_prompt) for one in resolved}) > 1:
+            errors = [
+                "some pictures of the batch have a negative prompt and some have none; give all of them one, or none"
+            ]
         if errors:
             raise StudioError("; ".join(errors))
         return resolved
@@ -282,6 +289,8 @@ class Studio:
         wrong = problems(request, self.multiple, most_steps(self.pipe.scheduler))
         if request.steps > 0 and (near := steps_near(self.pipe.scheduler, request.steps)) != request.steps:
             wrong.append(f"steps is {request.steps}, a number that this base's timesteps do not allow; take {near}")
+        if request.prompt_2 and "prompt_2" not in self.family.drawing:
+            wrong.append(f"prompt_2 is {shown(request.prompt_2)}, but {self.family.title} has one text encoder")
         unknown = [name for name in request.subjects if name not in self.subjects]
         if unknown:
             wrong.append(f"no subject {', '.join(map(repr, unknown))} is loaded; loaded are {_names(self.subjects)}")

@@ -90,11 +90,17 @@ def pack(subject: Coefficients) -> bytes:
         CoefficientsError: the base is none of the known ones, the subject does not fit it, or it is too large. The
             message says what to do instead.
     """
+    if len(subject.tokens) > 1:
+        values = sum(tensor.numel() for tensor in subject.named_tensors().values())
+        raise CoefficientsError(
+            f"the subject is too large for a QR code: it is for a base of {len(subject.tokens)} text encoders and has "
+            f"{values:,} values, where about {CAPACITY:,} fit; {INSTEAD}"
+        )
     if subject.stage_tokens:
         values = sum(token.numel() for token in subject.stage_tokens.values())
         raise CoefficientsError(
             f"the subject is too large for a QR code, which has no room for the {values} values that the stages of the "
-            f"UNet read at its trigger; {INSTEAD} Or train one that is made for a code: --no_stage_tokens"
+            f"UNet read at its trigger; {INSTEAD}. Or train one that is made for a code: --no_stage_tokens"
         )
     info, layout = subject.info, _layout_for(subject)
     there = [path in subject for path in layout.heads]

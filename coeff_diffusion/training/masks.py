@@ -11,7 +11,8 @@ from PIL import Image, ImageChops, ImageOps
 from torch import Tensor
 
 from ..images.photo import DatasetError, Photo, read_photo
-from .photos import Size, View, cut_out
+from ..images.shapes import Size
+from .photos import View, cut_out
 
 LEAST_WHITE = 128  # of 255: darker masks are label maps or mistakes
 SAME_SHAPE = 0.02  # tolerance of width / height: tools round sides to multiples of 8

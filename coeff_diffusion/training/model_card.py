@@ -82,7 +82,7 @@ def _card(coefficients: Coefficients, samples: Mapping[str, str], training: str)
         base_model=base,
         base_model_relation="adapter" if base else None,
         instance_prompt=info.instance_prompt or None,
-        tags=TAGS,
+        tags=[*TAGS, "stable-diffusion-xl"] if _is_xl(coefficients) else TAGS,
         pipeline_tag="text-to-image",
         # Not diffusers: the Hub would tell visitors to load the repository as a whole pipeline, which it is not.
         library_name="coeff-diffusion",
@@ -112,7 +112,8 @@ def _page(coefficients: Coefficients, samples: Mapping[str, str]) -> str:
     return f"""# {_plain(info.name or info.trigger or "A subject")}
 
 {pictures}
-A subject for Stable Diffusion, learned with [Coeff-Tuning](https://arxiv.org/abs/2503.18337): {values:,} numbers
+A subject for Stable Diffusion{" XL" * _is_xl(coefficients)}, learned with
+[Coeff-Tuning](https://arxiv.org/abs/2503.18337): {values:,} numbers
 ({listed}) that make the base draw this {_plain(info.class_word) or "subject"}.
 
 {_trigger(info)}
@@ -124,7 +125,7 @@ A subject for Stable Diffusion, learned with [Coeff-Tuning](https://arxiv.org/ab
 ```python
 from coeff_diffusion import load_base, load_coefficients
 
-pipe = load_base("{base}")  # or any StableDiffusionPipeline of the same family
+pipe = load_base("{base}")  # or any StableDiffusion{"XL" * _is_xl(coefficients)}Pipeline of the same family
 load_coefficients(pipe, "coefficients.safetensors")  # or the id of this repository
 pipe({json.dumps(prompt, ensure_ascii=False)}).images[0].save("picture.png")
 ```
@@ -134,6 +135,11 @@ coeff-diffusion generate --base {base} --subject coefficients.safetensors \\
     --prompt {shlex.quote(" ".join(prompt.split()))}
 ```
 """
+
+
+def _is_xl(coefficients: Coefficients) -> bool:
+    """Whether the base has XL's two text encoders, as far as the subject tells."""
+    return "text_encoder_2" in coefficients.tokens or "-xl-" in coefficients.info.base_architecture
 
 
 def _trigger(info: CoefficientsInfo) -> str:

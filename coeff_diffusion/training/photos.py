@@ -3,8 +3,6 @@
 Shapes: W, H the size of what training sees, in pixels.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,33 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-Size = tuple[int, int]  # width and height in pixels
-MOST_STRETCHED = 2  # sides of buckets go from half the resolution to twice: shapes up to 4 : 1
-
-
-def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
-    """The shapes that pictures may keep: about as many pixels as the square has, never more, the square first.
-
-    Args:
-        multiple: what the base's sides are a multiple of; the steps between shapes are a sixteenth of the side or more.
-    """
-    step = max(multiple, resolution // 16 // multiple * multiple)
-    least = -(-resolution // MOST_STRETCHED // step) * step
-    found = {(resolution, resolution)}
-    for width in range(least, MOST_STRETCHED * resolution + 1, step):
-        height = min(resolution**2 // width // step * step, MOST_STRETCHED * resolution)
-        if height >= least:
-            found |= {(width, height), (height, width)}
-    return sorted(found, key=lambda size: abs(math.log(size[0] / size[1])))
-
-
-def nearest_size(size: Size, sizes: Sequence[Size]) -> Size:
-    """That of the sizes whose shape is nearest to a picture's; of two alike the larger one."""
-
-    def difference(one: Size) -> tuple[float, int]:
-        return abs(math.log(one[0] / one[1] * size[1] / size[0])), -one[0] * one[1]
-
-    return min(sizes, key=difference)
+from ..images.shapes import Size
 
 
 @dataclass(frozen=True)

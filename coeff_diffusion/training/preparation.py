@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ..families.registry import encoders_of, family_of, tokenizer_name
 from ..families.shared_weights import shared_copy
 from ..images.photo import DatasetError
+from ..images.shapes import bucket_sizes
 from ..inference.cut_off import cut_off
 from ..inference.studio import Studio
 from ..inference.trigger import contains_trigger, reads_trigger
@@ -21,7 +22,6 @@ from .dataset import Prompts, TrainingSet, fingerprint_files
 from .held_out import split_pictures
 from .latents import Pictures, encode_pictures
 from .model import Learner
-from .photos import bucket_sizes
 from .picture_folder import PictureFolder, TrainingPicture, find_pictures
 from .views import PictureViews
 

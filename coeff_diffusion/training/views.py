@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 
 from ..families.family import Framing
 from ..images.photo import DatasetError, read_photo
+from ..images.shapes import Size, nearest_size
 from .masks import mask_of, view_weights
-from .photos import Size, choose_views, nearest_size, scale, view_tensor
+from .photos import choose_views, scale, view_tensor
 from .picture_folder import TrainingPicture
 from .seeds import mixed_seed
 

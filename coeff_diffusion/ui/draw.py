@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..images.shapes import RATIOS, size_of
 from ..service import Drawing, Glimpse, StudioService
 from .common import QUIET, REFUSALS, follow, status_line, with_status
 from .draw_controls import Controls, Values, choose, fine_controls, offer, plain_controls, seed_controls, subject_rows
@@ -91,6 +92,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             upload = gr.UploadButton("Add a subject's file", size="sm", elem_id="draw-upload")
             with gr.Accordion("Settings", open=False, elem_id="draw-settings"):
                 seed, random_seed, reuse = seed_controls(service)
+                shape = gr.Radio([*RATIOS], label="Shape", info="Sizes that the base knows", elem_id="draw-shape")
                 fields = plain_controls(service)
             with gr.Accordion("Fine control", open=False, elem_id="draw-fine"):
                 layers, fine = fine_controls(service)
@@ -106,6 +108,8 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
     _wire_drawing(service, page, controls, stage, (compare, embed))
     _wire_subjects(service, [page.load, tab.select], controls, words)
     _wire_files(service, controls, bar.status, upload, drop, (start, tab.parent))
+    sides = [fields["width"], fields["height"]]
+    shape.input(lambda ratio: size_of(ratio, service.studio.size, service.studio.multiple), shape, sides, **QUIET)
     reuse.click(lambda last: (last, False), stage.last, [seed, random_seed], **QUIET)
 
 

@@ -162,6 +162,6 @@ def fine_controls(service: StudioService) -> tuple[dict[str, gr.Slider], dict[st
         fine = {
             name: control_of(one, service, "draw", min_width=150)
             for name, one in SETTINGS.items()
-            if one.label and one.fine
+            if one.label and one.fine and (name != "prompt_2" or name in service.studio.family.drawing)
         }
     return layers, fine

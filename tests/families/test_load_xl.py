@@ -12,8 +12,9 @@ from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 from single_file import write_xl_checkpoint
 
+from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
 from coeff_diffusion.families.checkpoints import usual_config
-from coeff_diffusion.families.fingerprint import fingerprint
+from coeff_diffusion.families.fingerprint import check_fits, fingerprint
 from coeff_diffusion.families.folders import files_to_fetch
 from coeff_diffusion.families.load import BaseModelError, load_base
 from coeff_diffusion.families.process import training_schedule
@@ -260,6 +261,43 @@ def test_fewer_layers_load_from_one_file(tiny_xl_pipe: StableDiffusionXLPipeline
     path = write_xl_checkpoint(tiny_xl_pipe, tmp_path / "one.safetensors")
     assert_same(load_base(path, config=tmp_path / "xl"), tiny_xl_pipe, *PARTS)
     assert len(find_sites(unet)) == 2 * (2 + 1 + 2)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [("0", "the first text encoder"), ("1", "the second text encoder"), ("", "the UNet")]
+)
+def test_checkpoints_that_lack_a_part(checkpoint: Path, folder: Path, part: str, name: str) -> None:
+    start = f"conditioner.embedders.{part}." if part else "model.diffusion_model."
+    save_file({key: value for key, value in load_file(checkpoint).items() if not key.startswith(start)}, checkpoint)
+    with pytest.raises(BaseModelError, match=rf"lacks {name} .*; expected a whole checkpoint of ") as error:
+        load_base(checkpoint, config=folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_subject_of_the_refiner_does_not_fit_the_base() -> None:
+    """Told by the layers, without a weight of either."""
+    with torch.device("meta"):
+        unets = {title: UNet2DConditionModel.from_config(dict(StableDiffusionXL.known[title])) for title in LAYERS}
+    subjects = {
+        title: Coefficients(
+            {path: torch.zeros(site.heads, site.heads) for path, site in find_sites(unet).items()},
+            info=CoefficientsInfo(
+                base_architecture=StableDiffusionXL.names[title], base_fingerprint=fingerprint(unet), trigger="sks dog"
+            ),
+        )
+        for title, unet in unets.items()
+    }
+    for title, subject in subjects.items():
+        for other, unet in unets.items():
+            if title == other:
+                check_fits(subject, unet)
+                continue
+            names = StableDiffusionXL.names
+            with pytest.raises(
+                CoefficientsError, match=rf"\({names[title]}, .* this base is {names[other]} with "
+            ) as e:
+                check_fits(subject, unet)
+            assert "\n" not in str(e.value)
 
 
 def test_the_refiner_is_named(folder: Path) -> None:

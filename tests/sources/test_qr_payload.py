@@ -479,3 +479,10 @@ def test_a_quantized_subject_is_one_like_any_other(tmp_path: Path) -> None:
     assert again.info.extra == read.info.extra
     renamed = replace(again.info, name="other")
     assert again.replace(info=renamed).info.extra["quantized"]["bits"] == 8
+
+
+def test_a_subject_of_two_text_encoders_becomes_a_card() -> None:
+    tokens = {"text_encoder": torch.ones(1, 768), "text_encoder_2": torch.ones(1, 1280)}
+    subject = Coefficients({}, tokens, CoefficientsInfo(trigger="sks dog"), "unet", {"mid_block": torch.ones(1, 2048)})
+    with pytest.raises(CoefficientsError, match=r"base of 2 text encoders and has 4,096 values.*coeff-diffusion card"):
+        pack(subject)

@@ -117,3 +117,15 @@ def test_names_are_text_not_markup() -> None:
 
 def test_the_same_run_the_same_card() -> None:
     assert card() == card()
+
+
+def test_a_card_for_xl_names_its_pipeline() -> None:
+    assert "StableDiffusionPipeline" in card()
+    assert "stable-diffusion-xl" not in front(card())["tags"]
+    by_name = card(base_architecture="stable-diffusion-xl-v1-base")
+    tokens = {"text_encoder": torch.ones(1, 768), "text_encoder_2": torch.ones(1, 1280)}
+    by_tokens = subject_card(Coefficients({}, tokens, CoefficientsInfo(trigger="sks dog")), {})
+    for text in (by_name, by_tokens):
+        assert "or any StableDiffusionXLPipeline of the same family" in text
+        assert "A subject for Stable Diffusion XL, learned" in text
+        assert "stable-diffusion-xl" in front(text)["tags"]

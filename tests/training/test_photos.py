@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from coeff_diffusion.training.photos import View, bucket_sizes, choose_views, nearest_size, scale, view_tensor
+from coeff_diffusion.images.shapes import bucket_sizes, nearest_size
+from coeff_diffusion.training.photos import View, choose_views, scale, view_tensor
 
 
 def views(size: tuple[int, int], center: bool, flip: bool, count: int = 8, seed: int = 0) -> list[View]:
@@ -47,36 +48,6 @@ def test_pixels_of_a_view() -> None:
     assert torch.equal(view_tensor(image, (4, 4), View(1, 0, flip=True)), expected.flip(-1))
     white = view_tensor(ImageOps.invert(Image.new("RGB", (4, 4))), (4, 4), View(0, 0))
     assert torch.equal(white, torch.ones(3, 4, 4))
-
-
-# --- shapes near their own --------------------------------------------------------------------------------------------
-
-
-def test_the_sizes_of_xl_are_among_the_buckets() -> None:
-    sizes = bucket_sizes(1024, 32)
-    assert sizes[0] == (1024, 1024)
-    assert {(1152, 896), (896, 1152), (1216, 832), (1344, 768), (1536, 640), (640, 1536)} <= set(sizes)
-
-
-@given(resolution=st.sampled_from([16, 128, 512, 768, 1024]), multiple=st.sampled_from([4, 8, 32, 64]))
-def test_buckets_hold_no_more_than_the_square(resolution: int, multiple: int) -> None:
-    if resolution % multiple:
-        return
-    sizes = bucket_sizes(resolution, multiple)
-    assert (resolution, resolution) in sizes
-    assert all(width * height <= resolution**2 for width, height in sizes)
-    assert all(side % multiple == 0 and side > 0 for size in sizes for side in size)
-    assert {size[::-1] for size in sizes} == set(sizes)
-    assert all(max(size) <= 4 * min(size) for size in sizes)
-
-
-def test_pictures_take_the_shape_nearest_to_theirs() -> None:
-    sizes = bucket_sizes(1024, 32)
-    assert nearest_size((4000, 4000), sizes) == (1024, 1024)
-    assert nearest_size((4000, 3000), sizes) == (1152, 896)
-    assert nearest_size((3000, 4000), sizes) == (896, 1152)
-    assert nearest_size((9000, 1000), sizes) == (2048, 512)
-    assert nearest_size((10, 10), [(16, 16), (8, 8)]) == (16, 16)
 
 
 def test_a_panorama_is_hardly_cropped() -> None:

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
 from coeff_diffusion import Coefficients, load_coefficients
+from coeff_diffusion.images.photo import DatasetError
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.trainer import Trainer, TrainResult, train
 
@@ -106,6 +107,30 @@ def test_pictures_keep_their_shapes(trainer: Callable[..., Trainer], tiny_xl_pip
     assert {tuple(row[:2]) for row in shapes.values()} == {size[::-1] for size in SIZES.values()}
     assert len(one.data.instance.groups) == 3
     assert sorted(one.data.instance.places) == [(0, 0), (1, 0), (2, 0)]
+
+
+def test_masks_of_another_size_go_with_their_pictures(trainer: Callable[..., Trainer], photos: Path) -> None:
+    """A mask of a quarter of the size, its left half white: what is learned lies there, in every shape."""
+    for name, (width, height) in SIZES.items():
+        mask = Image.new("L", (width // 2, height // 2))
+        mask.paste(255, (0, 0, width // 4, height // 2))
+        mask.save(photos / f"{Path(name).stem}-masklabel.png")
+    one = trainer(enable_bucket=True, cached_views=1, center_crop=True)
+    for group in one.data.instance.groups:
+        assert group.weights is not None
+        width = group.mean.shape[-1]
+        assert group.weights.shape[-2:] == group.mean.shape[-2:]
+        assert bool((group.weights[..., : width // 2 - 1] > 1).all())
+        assert bool((group.weights[..., width // 2 + 1 :] == 0).all())
+    Image.new("L", (30, 30), 255).save(photos / "wide-masklabel.png")
+    with pytest.raises(DatasetError, match=r"wide-masklabel\.png has 30 x 30 pixels, its picture 64 x 16"):
+        trainer(enable_bucket=True)
+
+
+@pytest.mark.parametrize("data", ["ein süßer Hund".encode("latin-1"), b"\xef\xbb\xbf" + "ein süßer Hund".encode()])
+def test_captions_of_other_encodings(trainer: Callable[..., Trainer], photos: Path, data: bytes) -> None:
+    (photos / "wide.txt").write_bytes(data)
+    assert "sks dog, ein süßer Hund" in trainer().data.prompts.texts
 
 
 def test_pictures_of_several_shapes_count_alike(trainer: Callable[..., Trainer]) -> None:
