@@ -23,9 +23,10 @@ from coeff_diffusion.families.registry import family_of
 from coeff_diffusion.inference.request import DrawRequest
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.sources.image_card import extract
-from coeff_diffusion.training.dataset import PictureViews, encode_pictures
 from coeff_diffusion.training.known_pictures import losses_at
+from coeff_diffusion.training.latents import encode_pictures
 from coeff_diffusion.training.picture_folder import find_pictures
+from coeff_diffusion.training.views import PictureViews
 
 STRENGTHS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -50,7 +51,7 @@ def loss(pipe: Any, prompt: str, latents: torch.Tensor) -> float:
 def curve(pipe: Any, subject: Coefficients, folders: Sequence[Path]) -> list[tuple[float, ...]]:
     """The loss on the pictures of each folder, and pixels, at each strength."""
     views = [PictureViews(find_pictures(folder).pictures, 128, True, False, 1, 0) for folder in folders]
-    latents = [encode_pictures(pipe.vae, one).first_views() for one in views]
+    latents = [encode_pictures(pipe.vae, one).largest()[0].first_views() for one in views]
     name = load_coefficients(pipe, subject, name="subject")
     prompt, losses = f"a {subject.info.trigger}", []
     for strength in STRENGTHS:

@@ -20,9 +20,10 @@ from render import Renderer
 from coeff_diffusion import load_base
 from coeff_diffusion.families.process import training_schedule
 from coeff_diffusion.subject.atomic_write import atomic_write
-from coeff_diffusion.training.dataset import PictureViews, encode_pictures, posterior
 from coeff_diffusion.training.known_pictures import FILE, MOST, KnownPictures, denoise_of, losses_at, strangeness
+from coeff_diffusion.training.latents import encode_pictures, posterior
 from coeff_diffusion.training.picture_folder import find_pictures
+from coeff_diffusion.training.views import PictureViews
 
 KIND = "drawn things"
 LEVELS = (0.03, 0.05, 0.1)  # where photos and drawings lie farthest apart
@@ -79,7 +80,7 @@ def main() -> None:
         print(f"noise 1 / f^{power}: {strangeness(known, losses(texture(power, 5), [''] * 5)):.2f}")
     for folder in (*sorted(Path("examples/subjects").iterdir()), *args.compare):
         views = PictureViews(find_pictures(folder).pictures, 128, True, False, 1, 0)
-        latents = encode_pictures(pipe.vae, views).first_views()[:MOST]
+        latents = encode_pictures(pipe.vae, views).largest()[0].first_views()[:MOST]
         times = strangeness(known, asked(latents, [""] * len(latents)))
         print(f"{folder}: {times:.2f}")
     if not args.compare:
