@@ -127,7 +127,7 @@ class Clock:
     def _per_preview(self, per_step: float, config: TrainConfig) -> float:
         if self.previews:
             return statistics.median(self.previews)
-        # Before the first one: a picture is two forward passes per denoising step, a training step `PASSES` of its batch.
+        # Before the first one: a picture is two forward passes per denoising step.
         passes = 2 * DrawRequest("").steps * config.num_validation_images
         return per_step * passes / (PASSES * config.pictures_per_step)
 

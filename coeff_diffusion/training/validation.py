@@ -16,7 +16,7 @@ from .model import Learner
 from .probe import LEAST, MOST, Effect, Probe
 
 SHARE = 0.1  # of the time of training that measuring may take
-PASSES = 2.4  # of a measurement make a step of training, picture for picture: `benchmarks/validation.py cost`
+PASSES = 2.3  # of a measurement make a step of training, picture for picture: `benchmarks/validation.py cost`
 
 
 def smoothed(losses: Mapping[int, float]) -> dict[int, float]:

@@ -35,8 +35,8 @@ def test_previews_are_expected_before_the_first_one() -> None:
     clock = Clock()
     clock.stepped(0.3)
     few, many = (TrainConfig(max_train_steps=10, num_validation_images=n) for n in (1, 4))
-    # 20 denoising steps of two passes, where a training step is about 2.4 passes of four pictures
-    assert clock.seconds_left(10, few) == pytest.approx(0.3 * 40 / 9.6)
+    # 20 denoising steps of two passes, where a training step is about 2.3 passes of four pictures
+    assert clock.seconds_left(10, few) == pytest.approx(0.3 * 40 / 9.2)
     assert clock.seconds_left(10, many) == pytest.approx(4 * clock.seconds_left(10, few))
 
 
@@ -151,7 +151,7 @@ def test_time_left_counts_measurements() -> None:
     config = TrainConfig(max_train_steps=100, validation_steps=0, validate_every_n_steps=40)  # at 40, 80 and 100
     clock = Clock()
     clock.stepped(0.5)
-    assert clock.seconds_left(40, config) == pytest.approx(60 * 0.5 + 2 * 0.5 * 38 / 9.6)  # 38 pictures of 9.6 a step
+    assert clock.seconds_left(40, config) == pytest.approx(60 * 0.5 + 2 * 0.5 * 36 / 9.2)  # 36 pictures of 9.2 a step
     clock.validated(2.0)
     assert clock.seconds_left(0, config) == 100 * 0.5 + 3 * 2
     assert clock.seconds_left(40, config) == 60 * 0.5 + 2 * 2  # that of this step is done
