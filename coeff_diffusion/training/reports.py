@@ -128,6 +128,7 @@ class Clock:
     def _per_preview(self, per_step: float, config: TrainConfig) -> float:
         if self.previews:
             return statistics.median(self.previews)
+        # Before the first one: a picture is two forward passes per denoising step.
         passes = 2 * USUAL.steps * config.num_validation_images
         return per_step * passes / (PASSES * config.pictures_per_step)
 

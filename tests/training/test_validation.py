@@ -170,12 +170,10 @@ OVERSHOOTING: dict[str, Any] = {"learning_rate": 10.0, "token_learning_rate": 10
 
 def test_the_best_step_is_saved(run: Run) -> None:
     lines: list[str] = []
-    changes = {
-        **OVERSHOOTING, "validate_every_n_steps": 1, "validation_steps": 3, "num_validation_images": 1,
-        "max_train_steps": 7,
-    }  # fmt: skip
+    changes = {**OVERSHOOTING, "validate_every_n_steps": 1, "max_train_steps": 7}
+    previews = {"validation_steps": 3, "num_validation_images": 1}
     last = run("last", **changes)
-    result = run("best", callbacks={"say": lines.append}, keep_best=True, **changes)
+    result = run("best", callbacks={"say": lines.append}, keep_best=True, **changes, **previews)
     best = best_step(result.validation_losses)
     assert best is not None
     assert best < 7
@@ -224,11 +222,12 @@ def test_a_killed_run_goes_on_to_the_same_choice(
 ) -> None:
     """The same curve, the same best step, the same end; from the checkpoint of that end, too."""
     config = replace(
-        config, pretrained_model_name_or_path=str(tiny_base_dir), max_train_steps=40, checkpointing_steps=3,
-        validate_every_n_steps=2, keep_best=True, early_stopping_patience=2, validation_split=0.4, **OVERSHOOTING,
+        config, pretrained_model_name_or_path=str(tiny_base_dir), max_train_steps=12, checkpointing_steps=3,
+        validate_every_n_steps=2, keep_best=True, early_stopping_patience=3, early_stopping_threshold=1.0,
+        validation_split=0.4, **OVERSHOOTING,
     )  # fmt: skip
     whole = train(replace(config, output_dir=str(tmp_path / "whole")), tiny_pipe)
-    assert 6 <= len(whole.losses) < 40
+    assert len(whole.losses) == 8  # the three measurements after the first one are not better by one
     (tmp_path / "config.yaml").write_text(config.resolve().to_yaml())
     command = [sys.executable, "-W", "error", "-c", CHILD, str(tmp_path / "config.yaml")]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums over other numbers of threads round otherwise
@@ -242,7 +241,7 @@ def test_a_killed_run_goes_on_to_the_same_choice(
         for name in ("coefficients.safetensors", "timeline.safetensors", "README.md"):
             assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
     patient = train(replace(config, resume_from_checkpoint="latest", early_stopping_patience=30), tiny_pipe)
-    assert len(patient.losses) == 40
+    assert len(patient.losses) == 12
 
 
 def test_a_stop_between_measurements_is_measured_and_leaves_no_trace_in_the_run_that_goes_on(run: Run) -> None:
