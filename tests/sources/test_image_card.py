@@ -96,7 +96,12 @@ def test_a_card_is_read_wherever_a_file_is(card: Path, dog: Coefficients, tmp_pa
 
 
 def test_a_saved_picture_carries_what_it_is_given(dog: Coefficients, tmp_path: Path) -> None:
-    path = save_picture(GREY, tmp_path / "a.png", format_parameters(Parameters("a dog", seed=1)), chunks([dog]))
+    path = save_picture(
+        GREY,
+        tmp_path / "a.png",
+        format_parameters(Parameters("a dog", seed=1, steps=20, guidance_scale=7.5)),
+        chunks([dog]),
+    )
     assert extract(path) == [dog]
     assert read_parameters(path).prompt == "a dog"
 
