@@ -142,6 +142,7 @@ OWN_FILES = {
     "subject/atomic_write": "writes a file that it makes itself",
     "method/kernels/native_build": "the package's own sources",
     "sources/shared_folder": "bounded by itself; only what `is_file` says is one",
+    "families/autoencoders": "weights, as large as they are, of what `kind_of_file` says is a safetensors file",
     "hub": "a token, which may come through a pipe",
     "service/import_export": "what it has made in a folder of its own",
     "subject/private_folder": "a folder of its own, to lock it",
