@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .subject.errors import CoefficientsError
     from .subject.info import CoefficientsInfo
     from .subject.layer_strengths import LayerStrengths
+    from .training.many_trainer import train_many
     from .training.trainer import train
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ __all__ = [
     "recombined_attention",
     "set_coefficients",
     "train",
+    "train_many",
     "trainable_parameters",
     "unload_coefficients",
 ]
@@ -85,6 +87,7 @@ _HOME = {
         "subject.layer_strengths": "LayerStrengths",
         "inference.studio": "Studio",
         "inference.pipeline_subjects": "load_coefficients loaded_coefficients set_coefficients unload_coefficients",
+        "training.many_trainer": "train_many",
         "training.trainer": "train",
     }.items()
     for name in names.split()

@@ -27,6 +27,8 @@ from .training.signals import Terminated, all_like_ctrl_c
 COMMANDS = {
     "train": ("learn a subject from a folder of pictures",
               "training.config:parse_train_config", "training.trainer:train"),
+    "train-many": ("learn many subjects at once, one from each folder of a folder",
+                   "training.many_config:parse_many_config", "commands.train_many:teach_folder"),
     "generate": ("draw with subjects", "commands.generate:GenerateConfig", "commands.generate:generate"),
     "studio": ("open the page", "ui:PageConfig", "ui:open_page"),
     "info": ("show what a subject's file or a picture carries", "commands.info:InfoConfig", "commands.info:show_info"),
@@ -77,7 +79,7 @@ def guarded(run: Callable[[], int], debug: bool = False) -> int:
                 traceback.print_exc()
             with suppress(OSError):
                 print(f"coeff-diffusion: error: {printable(_sentence(error))}", file=sys.stderr)
-            return 2
+            return int(getattr(error, "exit_code", 2))
 
 
 def _run(arguments: list[str]) -> int:

@@ -1,7 +1,8 @@
 """Load a subject of coeff-diffusion (file format version 1) where that package is not installed; paste it anywhere.
 
-One subject per pipeline, acting on every prompt: the gate, which leaves prompts without the trigger to the base, is
-left out, and so are the fast ways and most checks. `load_subject(pipe, "my-dog.safetensors")`, then draw as always.
+For Stable Diffusion 1.x, 2.x and XL. One subject per pipeline, acting on every prompt: the gate, which leaves prompts
+without the trigger to the base, is left out, and so are the fast ways and most checks. Call
+`load_subject(pipe, "my-dog.safetensors")`, then draw as always.
 """
 
 import json
@@ -35,22 +36,21 @@ def load_subject(pipe, path):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if (metadata.get("format"), metadata.get("format_version")) != ("coeff-diffusion", "1"):
         raise ValueError(f"{path} is no coeff-diffusion file of version 1")
-    token = tensors.pop("text_encoder/token", None)  # [vectors, D]
+    tokens = {name[:-6]: tensors.pop(name) for name in list(tensors) if name.endswith("/token")}  # [vectors, D] each
     stages = {name[5:-6]: tensors.pop(name) for name in list(tensors) if name.endswith(".token")}  # [vectors, D] each
     coeffs = {name.removeprefix("unet/").removesuffix(".coeff"): coeff for name, coeff in tensors.items()}
     layers = {path: attn for path, attn in pipe.unet.named_modules() if path in coeffs}
     wrong = [path for path, c in coeffs.items() if path not in layers or c.shape != (layers[path].heads,) * 2]
     wrong += [stage for stage in stages if stage not in dict(pipe.unet.named_modules())]
+    wrong += [name for name in tokens if getattr(pipe, name, None) is None]
     if wrong:
         raise ValueError(f"{path} does not fit this base: {wrong[:3]}")
     for name, attn in layers.items():
         attn.set_processor(RecombinedAttention(coeffs[name]))
-    if token is None:
+    if not tokens:
         return
-    places, first = [f"<coeff_{i}>" for i in range(len(token))], len(pipe.tokenizer)
-    pipe.tokenizer.add_tokens(places)
-    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer), mean_resizing=False)
-    pipe.text_encoder.get_input_embeddings().weight.data[first : first + len(token)] = token
+    places = [f"<coeff_{i}>" for i in range(len(next(iter(tokens.values()))))]
+    first = {name: teach(pipe, name, token, places) for name, token in tokens.items()}
     words = r"\s+".join(map(re.escape, unicodedata.normalize("NFC", json.loads(metadata["info"])["trigger"]).split()))
     trigger, encode = re.compile(rf"(?<!\w){words}(?!\w)", re.IGNORECASE), pipe.encode_prompt
     swap = lambda x: trigger.sub("".join(places), x) if isinstance(x, str) else x  # noqa: E731
@@ -58,11 +58,11 @@ def load_subject(pipe, path):
     seen = {}
 
     def encode_prompt(prompt, *args, **kw):
-        texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        ids = pipe.tokenizer(
-            list(map(read, texts)), padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
-        seen["places"] = ids - first  # [pictures, T]: where a vector of the trigger stands its number, else others
+        texts = [swap(x) for x in ([prompt] if isinstance(prompt, str) else prompt)]
+        ids = pipe.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        each = kw.get("num_images_per_prompt", args[1] if len(args) > 1 else 1)
+        # [pictures, T]: where a vector of the trigger stands its number, else others
+        seen["places"] = (ids - first[next(iter(tokens))]).repeat_interleave(each, 0)
         return encode(read(prompt), *map(read, args), **{k: read(v) for k, v in kw.items()})
 
     def add(vectors):
@@ -79,3 +79,16 @@ def load_subject(pipe, path):
     pipe.encode_prompt = encode_prompt
     for stage, vectors in stages.items():
         pipe.unet.get_submodule(stage).register_forward_pre_hook(add(vectors), with_kwargs=True)
+
+
+def teach(pipe, name, token, places):
+    """Let a text encoder read the placeholders as the vectors; the id of the first."""
+    encoder, tokenizer = getattr(pipe, name), getattr(pipe, name.replace("text_encoder", "tokenizer"))
+    first = len(tokenizer)
+    tokenizer.add_tokens(places)
+    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    encoder.get_input_embeddings().weight.data[first : first + len(token)] = token
+    inner = getattr(encoder, "text_model", encoder)
+    if getattr(inner, "eos_token_id", None) == 2:  # "where the highest id stands", which is a placeholder's now
+        inner.eos_token_id = tokenizer.eos_token_id
+    return first

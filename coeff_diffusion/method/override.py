@@ -6,8 +6,8 @@ Legend: B samples, H heads, N queries, E channels of a value.
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 
 from .acting import Acting
 from .errors import AttachmentError
@@ -48,7 +48,7 @@ class Override(Interceptor):
             return call.plain()
         acting = self._fitted(acting, call)
         if self.dropout and layer.training:  # of the coefficients themselves, as in the paper
-            acting = acting._replace(coeff=dropout(acting.coeff, self.dropout))
+            acting = acting._replace(coeff=dropped(acting.coeff, self.dropout))
         if acting.coeff.device != call.query.device:  # of a network whose weights come and go
             acting = acting.to(call.query.device)
         if acting.rows is None:
@@ -74,6 +74,14 @@ class Override(Interceptor):
                 f"{self.path} has a batch of {batch}, but the coefficients are for {len(coeff)} samples"
             )
         return acting.repeated(times)
+
+
+def dropped(coeff: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
+    """Coefficients with entries left out at random, the others larger, so that the mean stays.
+
+    What PyTorch's dropout does on a CPU, bitwise; here on every device, and from any generator of the device.
+    """
+    return coeff * torch.empty_like(coeff).bernoulli_(1 - rate, generator=generator).div_(1 - rate)
 
 
 def _recombined(call: Call, acting: Acting) -> Tensor:

@@ -1,6 +1,6 @@
 """Which setting wins: flags over config files, later files over earlier ones, whatever order they are typed in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -21,14 +21,17 @@ def parse_layers(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Name
         all settings, and a sentence for each that a flag or a later file has overridden.
     """
     files, flags = _split(arguments)
+    own = {FLAG[2:], *(action.dest for action in parser._actions if not action.option_strings)}  # no file has these
     given = parser.parse_args(flags, defaults=False)  # first: it may be a call for help, or a typing error
-    layers: list[Layer] = [(cut(file), _settings(parser.parse_args([FLAG, file], defaults=False))) for file in files]
+    layers: list[Layer] = [
+        (cut(file), _settings(parser.parse_args([FLAG, file], defaults=False), own)) for file in files
+    ]
     merged = Namespace()
     for _, settings in layers:
         merged.update(Namespace(**settings))
     found = parser.parse_args(flags, namespace=merged)
     added = {flag[2:].partition("+")[0] for flag in flags if flag.partition("=")[0].endswith("+")}  # --blocks+=x
-    typed = {name: value for name, value in _settings(given).items() if name not in added}
+    typed = {name: value for name, value in _settings(given, own).items() if name not in added}
     return found, _overridden([*layers, ("the command line", typed)])
 
 
@@ -49,8 +52,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return files, flags
 
 
-def _settings(namespace: Namespace) -> dict[str, Any]:
-    return {name: value for name, value in vars(namespace).items() if name != FLAG[2:]}
+def _settings(namespace: Namespace, but: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in vars(namespace).items() if name not in but}
 
 
 def _overridden(layers: Sequence[Layer]) -> list[str]:

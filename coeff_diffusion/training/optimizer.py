@@ -65,6 +65,14 @@ class Optimizer:
             value = loss() / len(losses)
             self.scaler.scale(value).backward()
             total += value.detach()
+        return self.apply(total, average)
+
+    def apply(self, total: Tensor, average: Callable[[Tensor], Tensor] | None = None) -> float:
+        """The update from gradients that are there already; see `update`.
+
+        Args:
+            total: the loss that these are the gradients of.
+        """
         if average is not None:
             total = average(total)
             for parameter in self.parameters:

@@ -15,12 +15,14 @@ from .captions import SUFFIXES, TABLES, Caption, read_caption, read_table
 
 MASK_ENDINGS = ("-masklabel", "_mask", "-mask", ".mask")  # behind a picture's name; the first is OneTrainer's
 MASK_FOLDERS = ("mask", "masks")  # with files called as the pictures are, as kohya's scripts and ai-toolkit have them
+ABOUT = "subject.yaml"  # tells of the subject when many are trained at once
 CONDITION = "-condlabel"  # OneTrainer's
 
 SYSTEM = "hidden, or a file of the system"
 LEFT_FOLDER = "only the folder itself is read; name the one that is meant, or move its pictures up"
 NO_REGULAR = "no regular file"
 NO_PICTURE = "no picture"
+TOLD = "train-many reads it"
 LONELY = "there is no picture of that name among those that are read"
 UNREAD_CAPTION = f"captions are read from {', '.join(SUFFIXES)} and {' and '.join(TABLES)}"
 SECOND_CAPTION = "its picture has another caption, which counts"
@@ -98,7 +100,7 @@ def scan(folder: Path) -> PictureFolder:
         DatasetError: it is no folder that can be read.
     """
     try:
-        return sort_files(sorted(folder.iterdir(), key=_natural))
+        return sort_files(sorted(folder.iterdir(), key=natural))
     except OSError as error:
         if not folder.is_dir():
             raise DatasetError(f"no such folder of pictures: {folder}") from error
@@ -117,7 +119,7 @@ def sort_files(entries: Iterable[Path]) -> PictureFolder:
             found.leave_out(path, SYSTEM)
         elif path.is_dir():
             if path.name.lower() in MASK_FOLDERS:
-                mask_files += sorted(path.iterdir(), key=_natural)
+                mask_files += sorted(path.iterdir(), key=natural)
             else:
                 found.leave_out(path, LEFT_FOLDER)
         elif not path.is_file():
@@ -154,7 +156,8 @@ def _pictures_and_masks(files: list[Path], found: PictureFolder) -> tuple[list[P
             found.leave_out(path, f"it cannot be read ({error.strerror or error})")
     by_name = _ByName(promising)
     for path in others:
-        found.leave_out(path, UNREAD_CAPTION if by_name.of(path.stem) else NO_PICTURE)
+        known = TOLD if path.name == ABOUT else NO_PICTURE
+        found.leave_out(path, UNREAD_CAPTION if by_name.of(path.stem) else known)
     pictures, masks = [], list[tuple[Path, Path]]()
     for path in promising:
         stem, ending = _without_ending(path.stem)
@@ -225,7 +228,7 @@ def _is_system(path: Path) -> bool:
     return path.name.startswith((".", "~$")) or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def natural(path: Path) -> list[tuple[int, str]]:
     """Sorts 2.png before 10.png."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())]
 

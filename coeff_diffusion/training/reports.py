@@ -69,6 +69,7 @@ class TrainResult:
         losses: of every step.
         stopped: whether it ended before its last step because someone asked for it.
         validation_losses: on fixed noise, by step, as far as they were measured; that of the base is at 0.
+        saved: the subject's file, where it is not in the output folder.
     """
 
     path: Path
@@ -77,11 +78,12 @@ class TrainResult:
     effect: Effect
     stopped: bool = False
     validation_losses: Mapping[int, float] = field(default_factory=dict)
+    saved: Path | None = None
 
     @property
     def file(self) -> Path:
         """The subject's file."""
-        return RunFolder(self.path).coefficients
+        return self.saved or RunFolder(self.path).coefficients
 
 
 class Clock:

@@ -10,7 +10,7 @@ import errno
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from accelerate.utils import ProjectConfiguration
 from torch import Tensor
 
 from ..families.load import load_base
-from ..families.process import prediction_target, signal_to_noise, training_schedule
+from ..families.process import training_schedule
 from ..families.registry import family_of
 from ..families.shared_weights import shared_pipeline
 from ..inference.pipeline_subjects import loaded_coefficients
@@ -38,10 +38,9 @@ from .average import Average
 from .checkpoint import Checkpoint, CheckpointError, find_checkpoint, prune_checkpoints
 from .config import ConfigError, TrainConfig
 from .known_pictures import MOST, known_pictures, losses_at, strangeness, unknown_pictures
-from .latents import Part
-from .losses import min_snr_weights, squared_errors, training_loss, training_noise
 from .model import DTYPES, Learner, training_resolution
 from .model_card import model_card
+from .noising import NoisedBatch, batch_loss, noised_batch
 from .optimizer import Optimizer
 from .preparation import prepare_data
 from .previews import Previews
@@ -62,7 +61,6 @@ from .reports import (
     unbroken,
 )
 from .run_folder import RunFolder
-from .seeds import mixed_seed
 from .timeline import load_timeline, save_timeline
 from .validation import Validation
 
@@ -98,7 +96,11 @@ def train(
 
 
 class Trainer:
-    """One training run; see `train` for the arguments."""
+    """One training run; see `train` for the arguments.
+
+    Args:
+        output: where it leaves what, if not as usual in the output folder.
+    """
 
     def __init__(
         self,
@@ -108,9 +110,10 @@ class Trainer:
         on_preview: Callable[[PreviewReport], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         say: Callable[[str], None] = print,
+        output: RunFolder | None = None,
     ) -> None:
         self.config = config = config.resolve()
-        self.output = RunFolder(user_path(str(config.output_dir)))
+        self.output = output or RunFolder(user_path(str(config.output_dir)))
         self.place: tuple[int, int] | None = None  # which folder that is, from when it is this run's
         self.pipe = pipe
         if pipe is not None:
@@ -144,9 +147,7 @@ class Trainer:
         resume = self.config.resume_from_checkpoint
         checkpoint = None if resume is None else Checkpoint.load(find_checkpoint(resume, self.output.checkpoints))
         with own_random_state():
-            self.setup()
-            if checkpoint is not None:
-                self.resume(checkpoint)
+            self.prepare(checkpoint)
             with self.stop:
                 try:
                     self.fit()
@@ -157,6 +158,12 @@ class Trainer:
                     raise self.rescue(error) from error
 
     # --- set up -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, checkpoint: Checkpoint | None) -> None:
+        """Everything before the first step, or the first one after a checkpoint."""
+        self.setup()
+        if checkpoint is not None:
+            self.resume(checkpoint)
 
     def setup(self) -> None:
         """Load the base, put what learns beside it, read the pictures, and ask what the base predicts by itself."""
@@ -232,32 +239,54 @@ class Trainer:
 
     def fit(self) -> None:
         """All steps that are left, or as many as nobody stops."""
-        config, total = self.config, self.config.max_train_steps
+        config = self.config
         self.begin()
-        self.learner.train(True)
-        with progress_bar(str(config.trigger), self.step, total, show=self.is_main) as bar:
-            if self.is_main and self.previews.due(self.step) and not self.previews.drawn(self.step):
-                self.preview()  # what the checkpoint goes on from was ended before it was drawn
-            while self.step < total and not self.validation.exhausted and not self.stop_agreed():
+        with progress_bar(str(config.trigger), self.step, config.max_train_steps, show=self.is_main) as bar:
+            while not self.is_done and not self.stop_agreed():
                 started = time.monotonic()
-                loss = self.train_step()
-                self.step += 1
-                if self.average is not None:
-                    self.average.update(self.step)
-                self.losses.append(loss)
-                self.clock.stepped(time.monotonic() - started)
-                if self.validation.due(self.step):
-                    self.validate()
+                self.learned(self.train_step(), started)
                 self.report(bar)
-                self.check_folder()
-                if self.keeps(self.step):
-                    self.keep()
-                if self.is_main:
-                    if config.checkpointing_steps and self.step % config.checkpointing_steps == 0:
-                        self.checkpoint()
-                    if self.previews.due(self.step):
-                        self.preview()
+                self.keep_what_is_due()
         self.learner.train(False)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left, or none is worth it."""
+        return self.step >= self.config.max_train_steps or self.validation.exhausted
+
+    def learned(self, loss: float, started: float) -> None:
+        """A step is done.
+
+        Args:
+            started: when it began, of the monotonic clock.
+
+        Raises:
+            TrainingError: the loss is no number any more.
+        """
+        if not math.isfinite(loss):
+            kept = f"; the steps up to {max(self.timeline)} are in {self.output.timeline}" if self.timeline else ""
+            raise TrainingError(
+                f"the loss became {loss} at step {self.step + 1}: lower --learning_rate and --token_learning_rate{kept}"
+            )
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
+        self.losses.append(loss)
+        self.clock.stepped(time.monotonic() - started)
+        if self.validation.due(self.step):
+            self.validate()
+
+    def keep_what_is_due(self) -> None:
+        """Write and draw what there is to be after this step."""
+        config = self.config
+        self.check_folder()
+        if self.keeps(self.step):
+            self.keep()
+        if self.is_main:
+            if config.checkpointing_steps and self.step % config.checkpointing_steps == 0:
+                self.checkpoint()
+            if self.previews.due(self.step):
+                self.preview()
 
     def keeps(self, step: int) -> bool:
         """Whether the timeline has this step in a run that nobody stops."""
@@ -281,19 +310,16 @@ class Trainer:
             self.say(intent(config, self.learner, self.studio.base, len(self.data.instance)))
         if config.report_to != "none":
             self.accelerator.init_trackers("")
+        self.learner.train(True)
+        if self.is_main and self.previews.due(self.step) and not self.previews.drawn(self.step):
+            self.preview()  # what the checkpoint goes on from was ended before it was drawn
 
     def train_step(self) -> float:
         """One update of what learns; returns the mean loss of its batches."""
         several = self.config.gradient_accumulation_steps
         batches = [partial(self.batch_loss, self.step * several + i) for i in range(several)]
         average = partial(self.accelerator.reduce, reduction="mean") if self.accelerator.num_processes > 1 else None
-        loss = self.optimization.update(batches, average)
-        if not math.isfinite(loss):
-            kept = f"; the steps up to {max(self.timeline)} are in {self.output.timeline}" if self.timeline else ""
-            raise TrainingError(
-                f"the loss became {loss} at step {self.step + 1}: lower --learning_rate and --token_learning_rate{kept}"
-            )
-        return loss
+        return self.optimization.update(batches, average)
 
     def mean_of_all(self, value: float) -> float:
         """The mean of a number over all processes, so that all decide alike."""
@@ -301,38 +327,17 @@ class Trainer:
             return value
         return float(self.accelerator.reduce(torch.tensor(value, device=self.device), "mean"))
 
+    def noised(self, number: int) -> NoisedBatch:
+        """The batch of this number: the subject's pictures and, for prior preservation, as many of the class."""
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        return noised_batch(self.config, self.learner, self.data, self.schedule, number, rank, ranks)
+
     def batch_loss(self, number: int) -> Tensor:
-        """The loss of one batch of the subject's pictures and, for prior preservation, as many of the class."""
-        config, ranks = self.config, self.accelerator.num_processes
-        rank = self.accelerator.process_index
-        seed = mixed_seed(config.seed, number, rank)
-        generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)  # the dropout of the coefficients draws from the global generator
-
-        position = (number * ranks + rank) * config.train_batch_size
-        batch = self.data.batch(position, config.train_batch_size, config.seed, generator)
-        found = [self.part_errors(part, batch.prompts, generator) for part in batch.parts]
-        rows = torch.tensor([row for part in batch.parts for row in part.rows], device=self.device).argsort()
-        errors, weights = (torch.cat(parts)[rows] for parts in zip(*found, strict=True))  # [B] each
-        return training_loss(errors, weights, batch.num_class, config.prior_loss_weight)
-
-    def part_errors(self, part: Part, prompts: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """How far the prediction is off for each picture of a part of a batch, and how much that counts, `[b]` each.
-
-        Args:
-            prompts: those of the whole batch.
-        """
-        config, latents = self.config, part.latents
-        noise = training_noise(latents.shape, config.noise_offset, generator).to(latents)  # [b, C, h, w]
-        timesteps = torch.randint(self.schedule.config.num_train_timesteps, (len(latents),), generator=generator)
-        timesteps = timesteps.to(latents.device)  # [b]
-        noised = self.schedule.add_noise(latents, noise, timesteps)
-        condition = self.data.prompts.condition([prompts[row] for row in part.rows])
-        prediction = self.learner.denoise(noised, timesteps, {**condition, **self.learner.framing(part.framings)})
-        target = prediction_target(self.schedule, latents, noise, timesteps)
-        snr = signal_to_noise(self.schedule, timesteps)  # [b]
-        weights = min_snr_weights(snr, config.snr_gamma, self.schedule.config.prediction_type)
-        return squared_errors(prediction, target, part.weights), weights
+        """The loss of one batch."""
+        batch = self.noised(number)
+        torch.manual_seed(batch.seed)  # the dropout of the coefficients draws from the global generator
+        found = [self.learner.denoise(part.noised, part.timesteps, part.condition) for part in batch.parts]
+        return batch_loss(self.config, self.schedule, batch, found)
 
     def stop_agreed(self) -> bool:
         """Whether to stop; in a run of several processes all stop together."""
@@ -454,7 +459,7 @@ class Trainer:
             self.accelerator.end_training()
         stopped = unfinished and not is_early
         return TrainResult(
-            self.output.path, coefficients, list(self.losses), effect, stopped, dict(self.validation.losses)
+            self.output.path, coefficients, list(self.losses), effect, stopped, dict(self.validation.losses), file
         )
 
     def rescue(self, error: OSError) -> TrainingError:
