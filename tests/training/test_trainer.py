@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 import yaml
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
+from training_runs import train_and_kill
 
 from coeff_diffusion.cli import main
 from coeff_diffusion.images.files import read_parameters
@@ -241,19 +240,6 @@ def test_dates_come_from_outside_only(run: Callable[..., TrainResult], monkeypat
     assert run("b", max_train_steps=1, created="2026-11-23").coefficients.info.created == "2026-11-23"
 
 
-CHILD = """
-import os, signal, sys
-from coeff_diffusion.training.config import TrainConfig
-from coeff_diffusion.training.trainer import train
-
-def die(report):
-    if report.step == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-train(TrainConfig.from_yaml(sys.argv[1]), on_step=die)
-"""
-
-
 def test_a_killed_run_resumes_exactly(
     config: TrainConfig, tiny_base_dir: Path, tiny_pipe: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
@@ -265,11 +251,7 @@ def test_a_killed_run_resumes_exactly(
     )  # fmt: skip
     whole = train(replace(config, output_dir=str(tmp_path / "whole")), tiny_pipe)
 
-    (tmp_path / "config.yaml").write_text(config.resolve().to_yaml())
-    command = [sys.executable, "-W", "error", "-c", CHILD, str(tmp_path / "config.yaml")]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums over other numbers of threads round otherwise
-    child = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **threads})
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    train_and_kill(config, 7, tmp_path / "config.yaml")
     out = tmp_path / "out"
     assert tree(out / "checkpoints") == ["step_000004.safetensors", "step_000006.safetensors"]
     assert not (out / "coefficients.safetensors").exists()

@@ -1,9 +1,5 @@
 """The subject measured on the way: the curve, the best step, and when to end."""
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +10,7 @@ import torch
 import yaml
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
+from training_runs import train_and_kill
 
 from coeff_diffusion.images.photo import DatasetError
 from coeff_diffusion.subject.coefficients import Coefficients
@@ -204,19 +201,6 @@ def test_training_ends_when_nothing_improves(run: Run) -> None:
     assert len(impatient.losses) == 3  # nothing improves on the first measurement by ten
 
 
-CHILD = """
-import os, signal, sys
-from coeff_diffusion.training.config import TrainConfig
-from coeff_diffusion.training.trainer import train
-
-def die(report):
-    if report.step == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-train(TrainConfig.from_yaml(sys.argv[1]), on_step=die)
-"""
-
-
 def test_a_killed_run_goes_on_to_the_same_choice(
     config: TrainConfig, tiny_base_dir: Path, tiny_pipe: StableDiffusionPipeline, tmp_path: Path
 ) -> None:
@@ -228,11 +212,7 @@ def test_a_killed_run_goes_on_to_the_same_choice(
     )  # fmt: skip
     whole = train(replace(config, output_dir=str(tmp_path / "whole")), tiny_pipe)
     assert len(whole.losses) == 8  # the three measurements after the first one are not better by one
-    (tmp_path / "config.yaml").write_text(config.resolve().to_yaml())
-    command = [sys.executable, "-W", "error", "-c", CHILD, str(tmp_path / "config.yaml")]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums over other numbers of threads round otherwise
-    child = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **threads})
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    train_and_kill(config, 4, tmp_path / "config.yaml")
     for _ in range(2):
         resumed = train(replace(config, resume_from_checkpoint="latest"), tiny_pipe)
         assert resumed.validation_losses == whole.validation_losses
@@ -245,7 +225,7 @@ def test_a_killed_run_goes_on_to_the_same_choice(
 
 
 def test_a_stop_between_measurements_is_measured_and_leaves_no_trace_in_the_run_that_goes_on(run: Run) -> None:
-    changes = {"validate_every_n_steps": 2, "keep_best": True, "checkpointing_steps": 10}
+    changes = {"validate_every_n_steps": 2, "keep_best": True, "checkpointing_steps": 10, "use_ema": True}
     whole = run("whole", **changes)
     steps: list[int] = []
     callbacks = {"on_step": lambda report: steps.append(report.step), "should_stop": lambda: len(steps) >= 3}
@@ -255,6 +235,16 @@ def test_a_stop_between_measurements_is_measured_and_leaves_no_trace_in_the_run_
     resumed = run(resume_from_checkpoint="latest", **changes)
     assert resumed.validation_losses == whole.validation_losses
     assert resumed.file.read_bytes() == whole.file.read_bytes()
+
+
+def test_where_an_average_is_saved_it_is_measured(run: Run) -> None:
+    plain, averaged = (
+        run(name, validate_every_n_steps=2, use_ema=name == "averaged") for name in ("plain", "averaged")
+    )
+    assert averaged.losses == plain.losses
+    assert averaged.validation_losses[0] == plain.validation_losses[0]
+    assert averaged.validation_losses != plain.validation_losses
+    assert averaged.effect.loss_after == averaged.validation_losses[len(averaged.losses)]
 
 
 def test_a_best_step_that_is_lost_is_said(run: Run) -> None:
