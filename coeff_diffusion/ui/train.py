@@ -97,9 +97,6 @@ class View:
         self.service = service
         self.status = gr.HTML(status_line(NOTHING), elem_id="train-status", padding=True)
         self.stop = gr.Button("Stop and keep what it has", variant="stop", interactive=False, elem_id="train-stop")
-        # Whose words the status and the button bear. Sent with them, so that the button stops what it speaks of, also
-        # where another training has been chosen in the second before.
-        self.shown = gr.Number(visible=False, precision=0)
         self.line = gr.Radio(
             [],
             label="Trainings",
@@ -123,32 +120,36 @@ class View:
         self.seen = gr.State(Seen())
         self.timer = gr.Timer(SECONDS, active=False)
         self.outputs = [
-            self.status, self.stop, self.shown, self.line, self.curve, self.previews, self.log, self.seen, self.timer
+            self.status, self.stop, self.line, self.curve, self.previews, self.log, self.seen, self.timer
         ]  # fmt: skip
 
     def wire(self, page: gr.Blocks, tab: gr.Tab) -> None:
         """Look when the page opens, when someone comes to the tab or chooses another training, and while one runs."""
         training_queue = self.service.training_queue
 
-        # Which training is looked at is what the radio says: looks overlap, so what one of them wrote down as seen may
-        # be of another training by now. Then all is sent again.
         def arrive() -> News:
             return self.news(training_queue.latest, None, Seen())
 
-        def look(number: int | None, seen: Seen) -> News:
-            return self.news(training_queue.find(number) or training_queue.latest, number, seen)
-
-        def stop(shown: int | None, number: int | None, seen: Seen) -> News:
-            if shown is not None:
-                training_queue.stop(shown)
-            return look(number, seen)
+        def stop(number: int | None, seen: Seen) -> News:
+            if number is not None:
+                training_queue.stop(number)
+            return self.choose(number, seen)
 
         for moment in (page.load, tab.select):
             moment(arrive, None, self.outputs, **QUIET)
         asked = [self.line, self.seen]
-        self.timer.tick(look, asked, self.outputs, queue=False, **QUIET)
-        self.line.input(look, asked, self.outputs, queue=False, **QUIET)
-        self.stop.click(stop, [self.shown, *asked], self.outputs, queue=False, **QUIET)
+        self.timer.tick(self.look, asked, self.outputs, queue=False, **QUIET)
+        self.line.input(self.choose, asked, self.outputs, queue=False, **QUIET)
+        self.stop.click(stop, asked, self.outputs, queue=False, **QUIET)
+
+    def choose(self, number: int | None, seen: Seen) -> News:
+        """What is new of the training that the radio says."""
+        return self.news(self.service.training_queue.find(number) or self.service.training_queue.latest, number, seen)
+
+    def look(self, number: int | None, seen: Seen) -> News:
+        """The same in passing. Looks overlap with choices: one that finds another training written down as seen was
+        asked for before a choice and answers after it. It says nothing of either, and the next one says all."""
+        return self.choose(number, seen) if seen.job in (None, number) else self.news(None, number, seen)
 
     def news(self, job: TrainingJob | None, number: int | None, seen: Seen) -> News:
         """What has changed of a training since a browser last saw it; all of it where that was another.
@@ -175,7 +176,6 @@ class View:
                 "Take out of the line" if job.state == "queued" else "Stop and keep what it has",
                 interactive=not (job.over or job.stop.is_set()),
             )
-            news[self.shown] = job.number
         drawn = seen.steps
         if other or steps > GROWTH * drawn or (job.over and steps != drawn):
             curve, drawn = curve_data(job.losses[:steps], None, job.validation), steps

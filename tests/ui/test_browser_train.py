@@ -166,10 +166,10 @@ def test_train_reload_scrub_and_keep(
     page.close()
 
 
-def test_a_late_answer_about_one_training_leaves_the_choice_and_the_button_of_another(
+def test_a_late_look_at_one_training_leaves_the_choice_and_the_button_of_another(
     service: StudioService, photos: list[str]
 ) -> None:
-    """A look at the first was under way when the second was put in line, and answers last."""
+    """A look at the first was asked for before the second was put in line, and answers last."""
     with gradio.Blocks(analytics_enabled=False):
         view = train.View(service)
     settings = {"max_train_steps": 5000, "validation_steps": 0}
@@ -177,14 +177,14 @@ def test_a_late_answer_about_one_training_leaves_the_choice_and_the_button_of_an
         service.training_queue.submit(TrainingForm([Path(photos[0])], name, "dog", "quick", settings))
         for name in ("first", "second")
     )
-    seen = train.Seen((("first: is being trained", first.number),), first.number, running=True)
-    of_second, late = view.news(second, None, train.Seen()), view.news(first, first.number, seen)
+    of_second = view.news(second, None, train.Seen())
     assert of_second[view.line].value == second.number
-    assert "value" not in late[view.line].constructor_args
-    for job, news in ((first, late), (second, of_second)):
-        assert news[view.shown] == job.number
     assert of_second[view.stop].value == "Take out of the line"
-    assert late[view.stop].value == "Stop and keep what it has"
+    late = view.look(first.number, of_second[view.seen])
+    assert {view.status, view.stop, view.curve, view.previews, view.log}.isdisjoint(late)
+    assert "value" not in getattr(late.get(view.line), "constructor_args", {})
+    assert view.look(second.number, late[view.seen])[view.stop].value == "Take out of the line"
+    assert view.choose(first.number, late[view.seen])[view.stop].value == "Stop and keep what it has"
 
 
 def test_a_script_trains_and_asks_how_far_it_is(address: str, service: StudioService, photos: list[str]) -> None:
