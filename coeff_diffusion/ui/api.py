@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ..images.drawing_settings import LAYERS, SETTINGS, DrawRequest
+from ..images.start_picture import read_start
 from ..inference.request import StudioError
 from ..service import StudioService, check_limits
 from ..subject.layer_strengths import LayerStrengths
@@ -19,8 +20,11 @@ from .common import or_refusal
 def build(service: StudioService) -> None:
     """Add the endpoints to the page that is being built."""
 
-    def draw(prompt: str, subjects: Any, settings: Any, compare: bool) -> tuple[list[Any], dict[str, Any]]:
-        request = or_refusal(check_limits, service.studio, or_refusal(draw_request, prompt, subjects, settings))
+    def draw(
+        prompt: str, subjects: Any, settings: Any, compare: bool, init_image: str | None = None, mask: str | None = None
+    ) -> tuple[list[Any], dict[str, Any]]:
+        asked = or_refusal(draw_request, prompt, subjects, settings, init_image, mask)
+        request = or_refusal(check_limits, service.studio, asked)
         drawing = or_refusal(service.drawings.draw, request, compare)
         served = [files.move_resource_to_block_cache(file) for file in drawing.files]
         return served, {
@@ -50,22 +54,32 @@ def build(service: StudioService) -> None:
     with gr.Row(visible=False):
         prompt, strengths = gr.Textbox(label="prompt"), gr.JSON(label="subjects")
         settings, compare = gr.JSON(label="settings"), gr.Checkbox(False, label="compare")
+        init_image, mask = gr.File(label="init_image"), gr.File(label="mask")
         files, answer = gr.File(label="files", file_count="multiple"), gr.JSON(label="answer")
         start = gr.Button()
     start.click(
-        draw, [prompt, strengths, settings, compare], [files, answer], api_name="draw", concurrency_id="draw",
-        show_progress="hidden",
+        draw, [prompt, strengths, settings, compare, init_image, mask], [files, answer], api_name="draw",
+        concurrency_id="draw", show_progress="hidden",
     )  # fmt: skip
     gr.api(subjects, api_name="subjects")
     gr.api(stop, api_name="stop")
 
 
-def draw_request(prompt: str, subjects: Any, settings: Any) -> DrawRequest:
+def draw_request(
+    prompt: str, subjects: Any, settings: Any, init_image: str | None = None, mask: str | None = None
+) -> DrawRequest:
     """What a script asks for, checked: it comes from outside.
+
+    Args:
+        init_image, mask: files of the picture to start from, and of what of it is drawn anew.
 
     Raises:
         StudioError: an unknown setting, or a value of the wrong kind.
+        DatasetError, PictureError: a picture cannot be read, or the mask does not fit it.
     """
+    if mask and not init_image:
+        raise StudioError("mask says what of init_image is drawn anew; give both")
+    start = read_start(init_image, mask or None)[0] if init_image else None
     strengths = _mapping("subjects", subjects, "a strength for each name: {'my-dog': 0.8}")
     wrong = [name for name, strength in strengths.items() if not _is_number(strength)]
     if wrong:
@@ -80,7 +94,7 @@ def draw_request(prompt: str, subjects: Any, settings: Any) -> DrawRequest:
         {name: _checked(table[name], value) for name, value in found.items() if value is not None}
         for table, found in ((SETTINGS, given), (LAYERS, layers))
     )
-    return DrawRequest(prompt, subjects=strengths, layers=LayerStrengths(**layers), **given)
+    return DrawRequest(prompt, subjects=strengths, layers=LayerStrengths(**layers), start=start, **given)
 
 
 def _checked(setting: Setting, value: Any) -> Any:

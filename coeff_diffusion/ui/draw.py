@@ -13,6 +13,7 @@ from ..images.shapes import RATIOS, size_of
 from ..service import Drawing, Glimpse, StudioService
 from .common import QUIET, REFUSALS, follow, status_line, with_status
 from .draw_controls import Controls, Values, choose, fine_controls, offer, plain_controls, seed_controls, subject_rows
+from .from_picture import FromPicture
 from .job_bar import JobBar, job_bar
 from .start import Start
 
@@ -90,6 +91,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             words = gr.HTML(elem_id="draw-words")
             compare, embed = _switches()
             upload = gr.UploadButton("Add a subject's file", size="sm", elem_id="draw-upload")
+            origin = FromPicture(service)
             with gr.Accordion("Settings", open=False, elem_id="draw-settings"):
                 seed, random_seed, reuse = seed_controls(service)
                 shape = gr.Radio([*RATIOS], label="Shape", info="Sizes that the base knows", elem_id="draw-shape")
@@ -103,12 +105,13 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             )
         with gr.Column(elem_id="draw-result"):
             start, gallery = Start(service), _result()
-    controls = Controls(prompt, rows, {"seed": seed, **fields, **fine}, random_seed, layers)
+    controls = Controls(prompt, rows, {"seed": seed, **fields, **fine}, random_seed, layers, origin)
     stage = Stage(bar, start.panel, gallery, gr.State(0))
     _wire_drawing(service, page, controls, stage, (compare, embed))
     _wire_subjects(service, [page.load, tab.select], controls, words)
     _wire_files(service, controls, bar.status, upload, drop, (start, tab.parent))
     sides = [fields["width"], fields["height"]]
+    origin.wire(sides)
     shape.input(lambda ratio: size_of(ratio, service.studio.size, service.studio.multiple), shape, sides, **QUIET)
     reuse.click(lambda last: (last, False), stage.last, [seed, random_seed], **QUIET)
 
@@ -168,7 +171,8 @@ def _wire_drawing(
         compare, embed = (values[switch] for switch in switches)
         asked = controls.request(service.drawings, values)
         yield stage.bar.busy()  # the last result stays until there is something to see of this one
-        work = partial(service.drawings.draw, asked, compare, embed_subjects=embed)
+        embed_start = values[controls.start.embed]
+        work = partial(service.drawings.draw, asked, compare, embed_subjects=embed, embed_start=embed_start)
         drawing: Drawing = yield from follow(stage.bar.run(service, request, work), stage.underway)
         yield stage.done(drawing) | {controls.fields["seed"]: drawing.pictures[0].seed}
 
@@ -255,7 +259,7 @@ def _wire_files(
         return shown | {status: status_line(about, *settings.notes), drop: None}
 
     upload.upload(with_status(add, status), [upload, *names], [*names, status], **QUIET)
-    restored, news = with_status(restore, status), [*controls.inputs(), status, drop]
+    restored, news = with_status(restore, status), [*controls.outputs(), status, drop]
     drop.upload(restored, drop, news, **QUIET)
     start, tabs = opening
     start.wire(restored, news, tabs)
