@@ -25,10 +25,12 @@ class FromPicture:
         mask: a file that says so instead, and what a picture that was drawn so brought along.
         embed: whether the file goes into the pictures that are drawn from it.
         fields: by the field of `DrawRequest` that each one sets.
+        sides: the controls of width and height, once it is wired.
     """
 
     def __init__(self, service: StudioService) -> None:
         self.service = service
+        self.sides: list[Any] = []
         with gr.Accordion("Start from a picture", open=False, elem_id="draw-from") as self.box:
             self.picture = self._file("Picture", "draw-from-picture")
             self.fields = {
@@ -111,8 +113,9 @@ class FromPicture:
         Args:
             sides: the controls of width and height.
         """
+        self.sides = sides
         self.picture.change(self._canvas, self.picture, self.paint, **QUIET)
-        self.picture.upload(self._size, self.picture, sides, **QUIET)
+        self.picture.upload(self.size_of, self.picture, sides, **QUIET)
 
     def _canvas(self, file: str | None) -> Any:
         try:
@@ -121,10 +124,11 @@ class FromPicture:
             start = None
         if start is None:
             return gr.ImageEditor(None, visible=False)
-        value = {"background": start.image, "layers": [], "composite": None}
+        value: Any = {"background": start.image, "layers": [], "composite": None}
         return gr.ImageEditor(value, brush=_brush(min(start.image.size)), visible=True)
 
-    def _size(self, file: str) -> list[Any]:
+    def size_of(self, file: str) -> list[Any]:
+        """Width and height to draw at for a picture to start from."""
         try:
             start, _ = read_start(file)
         except DatasetError:  # said when it is drawn

@@ -189,7 +189,7 @@ def test_draw_and_draw_again(browser: Any, address: str, subjects_dir: Path, tmp
     draw.page.close()
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # gradio looks at the uploaded picture
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # gradio looks at the picture
 def test_draw_from_a_picture_and_paint_what_changes(browser: Any, address: str, tmp_path: Path) -> None:
     draw, pictures = Draw(browser, address), tmp_path / "pictures"
     colours = np.indices((32, 24)).transpose(1, 2, 0).astype(np.uint8) * 7
@@ -312,3 +312,60 @@ def _cancel(draw: Draw, service: StudioService) -> None:
         assert time.monotonic() < until, "the drawing went on although nobody is there"
         time.sleep(0.1)
     assert not list(service.output_dir.glob("*.png"))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_earlier_pictures_come_back(browser: Any, address: str, tmp_path: Path) -> None:
+    draw, pictures = Draw(browser, address), tmp_path / "pictures"
+    draw.unfold("settings")
+    draw.number("steps").fill("2")
+    for number, prompt in enumerate(("a red dog", "a blue cat"), start=1):
+        draw.prompt.fill(prompt)
+        draw.button.click()
+        draw.says(f"{number:05d}-")
+    cards, facts = draw.page.locator("#history-cards img"), draw.page.locator("#history-facts")
+    draw.unfold("history")
+    playwright.expect(cards).to_have_count(2)
+    cards.nth(1).click()
+    playwright.expect(facts).to_contain_text("Prompt: a red dog")
+
+    # Its settings again: the same picture.
+    draw.page.locator("#history-settings").click()
+    playwright.expect(draw.prompt).to_have_value("a red dog")
+    draw.button.click()
+    draw.says("00003-")
+    first, again = (next(pictures.glob(f"{number:05d}-*")) for number in (1, 3))
+    assert Image.open(first).tobytes() == Image.open(again).tobytes()
+    playwright.expect(cards).to_have_count(3)  # whoever looks sees the new one
+
+    # Favourites, and what is deleted comes back.
+    playwright.expect(facts).to_contain_text("Prompt: a red dog")
+    draw.page.locator("#history-like").click()
+    playwright.expect(draw.page.locator("#history-like")).to_have_text("No longer a favourite")
+    draw.page.locator("#history-favourites input").check()
+    playwright.expect(cards).to_have_count(1)
+    draw.page.locator("#history-delete").click()
+    playwright.expect(draw.page.locator("#history-status")).to_contain_text("is in the trash")
+    playwright.expect(cards).to_have_count(0)
+    assert not first.exists()
+    draw.page.locator("#history-undo").click()
+    playwright.expect(cards).to_have_count(1)
+    assert first.exists()
+
+    # From one of them to the next.
+    draw.page.locator("#history-start").click()
+    draw.page.locator("#draw-from-picture img").wait_for()
+    draw.number("denoising-strength").fill("0.5")
+    draw.button.click()
+    draw.says("00004-")
+    start = StartPicture.read(next(pictures.glob("00004-*")))
+    assert start is not None
+    assert start.digits == StartPicture(Image.open(first)).digits
+
+    # What is being written survives a reload.
+    draw.prompt.fill("a green pot")
+    draw.page.wait_for_timeout(500)
+    draw.page.reload()
+    playwright.expect(draw.prompt).to_have_value("a green pot")
+    assert draw.problems == []
+    draw.page.close()
