@@ -12,8 +12,14 @@ SCRIPT = """<script>
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && press("button")) event.preventDefault();
     const list = event.target.getAttribute?.("aria-expanded") === "true";  // of choices, which Escape closes first
-    if (event.key === "Escape" && !list) press("cancel");
+    if (event.key === "Escape" && !list && event.isTrusted) press("cancel");
   });
+  // A list of choices that one leaves by Tab would stay open over what comes next.
+  document.addEventListener("focusout", ({ target }) => setTimeout(() => {
+    if (target.getAttribute?.("aria-expanded") === "true" && document.activeElement !== target) {
+      target.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+    }
+  }, 150));
   const name = "coeff-diffusion";
   setInterval(() => {
     const bar = document.querySelector('[id$="-status"] progress');
