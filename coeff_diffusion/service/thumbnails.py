@@ -119,6 +119,9 @@ def _square(source: Path | io.BytesIO) -> Image.Image | None:
         with warnings.catch_warnings(action="ignore"), Image.open(source, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 return None
-            return ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
+            found = image.convert("RGB")
+            # A large picture is first made smaller in whole steps: many times as fast, and nobody sees a difference.
+            found = found.reduce(max(1, min(found.size) // (2 * SIDE)))
+            return ImageOps.fit(found, (SIDE, SIDE), Image.Resampling.LANCZOS)
     except Exception:  # noqa: BLE001 - damaged files make Pillow's decoders raise anything
         return None
