@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoPipelineForImage2Image, SchedulerMixin
+from diffusers import SchedulerMixin
 from PIL import Image, ImageFilter
 from torch import Tensor
 
@@ -29,6 +29,8 @@ def pipeline_for(pipe: Any, start: StartPicture | None) -> Any:
     """
     if start is None:
         return pipe
+    from diffusers import AutoPipelineForImage2Image  # which loads the code of every kind of pipeline
+
     sibling = AutoPipelineForImage2Image.from_pipe(pipe)
     sibling.encode_prompt, sibling.maybe_free_model_hooks = pipe.encode_prompt, pipe.maybe_free_model_hooks
     sibling.set_progress_bar_config(disable=True)
