@@ -12,12 +12,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from ..sources.library import SUFFIX
 from ..subject.errors import UserError
-from .config import TrainConfig
+from .config import ConfigError, TrainConfig
 from .many_config import AT_ONCE
 from .many_plan import missing, plan
 from .many_reports import Learned, ManyResult
@@ -99,6 +100,9 @@ def train_many_on_ray(
         ConfigError: settings that cannot work for any of them, no Ray, or no cluster at the address.
         StoreError: the place where subjects go cannot be reached.
     """
+    given = {"--cpus_per_batch": cpus_per_batch, "--gpus_per_batch": gpus_per_batch or 0}
+    if wrong := [f"{flag} is {value}, expected 0 or more" for flag, value in given.items() if not 0 <= value < inf]:
+        raise ConfigError(wrong)
     config, wanted = plan(folder, config, subjects, subjects_per_batch, on_cluster=True)
     store = SubjectStore(str(config.output_dir))
     result = ManyResult(store.place)
@@ -110,10 +114,10 @@ def train_many_on_ray(
     with _forgotten(run), cluster(address) as ray:
         gpus = float(ray.cluster_resources().get("GPU", 0) > 0) if gpus_per_batch is None else gpus_per_batch
         needs = {name: count for name, count in (("CPU", cpus_per_batch), ("GPU", gpus)) if count > 0}
+        say(f"{len(waiting)} subjects in {len(groups)} batches")
         if not _room(ray, needs):
             wanted_room = " and ".join(f"{count:g} {name}" for name, count in needs.items())
             say(f"note: each needs {wanted_room}, which the cluster does not have now; waiting for a machine")
-        say(f"{len(waiting)} subjects in {len(groups)} batches")
         with closing(_answers(ray, run, config, _sent(groups, result, say), needs)) as answers:
             for group, answer in answers:
                 if isinstance(answer, Answer):

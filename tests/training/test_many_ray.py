@@ -167,6 +167,12 @@ def test_a_batch_that_no_worker_can_teach(
     assert not (tmp_path / "out").exists()
 
 
+def test_workers_of_less_than_nothing(folder: Path, config: TrainConfig, tmp_path: Path) -> None:
+    settings = replace(config, output_dir=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"--cpus_per_batch is -1, expected 0 or more; --gpus_per_batch is nan"):
+        train_many_on_ray(folder, settings, address="nobody is asked", cpus_per_batch=-1, gpus_per_batch=float("nan"))
+
+
 def test_without_ray(folder: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'--ray needs ray; pip install "coeff-diffusion\[ray\]"'):
