@@ -2,7 +2,10 @@
 
 import importlib
 import importlib.util
+import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,12 @@ import comfyui_contract as comfy
 import forge_contract as host
 import pytest
 import torch
+from PIL import Image
 from test_comfyui import MIDDLE, PATHS, new_subject, noise
 
 from coeff_diffusion.images.generation_info import parse_parameters
+from coeff_diffusion.sources.image_card import embed
+from coeff_diffusion.subject.errors import CoefficientsError
 
 gradio = pytest.importorskip("gradio")
 
@@ -246,3 +252,38 @@ def test_the_second_pass_reads_its_own_prompts(script: Any, model: host.Model) -
     script.process_before_every_sampling(p, *values, c=c, uc=uc)
     drawn = host.step(model.forge_objects.unet, noise(1), c, uc)
     assert not torch.allclose(drawn, host.step(model.original, noise(1), c, uc))
+
+
+def test_files_cards_and_trainings(script: Any, tmp_path: Path) -> None:
+    files, folder, subject = importlib.import_module("lib_coeff_diffusion.files"), tmp_path / "some", new_subject()
+    of_run = ("coefficients", "timeline", "checkpoints/step_5")
+    for name in ("plain", "pets/rex", ".trash/old", *(f"run/{one}" for one in of_run)):
+        file = folder / f"{name}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        subject.save(file)
+    (folder / "notes.txt").touch()
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
+    (folder / "card.PNG").write_bytes(embed(picture.getvalue(), [subject]))
+    assert sorted(files.find_subjects(folder)) == ["card", "pets/rex", "plain", "run"]
+    for name in files.find_subjects(folder):
+        assert files.read_subject(folder, name) == subject
+    with pytest.raises(CoefficientsError, match="no subject '../plain'"):
+        files.read_subject(folder / "pets", "../plain")
+
+
+def test_needs_neither_diffusers_nor_the_hub(tmp_path: Path) -> None:
+    """Forge has versions of its own of these."""
+    code = f"""
+import sys, types, importlib.util
+sys.path[:0] = [{str(FOLDER)!r}, {str(FOLDER.parents[1])!r}]
+modules = types.ModuleType("modules")
+modules.scripts, modules.paths, modules.shared = (types.SimpleNamespace() for _ in range(3))
+modules.scripts.Script, modules.paths.models_path = object, "models"
+sys.modules |= {{"modules": modules, "gradio": types.ModuleType("gradio")}}
+spec = importlib.util.spec_from_file_location("script", {str(FOLDER / "scripts" / "coeff_subjects.py")!r})
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+print([name for name in ("diffusers", "transformers", "accelerate", "huggingface_hub") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 
 import gradio as gr
 from lib_coeff_diffusion.apply import apply_subjects
+from lib_coeff_diffusion.files import find_subjects, read_subject
 from lib_coeff_diffusion.words import Known, forget, teach
 from modules import paths, scripts, shared
 
-from coeff_diffusion.sources.library import Library
-from coeff_diffusion.sources.open import open_subject
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.errors import CoefficientsError
 
@@ -41,7 +40,7 @@ class CoeffSubjects(scripts.Script):
         with gr.Accordion(self.title(), open=False):
             for number in range(1, SLOTS + 1):
                 with gr.Row():
-                    choices = [NONE, *Library(FOLDER).find()]
+                    choices = [NONE, *find_subjects(FOLDER)]
                     controls.append(gr.Dropdown(choices, value=NONE, label=f"Subject {number}"))
                     controls.append(gr.Slider(-1, 2, value=1, step=0.05, label=f"Strength {number}"))
         self.infotext_fields = [
@@ -105,7 +104,7 @@ def _chosen(values: tuple[Any, ...]) -> dict[str, tuple[Coefficients, float]]:
             continue
         if name in found:
             raise CoefficientsError(f"{name!r} is chosen twice; take it out of one of the rows")
-        found[name] = (open_subject(Library(FOLDER).path(name)), float(strength))
+        found[name] = (read_subject(FOLDER, name), float(strength))
     return found
 
 
