@@ -169,7 +169,7 @@ def test_a_batch_that_no_worker_can_teach(
 
 def test_workers_of_less_than_nothing(folder: Path, config: TrainConfig, tmp_path: Path) -> None:
     settings = replace(config, output_dir=str(tmp_path / "out"))
-    with pytest.raises(ConfigError, match=r"--cpus_per_batch is -1, expected 0 or more; --gpus_per_batch is nan"):
+    with pytest.raises(ConfigError, match=r"(?s)--cpus_per_batch is -1, expected 0 or more.*--gpus_per_batch is nan"):
         train_many_on_ray(folder, settings, address="nobody is asked", cpus_per_batch=-1, gpus_per_batch=float("nan"))
 
 
