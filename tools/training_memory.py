@@ -18,9 +18,20 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from coeff_diffusion.families.family import Family
+from coeff_diffusion.families.stable_diffusion import StableDiffusion
 from coeff_diffusion.families.stable_diffusion_xl import StableDiffusionXL
 
-TEXT_ENCODERS = 123_060_480 + 694_659_840  # weights of CLIP-L and OpenCLIP-bigG
+CLIP_L, OPEN_CLIP_H, OPEN_CLIP_BIG_G = 123_060_480, 340_387_840, 694_659_840  # weights of text encoders
+BASES: dict[str, tuple[Family, int]] = {  # family and weights of the text encoders
+    "Stable Diffusion 1.x": (StableDiffusion(), CLIP_L),
+    "Stable Diffusion 2.x": (StableDiffusion(), OPEN_CLIP_H),
+    **{
+        title: (StableDiffusionXL(), CLIP_L + OPEN_CLIP_BIG_G)
+        for title in StableDiffusionXL.known
+        if "refiner" not in title
+    },
+}
 
 
 class Watch(TorchDispatchMode):
@@ -81,18 +92,19 @@ def training_bytes(title: str, resolution: int, batch: int, checkpointing: bool 
     """Bytes of the parts, by name.
 
     Args:
-        title: one of `StableDiffusionXL.known`.
+        title: one of `BASES`.
     """
-    family, side = StableDiffusionXL(), resolution // 8
+    (family, text_encoders), side = BASES[title], resolution // 8
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(family.known[title])).to(torch.bfloat16).requires_grad_(False)
         vae = AutoencoderKL.from_config(dict(family.autoencoder)).requires_grad_(False)
         picture = torch.empty(1, 3, resolution, resolution)
         noised = torch.empty(batch, 4, side, side, dtype=torch.bfloat16)
         text = torch.empty(batch, 77, unet.config.cross_attention_dim, dtype=torch.bfloat16, requires_grad=True)
-        added = {"text_embeds": torch.empty(batch, 1280), "time_ids": torch.empty(batch, 6)}
+        given = {"text_embeds": torch.empty(batch, 1280), "time_ids": torch.empty(batch, 6)}
         steps = torch.empty(batch)
-    added = {name: tensor.to(torch.bfloat16) for name, tensor in added.items()}
+    told = unet.config.addition_embed_type == "text_time"
+    added = {name: tensor.to(torch.bfloat16) for name, tensor in given.items()} if told else None
     if checkpointing:
         unet.enable_gradient_checkpointing()
 
@@ -107,7 +119,7 @@ def training_bytes(title: str, resolution: int, batch: int, checkpointing: bool 
 
     vae_weights = sum(weight.numel() for weight in vae.parameters())
     return {
-        "weights": 2 * (sum(weight.numel() for weight in unet.parameters()) + TEXT_ENCODERS + vae_weights),
+        "weights": 2 * (sum(weight.numel() for weight in unet.parameters()) + text_encoders + vae_weights),
         "encoding": 4 * vae_weights + most_bytes(vae, encode),
         "step": most_bytes(unet, step),
     }
@@ -115,16 +127,16 @@ def training_bytes(title: str, resolution: int, batch: int, checkpointing: bool 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    titles = [title for title in StableDiffusionXL.known if "refiner" not in title]
-    parser.add_argument("base", choices=titles)
-    parser.add_argument("--resolution", type=int, default=1024)
+    parser.add_argument("base", choices=list(BASES))
+    parser.add_argument("--resolution", type=int, help="what the base was trained at if left out")
     parser.add_argument("--train_batch_size", type=int, default=1)
     parser.add_argument("--no_gradient_checkpointing", action="store_true")
     args = parser.parse_args(arguments)
-    found = training_bytes(args.base, args.resolution, args.train_batch_size, not args.no_gradient_checkpointing)
+    resolution = args.resolution or BASES[args.base][0].autoencoder["sample_size"]
+    found = training_bytes(args.base, resolution, args.train_batch_size, not args.no_gradient_checkpointing)
     peak = found["weights"] + max(found["encoding"], found["step"])
     parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in found.items())
-    print(f"{args.base} at {args.resolution} pixels, batch {args.train_batch_size}: {peak / 1e9:.1f} GB ({parts})")
+    print(f"{args.base} at {resolution} pixels, batch {args.train_batch_size}: {peak / 1e9:.1f} GB ({parts})")
     return 0
 
 

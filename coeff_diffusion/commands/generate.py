@@ -16,6 +16,7 @@ from ..images.drawing_settings import LAYERS, SETTINGS
 from ..images.files import check_folder, save_new_picture
 from ..images.grid import labelled_grid
 from ..images.shapes import size_of
+from ..images.start_picture import StartPicture, read_mask, read_start
 from ..inference.fitting import fitted
 from ..inference.limits import within_limits
 from ..inference.replay import Base, Part, Replay
@@ -53,6 +54,13 @@ class GenerateConfig:
     from_picture: str | None = field(default=None, metadata={"flag": "--from"})
     """Draw the picture in this PNG again: all its settings, and the subjects that it carries. What a picture does not
     carry has to be given with --subject. Any other flag wins over what the picture says."""
+    init_image: str | None = None
+    """A picture to start from (image to image), cut to the shape of the drawing; --denoising_strength says how much of
+    it changes."""
+    mask: str | None = None
+    """What of --init_image is drawn anew (inpainting): a picture of its size, white there, black where all stays."""
+    embed_init_image: bool = True
+    """Put the picture to start from into what is drawn from it, so that this can be drawn again from its file alone."""
     embed_subjects: bool = False
     """Put the subjects into each picture that they took part in: who gets the picture can draw with them."""
     base: str | None = None
@@ -107,6 +115,8 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list
     if config.embed_subjects:
         chunks([part.subject for part in parts])  # says now, not after the drawing, that they cannot be embedded
     request, place = _overridden(config, request, place)
+    request, start_notes = _started(config, request, replay)
+    notes += start_notes
     studio, base_notes = _studio(config, replay)
     if replay is not None:
         chosen = [name for name, one in SETTINGS.items() if one.flag in config.settings]
@@ -184,6 +194,36 @@ def _overridden(config: GenerateConfig, request: DrawRequest, place: int | None)
     return replace(request, **given, layers=replace(request.layers, **layers)), place
 
 
+def _started(config: GenerateConfig, request: DrawRequest, replay: Replay | None) -> tuple[DrawRequest, list[str]]:
+    """The request with the picture to start from that is given, and notes for the user.
+
+    Raises:
+        StudioError: there is a mask alone, or none of the two where the replay was drawn from one.
+        PictureError, DatasetError: it cannot be read, or the mask does not fit.
+    """
+    if config.init_image is not None:
+        start, notes = read_start(config.init_image, config.mask)
+    elif replay is not None and replay.lacks_start:
+        raise StudioError(
+            f"{replay.path} was drawn from a picture that it does not carry; give it with --init_image, and with "
+            "--mask if there was one"
+        )
+    elif config.mask is None:
+        return request, []
+    elif request.start is None:
+        raise StudioError("--mask says what of --init_image is drawn anew; give both")
+    else:
+        start, notes = StartPicture(request.start.image, read_mask(config.mask)), []
+    if replay is not None:
+        size = (request.width, request.height)
+        again = start if None in size else start.fitted((request.width or 0, request.height or 0))
+        if replay.parameters.start_digits != again.digits:
+            notes.append(f"{replay.path} was not drawn from this picture; it will not be the same")
+    if start.mask is None and SETTINGS["mask_blur"].flag not in config.settings:
+        request = replace(request, mask_blur=None)  # of the replay
+    return replace(request, start=start), notes
+
+
 def _shaped(request: DrawRequest, config: GenerateConfig, studio: Studio) -> DrawRequest:
     """The request at the size of the shape that is asked for."""
     assert config.aspect_ratio is not None
@@ -238,9 +278,12 @@ def _load(studio: Studio, parts: Sequence[Part], say: Callable[[str], None]) -> 
 def _save(picture: Picture, stem: str, config: GenerateConfig, say: Callable[[str], None]) -> Path:
     """Save a picture and say where it is and what it carries."""
     subjects = list(dict.fromkeys(picture.subjects.values())) if config.embed_subjects else []
-    path = save_new_picture(picture.image, config.output_dir, stem, picture.parameters, chunks(subjects))
-    size = sum(len(content) for _, content in chunks(subjects))
-    carries = f", which carries {', '.join(map(called, subjects))}: {size:,} bytes" if subjects else ""
+    start = picture.request.start if config.embed_init_image else None
+    inside = [*chunks(subjects), *(start.chunks() if start else ())]
+    path = save_new_picture(picture.image, config.output_dir, stem, picture.parameters, inside)
+    size = sum(len(content) for _, content in inside)
+    names = [*map(called, subjects), *(["the picture that it was drawn from"] if start else ())]
+    carries = f", which carries {', '.join(names)}: {size:,} bytes" if names else ""
     say(f"{path}{carries}")
     return path
 

@@ -5,11 +5,12 @@ of its `/draw` all follow from the fields here (see `Setting`).
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..subject.info import Gate
 from ..subject.layer_strengths import LayerStrengths
 from ..subject.setting import Setting, setting, settings_of
+from .start_picture import StartPicture
 
 MAX_SEED = 2**32 - 1
 
@@ -29,6 +30,18 @@ class DrawRequest:
     subjects: Mapping[str, float] = field(default_factory=dict)
     """Strength of each loaded subject that takes part, learned trigger included: 1 as trained, 0 the base, which reads
     the class word in the trigger's place."""
+    start: StartPicture | None = None
+    """The picture to start from instead of pure noise, and what of it is drawn anew; its middle is cut to the size."""
+    denoising_strength: float | None = setting(
+        None, text="Denoising strength", low=0, high=1, reach=(0.05, 1), label="How much changes",
+        hint="0.1 hardly anything, 1 all of it", start=True, called="denoising strength",
+    )  # fmt: skip
+    """How much of the start picture changes: its part of the denoising steps, 0 to 1; left out, 0.75."""
+    mask_blur: int | None = setting(
+        None, text="Mask blur", low=0, high=64, reach=(0, 64), label="Soft edge", hint="Pixels between old and new",
+        start=True, called="mask blur",
+    )  # fmt: skip
+    """Pixels over which what is drawn anew passes into what stays; left out, 4."""
     seed: int | None = setting(
         None, text="Seed", low=0, high=MAX_SEED, label="Seed", hint="The same seed draws the same picture"
     )
@@ -75,6 +88,10 @@ class DrawRequest:
     def texts(self, encoders: Iterable[str]) -> dict[str, str]:
         """What each text encoder reads of it, by the encoder's name."""
         return {name: (self.prompt_2 if name.endswith("_2") else "") or self.prompt for name in encoders}
+
+    def from_noise(self) -> "DrawRequest":
+        """The same without a picture to start from."""
+        return replace(self, start=None, denoising_strength=None, mask_blur=None)
 
     def acts_in(self, step: int) -> bool:
         """Whether subjects act in this denoising step, counted from 0. The number of steps has to be known."""

@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..subject.errors import UserError, cut, shown
+from ..subject.errors import cut, shown
 from ..subject.layer_strengths import LayerStrengths
 from ..subject.setting import Setting, setting, settings_of
 from .drawing_settings import DrawRequest
+from .errors import PictureError as PictureError  # a part of what this module offers
 from .sampler_names import find_sampler
 
 NEGATIVE = "Negative prompt:"
@@ -38,10 +39,6 @@ LENIENT = {*FIRST} - {"Base hash", "Precision"}
 """Keys that other programs write, too, each in its own way: one that makes no sense is noted and left out."""
 
 
-class PictureError(UserError, ValueError):
-    """A picture cannot be read or written, or carries no parameters."""
-
-
 @dataclass(frozen=True)
 class Parameters(DrawRequest):
     """How a picture was drawn: the request for it, and by what.
@@ -57,6 +54,8 @@ class Parameters(DrawRequest):
     """`fingerprint.base_hash` of the base, with its weights in `precision`."""
     precision: str | None = setting(None, text="Precision")
     """Dtype of the base's weights, where it is not float32."""
+    start_digits: str | None = setting(None, text="Start picture")
+    """`StartPicture.digits` of the picture that it was drawn from."""
     batch_position: int | None = setting(None, text="Batch pos")
     """The place of this picture among those that were drawn at once, from 0; None if it was drawn alone."""
     hashes: Mapping[str, str] = field(default_factory=dict)
@@ -72,7 +71,10 @@ class Parameters(DrawRequest):
 IN_ORDER = sorted(settings_of(Parameters).values(), key=lambda one: (*FIRST, one.text).index(one.text))
 KEYS = {one.text: one for one in IN_ORDER if one.text}
 """The fields that have a key of their own in the text, by that key."""
-OURS = {*KEYS, "Subjects", "Subject hashes", "Exact prompt", "Exact negative prompt"} - LENIENT
+START = "Start picture"
+OF_START = {one.text for one in IN_ORDER if one.start}
+"""Keys that others write, too, of pictures that nobody has any more: taken only where there is a `START`."""
+OURS = {*KEYS, "Subjects", "Subject hashes", "Exact prompt", "Exact negative prompt"} - LENIENT - OF_START
 """Keys that nobody else writes."""
 
 
@@ -123,7 +125,8 @@ def from_fields(prompt: str, negative: str, fields: Mapping[str, str], notes: tu
             words if text is None else str(text) for words, text in zip((prompt, negative), exact, strict=True)
         )
         said = _shared(fields, noted)
-        said |= {one.name: _read(one, fields.pop(key)) for key, one in KEYS.items() if key in fields}
+        mine = [key for key in KEYS if key in fields and (key not in OF_START or START in fields)]
+        said |= {KEYS[key].name: _read(KEYS[key], fields.pop(key)) for key in mine}
         found = Parameters(
             prompt=prompt,
             negative_prompt=negative,

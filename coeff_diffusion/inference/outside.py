@@ -4,18 +4,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..images.drawing_settings import LAYERS, SETTINGS, DrawRequest
+from ..images.start_picture import read_start
 from ..subject.errors import shown
 from ..subject.layer_strengths import LayerStrengths
 from ..subject.setting import Setting
 from .request import StudioError
 
 
-def draw_request(prompt: Any, subjects: Any, settings: Any) -> DrawRequest:
+def draw_request(
+    prompt: Any, subjects: Any, settings: Any, init_image: str | None = None, mask: str | None = None
+) -> DrawRequest:
     """What a script asks for, checked: it comes from outside.
+
+    Args:
+        init_image, mask: files of the picture to start from, and of what of it is drawn anew; never what was sent.
 
     Raises:
         StudioError: an unknown setting, or a value of the wrong kind.
+        DatasetError, PictureError: a picture cannot be read, or the mask does not fit it.
     """
+    if mask and not init_image:
+        raise StudioError("mask says what of init_image is drawn anew; give both")
+    start = read_start(init_image, mask or None)[0] if init_image else None
     if not isinstance(prompt, str):
         raise StudioError(f"prompt is {shown(prompt)}, expected a text")
     strengths = _mapping("subjects", subjects, "a strength for each name: {'my-dog': 0.8}")
@@ -32,7 +42,7 @@ def draw_request(prompt: Any, subjects: Any, settings: Any) -> DrawRequest:
         {name: _checked(table[name], value) for name, value in found.items() if value is not None}
         for table, found in ((SETTINGS, given), (LAYERS, layers))
     )
-    return DrawRequest(prompt, subjects=strengths, layers=LayerStrengths(**layers), **given)
+    return DrawRequest(prompt, subjects=strengths, layers=LayerStrengths(**layers), start=start, **given)
 
 
 def _checked(setting: Setting, value: Any) -> Any:

@@ -13,8 +13,9 @@ from ..families.fingerprint import base_hash
 from ..families.load import base_name
 from ..families.registry import denoiser_of, encoders_of
 from ..images.files import read_parameters
-from ..images.generation_info import Parameters
+from ..images.generation_info import Parameters, PictureError
 from ..images.left_out import left_out
+from ..images.start_picture import StartPicture
 from ..sources.image_card import called, extract
 from ..subject.coefficients import Coefficients
 from ..subject.errors import shown
@@ -43,6 +44,8 @@ def recorded(pipe: Any, request: DrawRequest, sampler: str) -> Parameters:
         "guidance_rescale": request.guidance_rescale or None,  # 0 is what a picture that says nothing of it means
         "scheduler": sampler,
         "subjects": {name: float(request.subjects.get(name, 0)) for name in subjects},
+        "start": None,
+        "start_digits": request.start and request.start.digits,
     }
     hashes = {name: subject.sha256[:12] for name, subject in subjects.items()}
     return Parameters(**asked, **base._asdict(), hashes=hashes)
@@ -95,11 +98,13 @@ class Replay:
     Attributes:
         parameters: how it was drawn.
         carried: the subjects in it.
+        start: the picture in it that it was drawn from.
     """
 
     path: Path
     parameters: Parameters
     carried: Sequence[Coefficients]
+    start: StartPicture | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> "Replay":
@@ -110,7 +115,16 @@ class Replay:
             CoefficientsError: a subject in it is damaged.
         """
         path = user_path(path)
-        return cls(path, read_parameters(path), extract(path))
+        return cls(path, read_parameters(path), extract(path), StartPicture.read(path))
+
+    def __post_init__(self) -> None:
+        if self.start is not None and self.start.digits != self.parameters.start_digits:
+            raise PictureError(f"{self.path} carries another picture to start from than it says it was drawn from")
+
+    @property
+    def lacks_start(self) -> bool:
+        """Whether it was drawn from a picture that it does not carry."""
+        return self.parameters.start_digits is not None and self.start is None
 
     def request(self) -> tuple[DrawRequest, int | None]:
         """What to draw, without the subjects, and which picture of the batch is this one; None if it was drawn alone.
@@ -123,7 +137,8 @@ class Replay:
         p = self.parameters
         asked = {one.name: getattr(p, one.name) for one in fields(DrawRequest)}
         request = DrawRequest(
-            **asked | {"guidance_rescale": p.guidance_rescale or 0.0, "subjects": {}, "batch_size": 1}
+            **asked
+            | {"guidance_rescale": p.guidance_rescale or 0.0, "subjects": {}, "batch_size": 1, "start": self.start}
         )
         size, place = p.batch_size, p.batch_position
         if size == 1 or place is None or p.seed is None:

@@ -90,6 +90,16 @@ def problems(request: DrawRequest, multiple: int, max_steps: int) -> list[str]:
         if not math.isfinite(strength):
             problems.append(f"the strength of subject {name!r} is {strength}, expected a finite number")
     problems += request.layers.problems()
+    if request.start is None:
+        given = [one for one in SETTINGS.values() if one.start and getattr(request, one.name) is not None]
+        problems += [f"{one.name} is given, but no picture to start from" for one in given]
+    elif (request.steps or 0) * (request.denoising_strength or 0) < 1:
+        problems.append(
+            f"denoising_strength {request.denoising_strength} of {request.steps} steps is less than one step, so "
+            "nothing would change; take more of either"
+        )
+    if request.mask_blur is not None and request.start is not None and request.start.mask is None:
+        problems.append("mask_blur is given, but no mask")
     if request.begin >= request.end:
         problems.append(f"begin is {request.begin} and end is {request.end}, expected begin before end")
     return problems

@@ -13,6 +13,7 @@ from PIL import Image
 from ..families.registry import family_of
 from ..subject.layer_strengths import LayerStrengths
 from .cut_off import told
+from .from_picture import Inpainting, finished, pipeline_for, start_options, taken_by
 from .pipeline_subjects import loaded_coefficients, set_coefficients
 from .request import DrawCancelled, DrawProgress, DrawRequest, StudioError
 
@@ -36,11 +37,14 @@ def sample(
         StudioError: the numbers broke up. DrawCancelled: `should_stop` said so.
     """
     first, started, estimate = requests[0], time.monotonic(), Estimate(scheduler)
-    steps = first.steps
+    steps, mask = first.steps, None if first.start is None else first.start.mask
+    inpainting = None if mask is None else Inpainting(scheduler, mask, pipe.vae_scale_factor)
     assert steps is not None
 
-    def after_step(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        step, total, latents = index + 1, pipe.num_timesteps, tensors["latents"]
+    def after_step(drawing: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        step, total, latents = index + 1, drawing.num_timesteps, tensors["latents"]
+        if inpainting is not None:
+            latents = inpainting.kept(latents, step, total)
         if step == total and not bool(torch.isfinite(latents).all()):
             raise StudioError(
                 "the picture broke up into infinities; lower the strength of the subjects or the guidance"
@@ -54,11 +58,13 @@ def sample(
         done, coming = index * steps // total, step * steps // total
         if step < total and first.acts_in(coming) != first.acts_in(done):
             _let_act(pipe, requests, coming)
-        return {}
+        return {"latents": latents}
 
     with _prepared(pipe, scheduler), told(pipe), _seeing(pipe):
         _let_act(pipe, requests, 0)
-        accepted, negative = family_of(pipe).drawing, [request.negative_prompt for request in requests]
+        drawing = pipeline_for(pipe, first.start)
+        taken, negative = taken_by(drawing), [request.negative_prompt for request in requests]
+        accepted = [name for name in family_of(pipe).drawing if name in taken]
         options = {
             "prompt_2": [request.prompt_2 or request.prompt for request in requests],
             # None at all is not the same as an empty one to Stable Diffusion XL.
@@ -66,20 +72,20 @@ def sample(
             "guidance_scale": first.guidance_scale,
             "guidance_rescale": first.guidance_rescale or 0.0,
         }
+        size = {"height": first.height, "width": first.width}
         try:
-            output = pipe(
+            output = drawing(
                 prompt=[request.prompt for request in requests],
-                height=first.height,
-                width=first.width,
                 num_inference_steps=steps,
+                **{name: value for name, value in size.items() if name in taken},
                 **{name: value for name, value in options.items() if name in accepted},
+                **start_options(requests),
                 generator=[_generator(request) for request in requests],
                 callback_on_step_end=after_step,
             )
         finally:
             pipe.maybe_free_model_hooks()
-    images: list[Image.Image] = output.images
-    return images
+    return [finished(image, request) for image, request in zip(output.images, requests, strict=True)]
 
 
 @contextmanager

@@ -18,8 +18,10 @@ from ..families.load import base_name
 from ..families.registry import family_of
 from ..families.usual import usual_of
 from ..images.generation_info import format_parameters
+from ..images.start_picture import StartPicture
 from ..subject.coefficients import Coefficients
 from ..subject.errors import shown
+from .from_picture import USUAL_BLUR, USUAL_STRENGTH, pipeline_for, size_from, taken_by
 from .pipeline_subjects import load_coefficients, loaded_coefficients, unload_coefficients
 from .preview import Preview
 from .replay import placed, recorded
@@ -294,15 +296,20 @@ class Studio:
             StudioError: it cannot be drawn; the message lists all that is wrong with it.
         """
         usual = self.usual | {"seed": secrets.randbelow(MAX_SEED - max(0, request.batch_size))}
+        if request.start is not None:
+            usual |= self._usual_from(request.start)
         request = replace(request, **{name: one for name, one in usual.items() if getattr(request, name) is None})
+        rescales = request.start is None or "guidance_rescale" in taken_by(pipeline_for(self.pipe, request.start))
         if request.guidance_rescale is None:
-            request = replace(request, guidance_rescale=self._rescale(request))
+            request = replace(request, guidance_rescale=self._rescale(request) if rescales else 0.0)
         assert request.steps is not None
         wrong = problems(request, self.multiple, most_steps(self.pipe.scheduler))
         if request.steps > 0 and (near := steps_near(self.pipe.scheduler, request.steps)) != request.steps:
             wrong.append(f"steps is {request.steps}, a number that this base's timesteps do not allow; take {near}")
         if request.prompt_2 and "prompt_2" not in self.family.drawing:
             wrong.append(f"prompt_2 is {shown(request.prompt_2)}, but {self.family.title} has one text encoder")
+        if request.guidance_rescale and not rescales:
+            wrong.append(f"guidance_rescale is {request.guidance_rescale}, but drawings from a picture have none here")
         known = self.subjects if known is None else known
         unknown = [name for name in request.subjects if name not in known]
         if unknown:
@@ -313,7 +320,16 @@ class Studio:
             wrong.append(str(error))
         if wrong:
             raise StudioError("; ".join(wrong))
-        return request
+        assert request.width is not None
+        assert request.height is not None
+        start = request.start and request.start.fitted((request.width, request.height))
+        return replace(request, start=start)
+
+    def _usual_from(self, start: StartPicture) -> dict[str, Any]:
+        """What settings that are left out are where a drawing starts from a picture."""
+        width, height = size_from(start, self.size, self.multiple)
+        usual: dict[str, Any] = {"width": width, "height": height, "denoising_strength": USUAL_STRENGTH}
+        return usual if start.mask is None else usual | {"mask_blur": USUAL_BLUR}
 
     def _rescale(self, request: DrawRequest) -> float:
         guided = (request.guidance_scale or 0) > 1

@@ -7,6 +7,7 @@ from ..inference.limits import MAX_SUBJECTS, check_limits, limits_of
 from .drawings import Drawing, Drawings
 from .explorer import Exploration, Explorer
 from .grid_cells import MAX_ROWS, GridRequest, read_strengths, spread
+from .history import Drawn, History
 from .import_export import Export, ImportExport, PushRequest, ReplaceError
 from .inspector import Inspector, SubjectCharts, WordView
 from .jobs import Glimpse, Jobs
@@ -24,12 +25,14 @@ __all__ = [
     "MAX_SUBJECTS",
     "Drawing",
     "Drawings",
+    "Drawn",
     "Entry",
     "Exploration",
     "Explorer",
     "Export",
     "Glimpse",
     "GridRequest",
+    "History",
     "ImportExport",
     "Inspector",
     "Jobs",

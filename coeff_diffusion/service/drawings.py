@@ -57,12 +57,14 @@ class Drawings:
         on_step: Callable[[DrawProgress], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         embed_subjects: bool = False,
+        embed_start: bool = True,
     ) -> Drawing:
         """Draw and save. `request.subjects` names subjects of the library; they are loaded as needed.
 
         Args:
             compare: draw also by the base alone; without subjects there is nothing to compare.
             embed_subjects: put the subjects into each picture that they took part in (see `cards`).
+            embed_start: put the picture to start from into each picture.
 
         Raises:
             StudioError, SchedulerError, CoefficientsError, OSError: with a message for the user.
@@ -85,7 +87,10 @@ class Drawings:
                 self.output_dir,
                 f"{picture.seed}{tag}",
                 picture.parameters,
-                chunks(list(dict.fromkeys(picture.subjects.values()))) if embed_subjects else (),
+                [
+                    *(chunks(list(dict.fromkeys(picture.subjects.values()))) if embed_subjects else ()),
+                    *(picture.request.start.chunks() if embed_start and picture.request.start else ()),
+                ],
             )
             for tag, group in (("-base", base), ("", pictures))
             for picture in group

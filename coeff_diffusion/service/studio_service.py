@@ -8,6 +8,7 @@ from ..inference.studio import Studio
 from ..sources.library import Library
 from .drawings import Drawings
 from .explorer import Explorer
+from .history import History
 from .import_export import ImportExport
 from .inspector import Inspector
 from .jobs import Jobs
@@ -31,6 +32,7 @@ class StudioService:
         self.jobs = Jobs(studio.preview)
         loader = SubjectLoader(studio, library)
         self.drawings = Drawings(loader, output_dir)
+        self.history = History(output_dir)
         self.training_queue = TrainingQueue(loader)
         self.library_view = LibraryView(studio, library, self.training_queue.writing)
         self.import_export = ImportExport(self.library_view)

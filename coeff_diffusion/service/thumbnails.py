@@ -38,6 +38,12 @@ def thumbnail(subject: Path, sample: Path | None) -> Image.Image:
     return stand_in()
 
 
+def small(picture: Path) -> Image.Image | None:
+    """A square of a picture, `SIDE` pixels wide; None where it cannot be read."""
+    stat = picture.stat()
+    return _sample_thumbnail(picture, stat.st_mtime_ns, stat.st_size)
+
+
 def best_sample(run: Path, sha256: str) -> Path | None:
     """The latest preview of a run that was drawn with the subject as it is now, else the latest one; None without any.
 
@@ -71,7 +77,7 @@ def stand_in() -> Image.Image:
     return image
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _sample_thumbnail(path: Path, modified: int, size: int) -> Image.Image | None:
     return _square(path)
 

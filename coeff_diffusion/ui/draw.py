@@ -1,7 +1,7 @@
 """The Draw tab: a prompt, subjects, a button; the picture as it forms."""
 
 import html
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,8 @@ from ..images.shapes import RATIOS, size_of
 from ..service import Drawing, Glimpse, StudioService
 from .common import QUIET, REFUSALS, follow, status_line, with_status
 from .draw_controls import Controls, Values, choose, fine_controls, offer, plain_controls, seed_controls, subject_rows
+from .from_picture import FromPicture
+from .history import HistoryPanel
 from .job_bar import JobBar, job_bar
 from .start import Start
 
@@ -90,6 +92,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             words = gr.HTML(elem_id="draw-words")
             compare, embed = _switches()
             upload = gr.UploadButton("Add a subject's file", size="sm", elem_id="draw-upload")
+            origin = FromPicture(service)
             with gr.Accordion("Settings", open=False, elem_id="draw-settings"):
                 seed, random_seed, reuse = seed_controls(service)
                 shape = gr.Radio([*RATIOS], label="Shape", info="Sizes that the base knows", elem_id="draw-shape")
@@ -103,12 +106,17 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             )
         with gr.Column(elem_id="draw-result"):
             start, gallery = Start(service), _result()
-    controls = Controls(prompt, rows, {"seed": seed, **fields, **fine}, random_seed, layers)
+            history = HistoryPanel(service)
+    controls = Controls(prompt, rows, {"seed": seed, **fields, **fine}, random_seed, layers, origin)
     stage = Stage(bar, start.panel, gallery, gr.State(0))
-    _wire_drawing(service, page, controls, stage, (compare, embed))
+    drawn = _wire_drawing(service, page, controls, stage, (compare, embed))
     _wire_subjects(service, [page.load, tab.select], controls, words)
-    _wire_files(service, controls, bar.status, upload, drop, (start, tab.parent))
     sides = [fields["width"], fields["height"]]
+    origin.wire(sides)
+    restored, news = _wire_files(service, controls, bar.status, upload, drop)
+    start.wire(restored, news, tab.parent)
+    history.wire(restored, news, origin, [drawn])
+    _keep(page, prompt)
     shape.input(lambda ratio: size_of(ratio, service.studio.size, service.studio.multiple), shape, sides, **QUIET)
     reuse.click(lambda last: (last, False), stage.last, [seed, random_seed], **QUIET)
 
@@ -123,6 +131,13 @@ def _prompt() -> gr.Textbox:
         autofocus=True,
         elem_id="draw-prompt",
     )
+
+
+def _keep(page: gr.Blocks, prompt: gr.Textbox) -> None:
+    """What is being written survives that the page is loaded again: the browser keeps it, for this page alone."""
+    kept = gr.BrowserState("", storage_key="coeff-diffusion-prompt", secret="not a secret")
+    prompt.change(None, prompt, kept, js="(text) => text", **QUIET)
+    page.load(lambda text: text or gr.skip(), kept, prompt, **QUIET)
 
 
 def _switches() -> tuple[gr.Checkbox, gr.Checkbox]:
@@ -163,16 +178,19 @@ def _result() -> gr.Gallery:
 
 def _wire_drawing(
     service: StudioService, page: gr.Blocks, controls: Controls, stage: Stage, switches: tuple[gr.Checkbox, gr.Checkbox]
-) -> None:
+) -> Any:
+    """Returns the event that draws."""
+
     def press(values: Values, request: gr.Request) -> Iterator[dict[Any, Any]]:
         compare, embed = (values[switch] for switch in switches)
         asked = controls.request(service.drawings, values)
         yield stage.bar.busy()  # the last result stays until there is something to see of this one
-        work = partial(service.drawings.draw, asked, compare, embed_subjects=embed)
+        embed_start = values[controls.start.embed]
+        work = partial(service.drawings.draw, asked, compare, embed_subjects=embed, embed_start=embed_start)
         drawing: Drawing = yield from follow(stage.bar.run(service, request, work), stage.underway)
         yield stage.done(drawing) | {controls.fields["seed"]: drawing.pictures[0].seed}
 
-    gr.on(
+    drawn = gr.on(
         [stage.bar.start.click, controls.prompt.submit],
         stage.bar.minding(press),
         controls.inputs() | set(switches),
@@ -181,6 +199,7 @@ def _wire_drawing(
         **QUIET,
     )
     stage.bar.wire_cancel(service, page)
+    return drawn
 
 
 def _wire_subjects(service: StudioService, moments: Iterable[Any], controls: Controls, words: gr.HTML) -> None:
@@ -233,9 +252,12 @@ def _wire_files(
     status: gr.HTML,
     upload: gr.UploadButton,
     drop: gr.File,
-    opening: tuple[Start, Any],
-) -> None:
-    """A subject's file joins the library and the drawing; a picture puts its settings into the controls."""
+) -> tuple[Callable[[str], Iterator[Any]], list[Any]]:
+    """A subject's file joins the library and the drawing; a picture puts its settings into the controls.
+
+    Returns:
+        What does the latter for the file of a picture, and the outputs of that.
+    """
     names = [row.name for row in controls.rows]
 
     def add(file: str, *chosen: str) -> dict[Any, Any]:
@@ -255,7 +277,6 @@ def _wire_files(
         return shown | {status: status_line(about, *settings.notes), drop: None}
 
     upload.upload(with_status(add, status), [upload, *names], [*names, status], **QUIET)
-    restored, news = with_status(restore, status), [*controls.inputs(), status, drop]
+    restored, news = with_status(restore, status), [*controls.outputs(), status, drop]
     drop.upload(restored, drop, news, **QUIET)
-    start, tabs = opening
-    start.wire(restored, news, tabs)
+    return restored, news

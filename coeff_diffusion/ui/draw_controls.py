@@ -9,6 +9,7 @@ import gradio as gr
 from ..images.drawing_settings import LAYERS, SETTINGS, DrawRequest
 from ..service import MAX_SUBJECTS, Drawings, Settings, StudioService
 from ..subject.layer_strengths import STRENGTH_REACH, LayerStrengths
+from .from_picture import FromPicture
 from .setting_control import control_of, shown, value_of
 
 Values = dict[Any, Any]
@@ -39,17 +40,24 @@ class Controls:
     fields: dict[str, Any]
     random_seed: gr.Checkbox
     layers: dict[str, gr.Slider]
+    start: FromPicture
 
     def inputs(self) -> set[Any]:
         """All of them, for an event."""
         of_rows = {control for row in self.rows for control in (row.use, row.name, row.strength)}
-        return {self.prompt, self.random_seed, *self.fields.values(), *self.layers.values()} | of_rows
+        plain = {self.prompt, self.random_seed, *self.fields.values(), *self.layers.values()}
+        return plain | of_rows | self.start.inputs()
+
+    def outputs(self) -> list[Any]:
+        """What `put` may change."""
+        return list(self.inputs() | set(self.start.outputs()))
 
     def request(self, drawings: Drawings, values: Values) -> DrawRequest:
         """What the controls ask for.
 
         Raises:
             StudioError: a subject stands in two rows.
+            DatasetError, PictureError: the picture to start from cannot be read, or its mask does not fit.
         """
         given = {name: value_of(SETTINGS[name], values[control]) for name, control in self.fields.items()}
         if values[self.random_seed]:
@@ -59,6 +67,7 @@ class Controls:
             subjects=drawings.strengths((values[r.name], values[r.strength]) for r in self.rows if values[r.use]),
             layers=LayerStrengths(**{name: values[control] for name, control in self.layers.items()}),
             **given,
+            **self.start.given(values),
         )
 
     def put(self, settings: Settings, names: Iterable[str]) -> dict[Any, Any]:
@@ -79,7 +88,7 @@ class Controls:
             if (value := getattr(request, name)) is not None:
                 news[control] = shown(SETTINGS[name], value)
         news |= {control: getattr(request.layers, name) for name, control in self.layers.items()}
-        return news
+        return news | self.start.put(request)
 
 
 def offer(names: Iterable[str]) -> Any:
@@ -146,7 +155,8 @@ def seed_controls(service: StudioService) -> tuple[gr.Number, gr.Checkbox, gr.Bu
 def plain_controls(service: StudioService) -> dict[str, Any]:
     """The plain settings, by the field of `DrawRequest` that each one sets; the seed has controls of its own."""
     found = {"negative_prompt": control_of(SETTINGS["negative_prompt"], service, "draw")}
-    others = [one for one in SETTINGS.values() if one.label and not one.fine and one.name not in ("seed", *found)]
+    aside = ("seed", *found)
+    others = [one for one in SETTINGS.values() if one.label and not one.fine | one.start and one.name not in aside]
     for first in range(0, len(others), 2):  # two in a row
         with gr.Row():
             for one in others[first : first + 2]:

@@ -83,7 +83,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             norms = _chart("Norms", "inspect-norms", "Bars of the norm of the coefficients in each block")
         with gr.Column(scale=3, min_width=320):
             heat = _chart("Coefficients", "inspect-coefficients", "Heat maps of the coefficients, one for each layer")
-    gr.Markdown("### Where a word acts")
+    gr.Markdown("## Where a word acts")
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
             prompt, word, settings = _request_controls(service)

@@ -8,27 +8,11 @@ from gradio import routes
 from starlette.middleware import Middleware
 
 from ..service import StudioService
-from . import api, draw, explore, inspect, keys, library, start, timeline, train
+from . import api, draw, explore, history, inspect, keys, library, start, theme, timeline, train
 from .config import LOCALHOST, MAX_UPLOAD, PageConfig, PageError
 from .guard import Guard, Names
 from .own_folder import own_folder
 
-# Fonts of the reader's system: a web font would be a request to someone else's server.
-THEME = gr.themes.Soft(
-    font=["system-ui", "sans-serif"],
-    font_mono=["ui-monospace", "monospace"],
-).set(  # the theme's own greys can hardly be read on white: 2.5:1, where 4.5:1 is what a text needs
-    checkbox_border_color="*neutral_400",
-    body_text_color_subdued="*neutral_500",
-    block_label_text_color="*primary_600",
-    block_title_text_color="*primary_600",
-    button_primary_background_fill="*primary_600",
-    block_info_text_color="*neutral_500",
-    input_placeholder_color="*neutral_500",
-    body_text_color_subdued_dark="*neutral_400",
-    block_info_text_color_dark="*neutral_400",
-    input_placeholder_color_dark="*neutral_400",
-)
 QUEUE_LENGTH = 32  # drawings that may wait; one more gets "queue is full" at once
 CACHE_SECONDS = 24 * 3600
 TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, "Library": library, "Inspect": inspect}
@@ -43,7 +27,7 @@ def build(service: StudioService) -> gr.Blocks:
     # Components ask for their place when they are made; this one gradio took when it was imported, perhaps by others.
     routes.DEFAULT_TEMP_DIR = str(own_folder())
     with gr.Blocks(title="coeff-diffusion", analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as page:
-        gr.Markdown(f"# coeff-diffusion\nDrawing on the base *{service.studio.base}*.")
+        gr.Markdown(f"# coeff-diffusion\nDrawing on the base *{service.studio.base}*.", elem_id="page-head")
         with gr.Tabs():
             for title, module in TABS.items():
                 with gr.Tab(title, id=title) as tab:
@@ -63,8 +47,8 @@ def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], bl
         "max_file_size": MAX_UPLOAD,
         "allowed_paths": [],  # the page serves its own folder and nothing else
         "app_kwargs": {"middleware": [Middleware(Guard, folder=own_folder(), names=names_of(config))]},
-        "theme": THEME,
-        "css": "".join(getattr(module, "CSS", "") for module in (start, keys, *TABS.values())),
+        "theme": theme.THEME,
+        "css": "".join(getattr(module, "CSS", "") for module in (theme, start, history, keys, *TABS.values())),
         "head": keys.SCRIPT,
         "footer_links": [],
         "ssr_mode": False,

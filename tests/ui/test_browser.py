@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from browsing import find_chromium
@@ -15,6 +16,7 @@ from subject_maker import make_subject
 
 from coeff_diffusion import Coefficients, CoefficientsInfo
 from coeff_diffusion.images.files import read_parameters
+from coeff_diffusion.images.start_picture import StartPicture
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.sources.image_card import extract
 from coeff_diffusion.sources.library import Library
@@ -187,6 +189,62 @@ def test_draw_and_draw_again(browser: Any, address: str, subjects_dir: Path, tmp
     draw.page.close()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # gradio looks at the picture
+def test_draw_from_a_picture_and_paint_what_changes(browser: Any, address: str, tmp_path: Path) -> None:
+    draw, pictures = Draw(browser, address), tmp_path / "pictures"
+    colours = np.indices((32, 24)).transpose(1, 2, 0).astype(np.uint8) * 7
+    photo = Image.fromarray(np.concatenate([colours, colours[..., :1]], axis=2))
+    photo.save(tmp_path / "photo.png")
+    draw.unfold("settings")
+    draw.unfold("from")
+    draw.page.set_input_files("#draw-from-picture input[type=file]", tmp_path / "photo.png")
+    playwright.expect(draw.number("width")).to_have_value("24", timeout=PATIENCE)  # of its shape
+    playwright.expect(draw.number("height")).to_have_value("32")
+    canvas = draw.page.locator("#draw-paint .pixi-target.visible canvas")
+    canvas.wait_for()
+    draw.number("steps").fill("4")
+    draw.number("denoising-strength").fill("0.5")
+    draw.prompt.fill("a cat")
+    draw.prompt.press("Enter")
+    draw.says("00001-")
+    first = StartPicture.read(next(pictures.glob("00001-*")))
+    assert first == StartPicture(photo)
+
+    # What is painted over changes, and nothing else.
+    draw.page.wait_for_timeout(500)  # the editor fits its canvas to the picture
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    draw.page.mouse.move(*middle)
+    draw.page.mouse.down()
+    draw.page.mouse.move(middle[0] + 4, middle[1], steps=4)
+    draw.page.mouse.up()
+    draw.number("mask-blur").fill("0")
+    draw.button.click()
+    draw.says("00002-")
+    saved = next(pictures.glob("00002-*"))
+    start = StartPicture.read(saved)
+    assert start is not None
+    stays = np.asarray(start.mask) == 0
+    assert 0.2 < stays.mean() < 1
+    assert start.image == photo
+    assert (np.asarray(Image.open(saved))[stays] == np.asarray(photo)[stays]).all()
+
+    # The picture brings all of it back.
+    draw.page.reload()
+    draw.unfold("settings")
+    draw.page.set_input_files("#draw-drop input[type=file]", saved)
+    draw.says("its settings are in the controls")
+    playwright.expect(draw.number("denoising-strength")).to_have_value("0.5")
+    draw.page.locator("#draw-from-picture img").wait_for()
+    draw.button.click()
+    draw.says("00003-")
+    again = next(pictures.glob("00003-*"))
+    assert Image.open(again).tobytes() == Image.open(saved).tobytes()
+    assert draw.problems == []
+    draw.page.close()
+
+
 def test_cancel_refusals_and_a_phone(
     browser: Any, tiny_pipe: StableDiffusionPipeline, subjects_dir: Path, tmp_path: Path
 ) -> None:
@@ -254,3 +312,60 @@ def _cancel(draw: Draw, service: StudioService) -> None:
         assert time.monotonic() < until, "the drawing went on although nobody is there"
         time.sleep(0.1)
     assert not list(service.output_dir.glob("*.png"))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_earlier_pictures_come_back(browser: Any, address: str, tmp_path: Path) -> None:
+    draw, pictures = Draw(browser, address), tmp_path / "pictures"
+    draw.unfold("settings")
+    draw.number("steps").fill("2")
+    for number, prompt in enumerate(("a red dog", "a blue cat"), start=1):
+        draw.prompt.fill(prompt)
+        draw.button.click()
+        draw.says(f"{number:05d}-")
+    cards, facts = draw.page.locator("#history-cards img"), draw.page.locator("#history-facts")
+    draw.unfold("history")
+    playwright.expect(cards).to_have_count(2)
+    cards.nth(1).click()
+    playwright.expect(facts).to_contain_text("Prompt: a red dog")
+
+    # Its settings again: the same picture.
+    draw.page.locator("#history-settings").click()
+    playwright.expect(draw.prompt).to_have_value("a red dog")
+    draw.button.click()
+    draw.says("00003-")
+    first, again = (next(pictures.glob(f"{number:05d}-*")) for number in (1, 3))
+    assert Image.open(first).tobytes() == Image.open(again).tobytes()
+    playwright.expect(cards).to_have_count(3)  # whoever looks sees the new one
+
+    # Favourites, and what is deleted comes back.
+    playwright.expect(facts).to_contain_text("Prompt: a red dog")
+    draw.page.locator("#history-like").click()
+    playwright.expect(draw.page.locator("#history-like")).to_have_text("No longer a favourite")
+    draw.page.locator("#history-favourites input").check()
+    playwright.expect(cards).to_have_count(1)
+    draw.page.locator("#history-delete").click()
+    playwright.expect(draw.page.locator("#history-status")).to_contain_text("is in the trash")
+    playwright.expect(cards).to_have_count(0)
+    assert not first.exists()
+    draw.page.locator("#history-undo").click()
+    playwright.expect(cards).to_have_count(1)
+    assert first.exists()
+
+    # From one of them to the next.
+    draw.page.locator("#history-start").click()
+    draw.page.locator("#draw-from-picture img").wait_for()
+    draw.number("denoising-strength").fill("0.5")
+    draw.button.click()
+    draw.says("00004-")
+    start = StartPicture.read(next(pictures.glob("00004-*")))
+    assert start is not None
+    assert start.digits == StartPicture(Image.open(first)).digits
+
+    # What is being written survives a reload.
+    draw.prompt.fill("a green pot")
+    draw.page.wait_for_timeout(500)
+    draw.page.reload()
+    playwright.expect(draw.prompt).to_have_value("a green pot")
+    assert draw.problems == []
+    draw.page.close()

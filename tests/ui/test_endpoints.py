@@ -13,6 +13,7 @@ gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 
 from coeff_diffusion.images.files import read_parameters  # noqa: E402
+from coeff_diffusion.images.start_picture import StartPicture  # noqa: E402
 from coeff_diffusion.inference.outside import draw_request  # noqa: E402
 from coeff_diffusion.inference.request import StudioError  # noqa: E402
 from coeff_diffusion.service import StudioService, check_limits  # noqa: E402
@@ -51,6 +52,22 @@ def test_draw_and_subjects(client: Any, service: StudioService) -> None:
         assert picture.size == service.studio.size
     files, answer = client.predict("a cat", None, {"steps": 1}, False, api_name="/draw")
     assert len(files) == 1
+
+
+def test_draw_from_a_picture(client: Any, service: StudioService, tmp_path: Path) -> None:
+    photo, mask = Image.new("RGB", (16, 16), "red"), Image.new("L", (16, 16))
+    mask.paste(255, (8, 0, 16, 16))
+    photo.save(tmp_path / "photo.png")
+    mask.save(tmp_path / "mask.png")
+    given = {name: gradio_client.handle_file(tmp_path / f"{name}.png") for name in ("photo", "mask")}
+    settings = {"steps": 2, "seed": 1, "mask_blur": 0}
+    files, _ = client.predict("a cat", None, settings, False, given["photo"], given["mask"], api_name="/draw")
+    assert StartPicture.read(Path(files[0])) == StartPicture(photo, mask)
+    with Image.open(files[0]) as found:
+        assert found.crop((0, 0, 8, 16)).getcolors() == [(128, (255, 0, 0))]
+        assert found.crop((8, 0, 16, 16)).getcolors() != [(128, (255, 0, 0))]
+    with pytest.raises(Exception, match="mask says what of init_image is drawn anew; give both"):
+        client.predict("a cat", None, None, False, None, given["mask"], api_name="/draw")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,152 @@
+"""The part of the Draw tab where a drawing starts from a picture, and where people paint what of it changes."""
+
+from typing import Any
+
+import gradio as gr
+from PIL import Image, ImageChops
+
+from ..images.drawing_settings import SETTINGS, DrawRequest
+from ..images.photo import DatasetError
+from ..images.start_picture import StartPicture, read_mask, read_start
+from ..inference.from_picture import USUAL_BLUR, USUAL_STRENGTH, size_from
+from ..service import StudioService
+from .common import QUIET
+from .setting_control import control_of
+
+USUAL = {"denoising_strength": USUAL_STRENGTH, "mask_blur": USUAL_BLUR}
+
+
+class FromPicture:
+    """Its controls.
+
+    Attributes:
+        picture: the file to start from; with none the rest means nothing.
+        paint: what is painted over it is drawn anew.
+        mask: a file that says so instead, and what a picture that was drawn so brought along.
+        embed: whether the file goes into the pictures that are drawn from it.
+        fields: by the field of `DrawRequest` that each one sets.
+        sides: the controls of width and height, once it is wired.
+    """
+
+    def __init__(self, service: StudioService) -> None:
+        self.service = service
+        self.sides: list[Any] = []
+        with gr.Accordion("Start from a picture", open=False, elem_id="draw-from") as self.box:
+            self.picture = self._file("Picture", "draw-from-picture")
+            self.fields = {
+                one.name: control_of(one, service, "draw", value=USUAL[one.name])
+                for one in SETTINGS.values()
+                if one.start and one.label
+            }
+            gr.Markdown("Paint over what shall change; with nothing painted, all of it does.")
+            self.paint = gr.ImageEditor(
+                label="What changes",
+                show_label=False,
+                type="pil",
+                format="png",
+                sources=(),
+                transforms=(),
+                layers=False,
+                brush=_brush(1),
+                buttons=[],
+                visible=False,
+                elem_id="draw-paint",
+            )
+            with gr.Accordion("A mask from a file", open=False, elem_id="draw-mask-file"):
+                self.mask = self._file("Mask: white changes", "draw-mask")
+            self.embed = gr.Checkbox(
+                True,
+                label="Put it into what is drawn",
+                info="That can be drawn again from its file alone",
+                elem_id="draw-from-embed",
+            )
+
+    @staticmethod
+    def _file(label: str, elem_id: str) -> gr.Image:
+        """A picture that stays the very file it came as."""
+        return gr.Image(
+            label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
+            height=220, buttons=[], elem_id=elem_id,
+        )  # fmt: skip
+
+    def inputs(self) -> set[Any]:
+        """All of it, for an event."""
+        return {self.picture, self.paint, self.mask, self.embed, *self.fields.values()}
+
+    def given(self, values: dict[Any, Any]) -> dict[str, Any]:
+        """What a request gets of it: nothing where there is no picture.
+
+        Raises:
+            DatasetError, PictureError: a file cannot be read, or mask and picture do not fit each other.
+        """
+        if not values[self.picture]:
+            return {}
+        start, _ = read_start(values[self.picture])
+        mask = painted(values[self.paint], start.image.size)
+        if mask is None and values[self.mask]:
+            mask = read_mask(values[self.mask])
+        found = {name: values[control] for name, control in self.fields.items()}
+        if mask is None:
+            del found["mask_blur"]
+        return {"start": StartPicture(start.image, mask), **found}
+
+    def put(self, request: DrawRequest) -> dict[Any, Any]:
+        """What to show for the settings of a picture."""
+        start, news = request.start, dict[Any, Any]({self.paint: None, self.picture: None, self.mask: None})
+        if start is None:
+            return news
+        news |= {self.picture: start.image, self.box: gr.Accordion(open=True)}
+        if start.mask is not None:
+            news |= {self.mask: start.mask}
+        for name, control in self.fields.items():
+            if (value := getattr(request, name)) is not None:
+                news[control] = value
+        return news
+
+    def outputs(self) -> list[Any]:
+        """What `put` may change."""
+        return [self.box, self.picture, self.paint, self.mask, *self.fields.values()]
+
+    def wire(self, sides: list[Any]) -> None:
+        """A new picture is there to be painted over, and drawings get its shape.
+
+        Args:
+            sides: the controls of width and height.
+        """
+        self.sides = sides
+        self.picture.change(self._canvas, self.picture, self.paint, **QUIET)
+        self.picture.upload(self.size_of, self.picture, sides, **QUIET)
+
+    def _canvas(self, file: str | None) -> Any:
+        try:
+            start = None if not file else read_start(file)[0]
+        except DatasetError:  # said when it is drawn
+            start = None
+        if start is None:
+            return gr.ImageEditor(None, visible=False)
+        value: Any = {"background": start.image, "layers": [], "composite": None}
+        return gr.ImageEditor(value, brush=_brush(min(start.image.size)), visible=True)
+
+    def size_of(self, file: str) -> list[Any]:
+        """Width and height to draw at for a picture to start from."""
+        try:
+            start, _ = read_start(file)
+        except DatasetError:  # said when it is drawn
+            return [gr.skip(), gr.skip()]
+        return [*size_from(start, self.service.studio.size, self.service.studio.multiple)]
+
+
+def _brush(side: int) -> gr.Brush:
+    """A brush for a picture of so many pixels, its smaller side."""
+    return gr.Brush(default_size=max(1, side // 12), colors=["#f97316"], color_mode="fixed")
+
+
+def painted(drawn: dict[str, Any] | None, size: tuple[int, int]) -> Image.Image | None:
+    """What was painted in the editor, mode L, in the size of the picture; None where nothing was."""
+    found = None
+    for layer in (drawn or {}).get("layers", ()):
+        alpha = layer.getchannel("A")
+        found = alpha if found is None else ImageChops.lighter(found, alpha)
+    if found is None or found.getextrema()[1] == 0:
+        return None
+    return found if found.size == size else found.resize(size, Image.Resampling.BILINEAR)
