@@ -5,7 +5,8 @@
 
 Training: the steps of S subjects in one batch against those of S trainings, and the losses of both. Drawing: a picture
 for each of 16 users, each with a subject of their own: in one batch, against one by one with a switch in between, and
-against LoRA adapters of rank 4 in PEFT, switched and in its mixed batches. In turns, compared turn by turn.
+against LoRA adapters of rank 4 in PEFT, switched and in its mixed batches. Serving: the same as requests to what
+`serve` draws with, subjects read from files and loaded included. In turns, compared turn by turn.
 """
 
 import argparse
@@ -30,7 +31,11 @@ from coeff_diffusion import (
     set_coefficients,
 )
 from coeff_diffusion.families.shared_weights import shared_copy, shared_pipeline
+from coeff_diffusion.inference.request import DrawRequest
+from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.method.sites import find_sites, text_stages
+from coeff_diffusion.serving.shared_batches import Drawn, SharedBatches
+from coeff_diffusion.sources.library import Library
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.many_config import many_settings
 from coeff_diffusion.training.many_denoiser import SharedDenoiser
@@ -38,6 +43,7 @@ from coeff_diffusion.training.many_trainer import summed_losses
 from coeff_diffusion.training.trainer import Trainer
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "subjects"
+PARTS = ["train", "rows", "draw", "serve"]
 LORA = ["to_q", "to_k", "to_v", "to_out.0"]
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -208,9 +214,31 @@ def measure_drawing(base: Any, args: argparse.Namespace) -> None:
         print(f"| {name} | {args.users / timing.median:.2f} | {1 / timing.ratio:.2f} |", flush=True)
 
 
+def measure_serving(base: Any, args: argparse.Namespace) -> None:
+    """Print pictures a second of what `serve` draws with, of requests that all came at once."""
+    steps, users = args.drawing_steps, [f"user{number}" for number in range(args.users)]
+    requests = [
+        DrawRequest(f"a {user} dog on grass", subjects={user: 1.0}, seed=number, steps=steps)
+        for number, user in enumerate(users)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, user in enumerate(users):
+            make_subject(base, number).save(Path(folder) / f"{user}.safetensors")
+        ways = {}
+        for most in (1, 4, args.users):
+            batches = SharedBatches(Studio(shared_pipeline(base)), Library(folder), most)
+            assert all(isinstance(one, Drawn) for one in batches.draw(requests))
+            ways[str(most)] = partial(batches.draw, requests)
+        found = in_turns(ways, args.repeats)
+    print(f"\n| serve, {args.users} users, {steps} steps, pictures at once | pictures a second | times the first |")
+    print("| --- | --- | --- |")
+    for most, timing in found.items():
+        print(f"| {most} | {args.users / timing.median:.2f} | {1 / timing.ratio:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=["train", "rows", "draw"], default=["train", "rows", "draw"])
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--subjects", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--train_batch_size", type=int, nargs="+", default=[4, 1], help="pictures of each in a step")
     parser.add_argument(
@@ -230,6 +258,8 @@ def main() -> None:
         measure_rows(base, args)
     if "draw" in args.part:
         measure_drawing(base, args)
+    if "serve" in args.part:
+        measure_serving(base, args)
 
 
 if __name__ == "__main__":

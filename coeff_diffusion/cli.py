@@ -30,6 +30,8 @@ COMMANDS = {
     "train-many": ("learn many subjects at once, one from each folder of a folder",
                    "training.many_config:parse_many_config", "commands.train_many:teach_folder"),
     "generate": ("draw with subjects", "commands.generate:GenerateConfig", "commands.generate:generate"),
+    "serve": ("draw for other programs, over HTTP, on Ray Serve",
+              "serving.config:ServeConfig", "serving.on_ray:serve_drawing"),
     "studio": ("open the page", "ui:PageConfig", "ui:open_page"),
     "info": ("show what a subject's file or a picture carries", "commands.info:InfoConfig", "commands.info:show_info"),
     "verify": ("check that a subject fits a base, without loading the base's weights",
@@ -119,8 +121,9 @@ def parse(command: str, config: type[Config], arguments: Sequence[str]) -> Confi
 
     A field is the flag of its name, and must be given where it has no default. `field(metadata=...)` changes that:
     `{"positional": True}` is an argument without a flag (of a list: one or more), `{"short": "-o"}` adds a short flag,
-    `{"flag": "--from"}` is the flag of a field whose name Python keeps for itself, and `{"flags": ...}` makes a field a
-    flag for each name, type and help that this function returns; it holds those that are given.
+    `{"bare": "x"}` is the value of a flag that is given without one, `{"flag": "--from"}` is the flag of a field whose
+    name Python keeps for itself, and `{"flags": ...}` makes a field a flag for each name, type and help that this
+    function returns; it holds those that are given.
 
     Raises:
         UsageError: unknown flag, wrong type, ...: one line that names the flag.
@@ -162,6 +165,8 @@ def _argument(item: "Field[Any]", hint: Any, bare_flags: bool) -> tuple[list[str
         options["action"] = "append"
     default = item.default if item.default_factory is MISSING else item.default_factory()
     options |= {"required": True} if default is MISSING else {"default": default}
+    if "bare" in item.metadata:
+        options |= {"nargs": "?", "const": item.metadata["bare"]}
     return [*filter(None, [item.metadata.get("short")]), _shown(item)], {**options, "dest": item.name}
 
 

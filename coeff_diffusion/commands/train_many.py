@@ -1,9 +1,11 @@
 """`coeff-diffusion train-many`: many subjects at once, and what became of each."""
 
 from collections.abc import Callable
+from functools import partial
 
 from ..subject.errors import UserError
 from ..training.many_config import ManyConfig
+from ..training.many_ray import train_many_on_ray
 from ..training.many_reports import ManyResult
 from ..training.many_trainer import train_many
 
@@ -20,7 +22,11 @@ def teach_folder(config: ManyConfig, say: Callable[[str], None] = print) -> Many
     Raises:
         NotAllLearnedError: not all of them are there now.
     """
-    result = train_many(
+    teach: Callable[..., ManyResult] = train_many
+    if config.ray is not None:
+        cpus, gpus = config.cpus_per_batch, config.gpus_per_batch
+        teach = partial(train_many_on_ray, address=config.ray, cpus_per_batch=cpus, gpus_per_batch=gpus)
+    result = teach(
         config.folder,
         config.config,
         subjects=config.subjects,

@@ -56,6 +56,18 @@ def read_parameters(path: str | Path) -> Parameters:
     return found
 
 
+def picture_bytes(
+    image: Image.Image, parameters: str | None = None, chunks: Sequence[tuple[bytes, bytes]] = ()
+) -> bytes:
+    """A picture as a PNG file; see `save_picture` for the arguments."""
+    info = PngImagePlugin.PngInfo()
+    if parameters:
+        info.add_text(PARAMETERS, parameters)
+    data = io.BytesIO()
+    image.save(data, format="PNG", pnginfo=info)
+    return with_chunks(data.getvalue(), chunks)
+
+
 def save_picture(
     image: Image.Image, path: str | Path, parameters: str | None = None, chunks: Sequence[tuple[bytes, bytes]] = ()
 ) -> Path:
@@ -65,12 +77,7 @@ def save_picture(
         parameters: the text of `format_parameters`, stored in the chunk `parameters`.
         chunks: further chunks, kind and content, such as the subjects of a card (`sources.image_card.chunks`).
     """
-    info = PngImagePlugin.PngInfo()
-    if parameters:
-        info.add_text(PARAMETERS, parameters)
-    data = io.BytesIO()
-    image.save(data, format="PNG", pnginfo=info)
-    content = with_chunks(data.getvalue(), chunks)
+    content = picture_bytes(image, parameters, chunks)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,6 +18,8 @@ from ..subject.user_file import user_path
 
 OWN_FIELDS = ("prompt", "negative_prompt", "prompt_2", "subjects", "seed")
 """In what requests that are drawn in one batch may differ (see `Studio.draw_batch`)."""
+SHARED_FIELDS = tuple(one.name for one in fields(DrawRequest) if one.name not in (*OWN_FIELDS, "batch_size"))
+"""In what they may not."""
 
 
 class StudioError(UserError, ValueError):
@@ -102,13 +105,17 @@ def problems(request: DrawRequest, multiple: int, max_steps: int) -> list[str]:
     return problems
 
 
+def shared_values(request: DrawRequest) -> tuple[Any, ...]:
+    """The values of `SHARED_FIELDS`."""
+    return tuple(getattr(request, name) for name in SHARED_FIELDS)
+
+
 def disagreements(requests: Sequence[DrawRequest]) -> list[str]:
     """Why requests cannot be drawn in one batch, a picture each: what differs among them and may not."""
     found = [
         f"batch_size is {one.batch_size}, expected 1 in a batch of requests" for one in requests if one.batch_size > 1
     ]
-    for name in (one.name for one in fields(DrawRequest) if one.name not in (*OWN_FIELDS, "batch_size")):
-        values = [getattr(request, name) for request in requests]
+    for name, values in zip(SHARED_FIELDS, zip(*map(shared_values, requests), strict=True), strict=True):
         other = next((value for value in values if value != values[0]), values[0])
         if other != values[0]:
             found.append(f"{name} is {values[0]!r} and {other!r}, expected the same for all pictures of a batch")

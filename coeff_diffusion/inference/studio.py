@@ -6,7 +6,7 @@ which calls a stock pipeline of diffusers.
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from .request import (
     StudioError,
     disagreements,
     problems,
+    shared_values,
 )
 from .request_notes import request_notes, unread_notes
 from .samplers import (
@@ -132,12 +133,12 @@ class Studio:
             StudioError, SchedulerError: the request cannot be drawn.
         """
         with self._lock:
-            return request_notes(self.pipe, self.subjects, self._resolve(request))
+            return request_notes(self.pipe, self.subjects, self.resolved(request))
 
     def unread_notes(self, request: DrawRequest) -> list[str]:
         """Of `notes` those about words that the base does not read."""
         with self._lock:
-            return unread_notes(self.pipe, self.subjects, self._resolve(request))
+            return unread_notes(self.pipe, self.subjects, self.resolved(request))
 
     def draw(
         self,
@@ -157,7 +158,7 @@ class Studio:
         """
         with self._lock:
             _stop_if_asked(should_stop)
-            request = self._resolve(request)
+            request = self.resolved(request)
             assert request.seed is not None
             alone = [replace(request, seed=request.seed + i, batch_size=1) for i in range(request.batch_size)]
             return self._draw(alone, on_step, should_stop, is_one_request=True)
@@ -185,6 +186,11 @@ class Studio:
             _stop_if_asked(should_stop)
             return self._draw(self._resolve_all(requests), on_step, should_stop, is_one_request=False)
 
+    def batch_key(self, request: DrawRequest) -> Hashable:
+        """What must be equal among resolved requests for one batch of `draw_batch`."""
+        tells_apart = self.pipe.config.get("force_zeros_for_empty_prompt", False)
+        return (*shared_values(request), bool(request.negative_prompt) if tells_apart else None)
+
     def preview(self, progress: DrawProgress) -> list[Image.Image]:
         """What forms, one picture of full size for each of the batch, decoded cheaply; best called from `on_step`.
 
@@ -209,7 +215,7 @@ class Studio:
             The base's pictures and the subjects' pictures, pairwise of the same seed.
         """
         with self._lock:
-            request = self._resolve(request)
+            request = self.resolved(request)
             prompt = self.base_prompt(request.prompt) if base_prompt is None else base_prompt
             first, second = (None, None) if on_step is None else (_part(on_step, i, 2) for i in range(2))
             second_prompt = self.base_prompt(request.prompt_2)
@@ -268,12 +274,11 @@ class Studio:
         wrong: dict[str, str] = {}
         for number, request in enumerate(requests, start=1):
             try:
-                resolved.append(self._resolve(request))
+                resolved.append(self.resolved(request))
             except StudioError as error:
                 wrong.setdefault(str(error), f"picture {number}: {error}")  # what all have wrong is said once
         errors = list(wrong.values()) or disagreements(resolved)
-        tells_apart = self.pipe.config.get("force_zeros_for_empty_prompt", False)
-        if not errors and tells_apart and len({bool(one.negative_prompt) for one in resolved}) > 1:
+        if not errors and len(set(map(self.batch_key, resolved))) > 1:
             errors = [
                 "some pictures of the batch have a negative prompt and some have none; give all of them one, or none"
             ]
@@ -281,8 +286,15 @@ class Studio:
             raise StudioError("; ".join(errors))
         return resolved
 
-    def _resolve(self, request: DrawRequest) -> DrawRequest:
-        """The request with every open choice made, or an error that lists all that is wrong with it."""
+    def resolved(self, request: DrawRequest, known: Collection[str] | None = None) -> DrawRequest:
+        """The request with every open choice made.
+
+        Args:
+            known: names of subjects that it may ask for; by default those that are loaded.
+
+        Raises:
+            StudioError: it cannot be drawn; the message lists all that is wrong with it.
+        """
         usual = self.usual | {"seed": secrets.randbelow(MAX_SEED - max(0, request.batch_size))}
         if request.start is not None:
             usual |= self._usual_from(request.start)
@@ -298,9 +310,10 @@ class Studio:
             wrong.append(f"prompt_2 is {shown(request.prompt_2)}, but {self.family.title} has one text encoder")
         if request.guidance_rescale and not rescales:
             wrong.append(f"guidance_rescale is {request.guidance_rescale}, but drawings from a picture have none here")
-        unknown = [name for name in request.subjects if name not in self.subjects]
+        known = self.subjects if known is None else known
+        unknown = [name for name in request.subjects if name not in known]
         if unknown:
-            wrong.append(f"no subject {', '.join(map(repr, unknown))} is loaded; loaded are {_names(self.subjects)}")
+            wrong.append(f"no subject {', '.join(map(repr, unknown))} is loaded; loaded are {_names(known)}")
         try:
             make_scheduler(request.scheduler, self.pipe.scheduler)
         except SchedulerError as error:
@@ -344,5 +357,5 @@ def _part(on_step: Callable[[DrawProgress], None], index: int, parts: int) -> Ca
     return report
 
 
-def _names(subjects: Mapping[str, Coefficients]) -> str:
+def _names(subjects: Collection[str]) -> str:
     return ", ".join(map(repr, subjects)) or "none"

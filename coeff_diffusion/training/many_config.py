@@ -28,6 +28,10 @@ HELP = {
     "subjects": "a table that tells of the subjects, one a row: folder, class_word, trigger, ... Default: "
     f"{', '.join(TABLES[:-1])} in the folder, if there is one",
     "subjects_per_batch": "how many learn at once; more are faster and take more memory, that of one training each",
+    "ray": "teach on a Ray cluster at this address (auto, HOST:6379, ray://HOST:10001; local: processes of this "
+    "machine), a batch a worker; --output_dir may then be a bucket (s3://...)",
+    "cpus_per_batch": "with --ray: cores of a worker",
+    "gpus_per_batch": "with --ray: GPUs of a worker. Default: 1 where the cluster has any",
 }
 
 
@@ -39,6 +43,9 @@ class ManyConfig:
     config: TrainConfig
     subjects: str | None = None
     subjects_per_batch: int = AT_ONCE
+    ray: str | None = None
+    cpus_per_batch: float = 1
+    gpus_per_batch: float | None = None
 
 
 def many_settings(**settings: Any) -> TrainConfig:
@@ -63,6 +70,9 @@ def parse_many_config(
     parser.add_argument("folder", nargs="?", help=HELP["folder"])
     parser.add_argument("--subjects", type=str, help=HELP["subjects"])
     parser.add_argument("--subjects_per_batch", type=int, default=AT_ONCE, help=HELP["subjects_per_batch"])
+    parser.add_argument("--ray", type=str, metavar="ADDRESS", help=HELP["ray"])
+    parser.add_argument("--cpus_per_batch", type=float, default=1.0, help=HELP["cpus_per_batch"])
+    parser.add_argument("--gpus_per_batch", type=float | None, help=HELP["gpus_per_batch"])
     parser.set_defaults(**DEFAULTS)
     try:
         parsed, notes = parse_layers(parser, sys.argv[1:] if arguments is None else list(arguments))
@@ -77,4 +87,7 @@ def parse_many_config(
         config=config_from_namespace(parsed),
         subjects=parsed.subjects,
         subjects_per_batch=parsed.subjects_per_batch,
+        ray=parsed.ray,
+        cpus_per_batch=parsed.cpus_per_batch,
+        gpus_per_batch=parsed.gpus_per_batch,
     )

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..subject.coefficients import Coefficients
-from ..subject.errors import CoefficientsError, UserError
-from .many_subjects import Wanted
-from .reports import TrainResult, clock_time
+from ..subject.errors import UserError
+from .probe import Effect
+from .reports import clock_time
 from .run_folder import RunFolder
 
 
@@ -30,34 +30,54 @@ class ManyReport:
     seconds_left: float
 
 
+@dataclass(frozen=True)
+class Learned:
+    """A subject that was learned.
+
+    Attributes:
+        losses: of every step.
+        file: where it is now; an address, if that is no folder of this machine.
+    """
+
+    coefficients: Coefficients
+    losses: list[float]
+    effect: Effect
+    file: Path | str
+
+
 @dataclass
 class ManyResult:
     """What is left in the end.
 
     Attributes:
-        path: the folder with the subjects, `<name>.safetensors` each.
+        path: the folder with the subjects, `<name>.safetensors` each, or its address.
         learned: the results of this run, by name.
         skipped: the files of subjects that were there before.
         failed: why a subject was not learned.
         stopped: whether someone asked to end it; the same call goes on.
     """
 
-    path: Path
-    learned: dict[str, TrainResult] = field(default_factory=dict)
-    skipped: dict[str, Path] = field(default_factory=dict)
+    path: Path | str
+    learned: dict[str, Learned] = field(default_factory=dict)
+    skipped: dict[str, Path | str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     stopped: bool = False
 
     @property
-    def files(self) -> dict[str, Path]:
+    def files(self) -> dict[str, Path | str]:
         """All subjects that are there now, by name."""
         found = {**self.skipped, **{name: result.file for name, result in self.learned.items()}}
         return dict(sorted(found.items()))
 
+    def fail(self, name: str, error: BaseException) -> str:
+        """Note that a subject is not learned; returns the line that says so."""
+        self.failed[name] = sentence(error)
+        return f"{name}: FAILED: {self.failed[name]}"
+
     def table(self) -> list[str]:
         """A line for each subject that was asked for."""
         width = max(map(len, ("subject", *self.learned, *self.skipped, *self.failed)))
-        lines = {name: f"is there already: {path.name}" for name, path in self.skipped.items()}
+        lines = {name: f"is there already: {Path(path).name}" for name, path in self.skipped.items()}
         for name, result in self.learned.items():
             effect, steps = result.effect, result.coefficients.info.train_steps
             gain = f"{effect.loss_before:.4f} -> {effect.loss_after:.4f} ({effect.improvement:+.1%} better)"
@@ -145,26 +165,6 @@ def starting_points(found: Mapping[str, list[int]], every: int) -> dict[str, int
         name: common if step - common <= every and common in (0, *found[name]) else step
         for name, step in newest.items()
     }
-
-
-def differences(wanted: Wanted, file: Path) -> str:
-    """What is other in a subject that is there than was asked for now; empty where nothing is."""
-    config = wanted.config
-    try:
-        info = Coefficients.read(file).info
-    except CoefficientsError as error:
-        return f"it cannot be read ({error})"
-    if config is None:
-        return ""
-    pairs = {
-        "trigger": (info.trigger, config.trigger),
-        "class_word": (info.class_word, config.class_word),
-        "seed": (info.seed, config.seed),
-        "instance_prompt": (info.instance_prompt, config.instance_prompt),
-    }
-    if not config.keep_best and not config.early_stopping_patience:
-        pairs["max_train_steps"] = (info.train_steps, config.max_train_steps)
-    return ", ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in pairs.items() if was != now)
 
 
 def sentence(error: BaseException) -> str:

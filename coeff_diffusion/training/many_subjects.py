@@ -23,6 +23,7 @@ from ..subject.errors import cut, shown
 from ..subject.user_file import FileError, read_text, user_path
 from .config import ConfigError, TrainConfig
 from .picture_folder import ABOUT, find_pictures, natural
+from .subject_store import inside, is_address
 
 TABLES = ("subjects.csv", "subjects.jsonl", "subjects.json", "subjects.yaml", "subjects.yml")
 COLUMNS = ("name", "class_word", "trigger", "instance_prompt", "validation_prompt", "class_prompt", "license", "seed")
@@ -59,7 +60,8 @@ def find_subjects(folder: str | Path, config: TrainConfig, table: str | Path | N
     Raises:
         ConfigError: no folder, nothing in it, a table that cannot be read, or settings that are one subject's alone.
     """
-    folder, output = user_path(folder), user_path(str(config.output_dir))
+    folder, output = user_path(folder), str(config.output_dir)
+    output = output if is_address(output) else str(user_path(output))
     if wrong := [name for name in OF_ONE if getattr(config, name) is not None]:
         where = f"say it in a column of {TABLES[0]}, or in {ABOUT} beside the pictures"
         raise ConfigError([f"--{name} is of one subject; {where}" for name in wrong])
@@ -68,7 +70,7 @@ def find_subjects(folder: str | Path, config: TrainConfig, table: str | Path | N
         places = {path.name: path for path in entries if path.is_dir() and not path.name.startswith(".")}
     except OSError as error:
         raise ConfigError([f"{folder} cannot be read: {error.strerror or error}"]) from error
-    for own in (output, user_path(config.class_data_dir or "")):
+    for own in (Path(output), user_path(config.class_data_dir or "")):
         places = {name: path for name, path in places.items() if not _is_same(path, own)}
     rows = _rows(_table(folder, table))
     if not places:
@@ -83,7 +85,7 @@ def find_subjects(folder: str | Path, config: TrainConfig, table: str | Path | N
     return found
 
 
-def _wanted(folder: Path, row: Mapping[str, Any], config: TrainConfig, output: Path) -> Wanted:
+def _wanted(folder: Path, row: Mapping[str, Any], config: TrainConfig, output: str) -> Wanted:
     """One subject; what is wrong with it concerns no other."""
     stem, _, after = folder.name.partition(".")
     name = plain_name(stem)
@@ -116,7 +118,7 @@ def _wanted(folder: Path, row: Mapping[str, Any], config: TrainConfig, output: P
             class_data_dir=None if kept is None else str(user_path(kept) / plain_name(class_word)),
             license=told.get("license") or config.license,
             seed=told.get("seed", config.seed),
-            output_dir=str(output / RUNS / name),
+            output_dir=inside(output, f"{RUNS}/{name}"),
             overwrite_output_dir=False,
         )
         settings = settings.resolve()

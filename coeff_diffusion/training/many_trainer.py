@@ -20,19 +20,20 @@ from ..families.load import load_base
 from ..families.registry import family_of
 from ..families.shared_weights import shared_pipeline
 from ..inference.pipeline_subjects import loaded_coefficients
-from ..inference.trigger import triggers_clash
 from ..sources.library import SUFFIX
 from ..subject.user_file import user_path
 from .checkpoint import Checkpoint
 from .config import ConfigError, TrainConfig
-from .many_config import AT_ONCE, default_output, many_settings
+from .many_config import AT_ONCE
 from .many_denoiser import SharedDenoiser
-from .many_reports import ManyReport, ManyResult, Progress, SubjectRun, differences, sentence, starting_points
-from .many_subjects import RUNS, Wanted, find_subjects
+from .many_plan import missing, plan
+from .many_reports import Learned, ManyReport, ManyResult, Progress, SubjectRun, starting_points
+from .many_subjects import RUNS, Wanted
 from .model import DTYPES
 from .noising import batch_loss
 from .reports import StopRequest, TrainingCancelled, TrainingError, own_random_state, progress_bar, unbroken
 from .run_folder import RunFolder
+from .subject_store import SubjectStore
 from .trainer import Trainer
 
 Value = TypeVar("Value")
@@ -68,38 +69,37 @@ def train_many(
     Raises:
         ConfigError: settings that cannot work for any of them. TrainingError: the memory does not hold so many.
     """
-    return ManyTrainer(folder, config, subjects, subjects_per_batch, pipe, on_step, should_stop, say).run()
+    config, wanted = plan(folder, config, subjects, subjects_per_batch)
+    return ManyTrainer(wanted, config, subjects_per_batch, pipe, on_step, should_stop, say).run()
 
 
 class ManyTrainer:
-    """Trainings of many subjects; see `train_many` for the arguments."""
+    """Trainings of many subjects; see `train_many` for the arguments.
+
+    Args:
+        wanted, config: as `plan` gives them.
+    """
 
     def __init__(
         self,
-        folder: str | Path,
-        config: TrainConfig | None = None,
-        subjects: str | Path | None = None,
+        wanted: Sequence[Wanted],
+        config: TrainConfig,
         subjects_per_batch: int = AT_ONCE,
         pipe: Any | None = None,
         on_step: Callable[[ManyReport], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        config = config or many_settings()
-        self.config = config = replace(config, output_dir=config.output_dir or default_output(folder))
-        if problems := many_problems(config, subjects_per_batch):
-            raise ConfigError(problems)
-        self.at_once, self.pipe = subjects_per_batch, pipe
+        self.wanted, self.config, self.at_once, self.pipe = wanted, config, subjects_per_batch, pipe
         self.on_step, self.say = on_step, unbroken(say)
         self.stop = StopRequest(should_stop, self.say)
         self.output = RunFolder(user_path(str(config.output_dir)))
-        self.wanted = find_subjects(folder, config, subjects)
         self.result = ManyResult(self.output.path)
         self.progress = Progress()
 
     def run(self) -> ManyResult:
         """Teach those that are not there yet, batch by batch."""
-        waiting = self.missing()
+        waiting = missing(self.wanted, SubjectStore(self.output.path), self.config, self.result, self.say)
         if not waiting:
             return self.result
         runs = RunFolder(self.output.path / RUNS)
@@ -114,25 +114,6 @@ class ManyTrainer:
                         self.teach(waiting[start : start + self.at_once])
         self.result.stopped = len(self.result.files) + len(self.result.failed) < len(self.wanted)
         return self.result
-
-    def missing(self) -> list[Wanted]:
-        """The subjects that can be learned and are not there; what is with the others is said."""
-        waiting = list[Wanted]()
-        for one in self.wanted:
-            file = self.folder_of(one).subject
-            if one.config is None:
-                self.fail(one.name, ConfigError([one.problem]))
-            elif file.is_file() and not self.config.overwrite_output_dir:
-                self.result.skipped[one.name] = file
-                if other := differences(one, file):
-                    self.say(f"{one.name}: is there already, but {other}; --overwrite_output_dir teaches it anew")
-            else:
-                waiting.append(one)
-        called = [(one.name, str(one.config.trigger)) for one in self.wanted if one.config is not None]
-        for number, (name, trigger) in enumerate(called):
-            if other := next((first for first, words in called[:number] if triggers_clash(words, trigger)), ""):
-                self.say(f"note: {name} and {other} cannot be loaded together: one calls up the other ({trigger!r})")
-        return waiting
 
     def load(self) -> None:
         """The base, once, where it is trained on and in the type it is trained in: the trainers share its weights."""
@@ -234,7 +215,8 @@ class ManyTrainer:
     def save(self, name: str, trainer: Trainer) -> None:
         """Write a subject that has learned all it is to learn, and forget what it could have been gone on with from."""
         trainer.learner.train(False)
-        self.result.learned[name] = trainer.save()
+        saved = trainer.save()
+        self.result.learned[name] = Learned(saved.coefficients, saved.losses, saved.effect, saved.file)
         shutil.rmtree(trainer.output.checkpoints, ignore_errors=True)
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
@@ -251,9 +233,8 @@ class ManyTrainer:
 
     def fail(self, name: str, error: Exception) -> None:
         """A subject is not learned."""
-        self.result.failed[name] = sentence(error)
+        self.say(self.result.fail(name, error))
         self.progress.ended(name)
-        self.say(f"{name}: FAILED: {sentence(error)}")
 
     def folder_of(self, wanted: Wanted) -> SubjectRun:
         """Where a subject's training leaves what."""
@@ -286,15 +267,3 @@ def summed_losses(shared: SharedDenoiser, trainers: Sequence[Trainer], several: 
         torch.autograd.backward(scaled)
         totals = [total + loss.detach() for total, loss in zip(totals, losses, strict=True)]
     return totals
-
-
-def many_problems(config: TrainConfig, subjects_per_batch: int) -> list[str]:
-    """What cannot be of many subjects at once; one phrase each."""
-    problems = []
-    if subjects_per_batch < 1:
-        problems.append(f"--subjects_per_batch is {subjects_per_batch}, expected at least 1")
-    if config.report_to != "none":
-        problems.append("--report_to is of a single training")
-    if config.enable_bucket and config.gradient_checkpointing:
-        problems.append("--enable_bucket and --gradient_checkpointing exclude each other where many learn at once")
-    return problems

@@ -63,6 +63,19 @@ def all_like_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Give requests to end back to whom they went before the block, whoever took them in it."""
+    before = {number: signal.getsignal(number) for number in REQUESTS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:  # None: not Python's, so it cannot be given back
+                    signal.signal(number, handler)
+
+
+@contextmanager
 def ending_once(say: Callable[[str], None]) -> Iterator[None]:
     """Within the block the first request to end does what it did, and no later one breaks off what is done about it.
 

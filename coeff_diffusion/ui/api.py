@@ -3,17 +3,12 @@
 Hidden components give the endpoints their types, so that `gradio_client` uploads and downloads files by itself.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
-from ..images.drawing_settings import LAYERS, SETTINGS, DrawRequest
-from ..images.start_picture import read_start
-from ..inference.request import StudioError
+from ..inference.outside import draw_request
 from ..service import StudioService, check_limits
-from ..subject.layer_strengths import LayerStrengths
-from ..subject.setting import Setting
 from .common import or_refusal
 
 
@@ -63,58 +58,3 @@ def build(service: StudioService) -> None:
     )  # fmt: skip
     gr.api(subjects, api_name="subjects")
     gr.api(stop, api_name="stop")
-
-
-def draw_request(
-    prompt: str, subjects: Any, settings: Any, init_image: str | None = None, mask: str | None = None
-) -> DrawRequest:
-    """What a script asks for, checked: it comes from outside.
-
-    Args:
-        init_image, mask: files of the picture to start from, and of what of it is drawn anew.
-
-    Raises:
-        StudioError: an unknown setting, or a value of the wrong kind.
-        DatasetError, PictureError: a picture cannot be read, or the mask does not fit it.
-    """
-    if mask and not init_image:
-        raise StudioError("mask says what of init_image is drawn anew; give both")
-    start = read_start(init_image, mask or None)[0] if init_image else None
-    strengths = _mapping("subjects", subjects, "a strength for each name: {'my-dog': 0.8}")
-    wrong = [name for name, strength in strengths.items() if not _is_number(strength)]
-    if wrong:
-        raise StudioError(f"the strength of {wrong[0]!r} is {strengths[wrong[0]]!r}, expected a number")
-    given = _mapping("settings", settings, f"values by name, among {', '.join(SETTINGS)}")
-    if unknown := sorted(given.keys() - SETTINGS.keys()):
-        raise StudioError(f"there is no setting {unknown[0]!r}; there are {', '.join(SETTINGS)}")
-    layers = _mapping("layers", given.pop("layers", None), "a factor for each kind of layer")
-    if unknown := sorted(layers.keys() - LAYERS.keys()):
-        raise StudioError(f"there is no kind of layer {unknown[0]!r}; there are {', '.join(LAYERS)}")
-    given, layers = (
-        {name: _checked(table[name], value) for name, value in found.items() if value is not None}
-        for table, found in ((SETTINGS, given), (LAYERS, layers))
-    )
-    return DrawRequest(prompt, subjects=strengths, layers=LayerStrengths(**layers), start=start, **given)
-
-
-def _checked(setting: Setting, value: Any) -> Any:
-    """A value of the setting's kind."""
-    if not (isinstance(value, str) if setting.kind is str else _is_number(value)):
-        raise StudioError(f"{setting.name} is {value!r}, expected {'a text' if setting.kind is str else 'a number'}")
-    if setting.choices and value not in setting.choices:
-        raise StudioError(f"{setting.name} is {value!r}, expected {' or '.join(setting.choices)}")
-    if setting.kind is int and isinstance(value, float) and not value.is_integer():
-        raise StudioError(f"{setting.name} is {value}, expected a whole number")
-    return int(value) if setting.kind is int else value
-
-
-def _mapping(name: str, value: Any, expected: str) -> dict[str, Any]:
-    if value is None or value == "":
-        return {}
-    if not isinstance(value, Mapping):
-        raise StudioError(f"{name} is {str(value)[:80]!r}, expected {expected}")
-    return {str(key): one for key, one in value.items()}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,20 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from coeff_diffusion.inference.trigger import canonical
+from coeff_diffusion.method.hosts.patches import Options, Shared
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.errors import CoefficientsError
 from coeff_diffusion.subject.layer_strengths import LayerStrengths
 
 from .prompts import KEY, Prompt
-
-Options = Mapping[str, Any]  # ComfyUI's `extra_options`: what a patch is told of the batch
-
-
-class Shared:
-    """ComfyUI copies all patches deeply with every clone of a model; these never change."""
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return self
 
 
 @dataclass(frozen=True)
@@ -87,9 +79,17 @@ class Acting(Shared):
         """Whether a prompt has the trigger."""
         return self.trigger in self._known(prompt).called
 
-    def places(self, prompt: Prompt | None) -> Tensor | None:
-        """Where the trigger's vectors stand in a prompt, `[T]`."""
-        return self._known(prompt).places.get(self.trigger)
+    def places(self, options: Options) -> list[Tensor | None]:
+        """Where the trigger's vectors stand in each prompt of the batch, `[T]`; None in negative ones.
+
+        Raises:
+            CoefficientsError: a prompt is not known.
+        """
+        prompts = Step.of(options).in_batch(options)
+        return [
+            None if uncond else self._known(prompt).places.get(self.trigger)
+            for uncond, prompt in zip(options["cond_or_uncond"], prompts, strict=True)
+        ]
 
     def _known(self, prompt: Prompt | None) -> Prompt:
         if prompt is None:

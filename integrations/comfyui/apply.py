@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from coeff_diffusion.method.hosts.layers import Place, check_fits, find_places, weight_sample
+from coeff_diffusion.method.hosts.patches import LayerPatch, Options, Shared, patch_at, set_patches
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.errors import CoefficientsError, listed
 from coeff_diffusion.subject.layer_strengths import LayerStrengths
 from coeff_diffusion.subject.weight_sample import other_weights
 
-from .acting import Acting, Shared, Step
-from .layers import Place, check_fits, find_places, weight_sample
-from .patches import LayerPatch, StagePatch
+from .acting import Acting, Step
 from .prompts import KEY, Word, with_word
 
 WRAPPER = "calc_cond_batch"  # ComfyUI's `WrappersMP.CALC_COND_BATCH`
@@ -35,7 +35,7 @@ class PromptWatch(Shared):
         self, executor: Callable[..., Any], model: Any, conds: Any, x_in: Tensor, timestep: Tensor, model_options: Any
     ) -> Any:
         options = model_options["transformer_options"]
-        taken = [path for path, place in self.expected.items() if not isinstance(_patch(options, place), LayerPatch)]
+        taken = [path for path, place in self.expected.items() if not isinstance(patch_at(options, place), LayerPatch)]
         if taken:
             raise CoefficientsError(
                 f"another node has replaced the attention of layers that a subject acts in: {listed(taken)}; let one "
@@ -88,48 +88,24 @@ def apply_subject(
     sigmas = (float(sampling.percent_to_sigma(begin)), float(sampling.percent_to_sigma(end)))
     gated = has_trigger and (gate or subject.info.gate) == "trigger"
     acting = Acting(subject, strength, gated, layers, sigmas)
-    patched = _with_layers(model, places, acting)
-    if subject.stage_tokens:
-        stages = {place.block: place.stage for place in places.values()}
-        patched.set_model_attn2_patch(StagePatch(acting, subject.stage_tokens, stages))
+    patched = model.clone()
+    chosen = set_patches(patched, places, acting, plain_attention)
+    watches = model.get_wrappers(WRAPPER, KEY)
+    expected = {**(watches[0].expected if watches else {}), **chosen}
+    patched.remove_wrappers_with_key(WRAPPER, KEY)
+    patched.add_wrapper_with_key(WRAPPER, KEY, PromptWatch(expected))
     return patched, with_word(clip, Word.of(subject, clip)) if has_trigger else clip.clone()
 
 
-def _with_layers(model: Any, places: Mapping[str, Place], acting: Acting) -> Any:
-    clone, options = model.clone(), model.model_options["transformer_options"]
-    chosen = {
-        path: places[path]
-        for path in acting.coefficients
-        if acting.layers.factor(places[path].site.kind, places[path].site.stage)
-    }
-    there = {path: _patch(options, place) for path, place in chosen.items()}
-    taken = [path for path, patch in there.items() if patch is not None and not isinstance(patch, LayerPatch)]
-    if taken:
-        names = sorted({getattr(there[path], "__qualname__", type(there[path]).__name__) for path in taken})
-        raise CoefficientsError(
-            f"another node ({', '.join(names)}) replaces the attention of layers that the subject acts in: "
-            f"{listed(taken)}; let one of the two leave these layers alone, by a strength of 0 in self or cross layers"
-        )
-    setters = {"attn1": clone.set_model_attn1_replace, "attn2": clone.set_model_attn2_replace}
-    for path, place in chosen.items():
-        coeff, before = acting.coefficients[path], there[path]
-        new = (
-            before.also(acting, coeff)
-            if before
-            else LayerPatch(place.site.kind, place.site.stage, (acting,), coeff[None])
-        )
-        setters[place.name](new, *place.block, place.transformer)
-    watches = model.get_wrappers(WRAPPER, KEY)
-    expected = {**(watches[0].expected if watches else {}), **chosen}
-    clone.remove_wrappers_with_key(WRAPPER, KEY)
-    clone.add_wrapper_with_key(WRAPPER, KEY, PromptWatch(expected))
-    return clone
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, options: Options) -> Tensor:
+    """What ComfyUI computes in a layer that nobody patches."""
+    from comfy.ldm.modules.attention import optimized_attention
 
-
-def _patch(options: Mapping[str, Any], place: Place) -> Any:
-    """Who replaces a layer's attention: for itself, or for its whole block."""
-    replaced = options.get("patches_replace", {}).get(place.name, {})
-    return replaced.get(place.key, replaced.get(place.block))
+    precision = options.get("attn_precision")
+    attended: Tensor = optimized_attention(
+        query, key, value, options["n_heads"], attn_precision=precision, transformer_options=options
+    )
+    return attended
 
 
 def _acts_now(cond: Mapping[str, Any], sigma: float) -> bool:

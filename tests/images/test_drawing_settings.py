@@ -35,7 +35,7 @@ from coeff_diffusion.images.generation_info import Parameters, format_parameters
 from coeff_diffusion.inference.replay import Replay
 from coeff_diffusion.inference.request import DrawRequest, disagreements, problems
 from coeff_diffusion.service.picture_settings import _within_reach
-from coeff_diffusion.ui.api import draw_request
+from coeff_diffusion.inference.outside import draw_request
 from coeff_diffusion.ui.draw_controls import plain_controls
 
 config = parse("generate", GenerateConfig, ["--softness", "0.5"])

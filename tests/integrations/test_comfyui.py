@@ -70,7 +70,7 @@ def noise(rows: int = 2) -> torch.Tensor:
 
 
 def test_layers_have_diffusers_paths() -> None:
-    layers = importlib.import_module("integrations.comfyui.layers")
+    layers = importlib.import_module("coeff_diffusion.method.hosts.layers")
     places = layers.find_places(host.UNetModel())
     assert list(places) == PATHS
     assert places[PATHS[2]].key == ("output", 2, 0)
@@ -263,7 +263,7 @@ def test_other_models_and_triggers_that_clash(apply: Any) -> None:
 
 
 def test_other_weights_are_worth_a_warning(apply: Any, caplog: pytest.LogCaptureFixture) -> None:
-    model, layers = host.new_model(), importlib.import_module("integrations.comfyui.layers")
+    model, layers = host.new_model(), importlib.import_module("coeff_diffusion.method.hosts.layers")
     unet = model.model.diffusion_model
     sample = layers.weight_sample(unet, layers.find_places(unet))
     assert len(sample) == 24

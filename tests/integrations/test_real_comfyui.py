@@ -171,7 +171,7 @@ def test_draws_what_diffusers_draws(
     pipe = request.getfixturevalue(kind)
     model, clip = hosted(comfy, pipe)
     subject = new_subject(pipe, gate=gate)
-    layers = importlib.import_module("integrations.comfyui.layers")
+    layers = importlib.import_module("coeff_diffusion.method.hosts.layers")
     unet = model.get_model_object("diffusion_model")
     assert layers.weight_sample(unet, layers.find_places(unet)) == subject.info.base_sample
     base = draw(comfy, model, clip, prompt, "sks dog in snow")
@@ -322,7 +322,7 @@ def test_the_workflow_runs(comfy: Any, pipe: Any, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_layouts_of_published_bases(comfy: Any, apply: Any, name: str) -> None:
     """Every layer of the real bases has its place, with the heads and widths that the format's fingerprint records."""
-    layers = importlib.import_module("integrations.comfyui.layers")
+    layers = importlib.import_module("coeff_diffusion.method.hosts.layers")
     with torch.device("meta"):
         theirs = UNet.from_config(PUBLISHED[name])
     heads = {"num_heads": 8} if "1.x" in name else {"num_head_channels": 64}

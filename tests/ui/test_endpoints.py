@@ -14,10 +14,10 @@ gradio_client = pytest.importorskip("gradio_client")
 
 from coeff_diffusion.images.files import read_parameters  # noqa: E402
 from coeff_diffusion.images.start_picture import StartPicture  # noqa: E402
+from coeff_diffusion.inference.outside import draw_request  # noqa: E402
 from coeff_diffusion.inference.request import StudioError  # noqa: E402
 from coeff_diffusion.service import StudioService, check_limits  # noqa: E402
 from coeff_diffusion.ui import PageConfig  # noqa: E402
-from coeff_diffusion.ui.api import draw_request  # noqa: E402
 from coeff_diffusion.ui.page import build, launch  # noqa: E402
 
 DOCS = Path(__file__).parents[2] / "docs" / "studio.md"

@@ -1,4 +1,4 @@
-"""Where the attention layers of ComfyUI's UNet are, under the names that subjects call them by.
+"""Where the attention layers of a UNet of ComfyUI's layout are, under the names that subjects call them by.
 
 ComfyUI numbers the blocks of a UNet in one row each way, diffusers by level and position; with `n` residual blocks a
 level, `down_blocks.i.attentions.j` is input block `(n + 1) i + j + 1` and `up_blocks.i.attentions.j` output block
@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from coeff_diffusion.method.attachment import CoeffConfig
-from coeff_diffusion.method.sites import Site, stage_of, text_stages
-from coeff_diffusion.subject.coefficients import Coefficients
-from coeff_diffusion.subject.errors import CoefficientsError, cut, listed
-from coeff_diffusion.subject.safetensors_file import DTYPES
-from coeff_diffusion.subject.weight_sample import spread
+from ...subject.coefficients import Coefficients
+from ...subject.errors import CoefficientsError, cut, listed
+from ...subject.safetensors_file import DTYPES
+from ...subject.weight_sample import spread
+from ..attachment import CoeffConfig
+from ..sites import Site, stage_of, text_stages
 
 Block = tuple[str, int]  # as in `extra_options["block"]`: ("input", 4), ("middle", 0)
 LAYER = re.compile(r"(input|middle|output)_blocks?\.(\d+)\.(?:\d+\.)?transformer_blocks\.(\d+)\.(attn[12])")
