@@ -47,6 +47,9 @@ class StartPicture:
         if self.mask.getextrema()[1] == 0:
             raise PictureError("the mask is black all over, so nothing would be drawn anew; what is to change is white")
 
+    def __hash__(self) -> int:
+        return hash(self.digits)
+
     def fitted(self, size: tuple[int, int]) -> Self:
         """Cut to the shape of this width and height, in the middle, and scaled; as it is where it has this size."""
         if self.image.size == size:

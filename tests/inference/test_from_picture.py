@@ -153,6 +153,14 @@ def test_a_batch_draws_each_as_alone(studio: Studio) -> None:
     assert np.abs(pixels(alone.image) - pixels(batch[2].image)).max() <= 1
 
 
+def test_several_prompts_from_one_picture_at_once(studio: Studio) -> None:
+    requests = [replace(REQUEST, start=StartPicture(picture(), half()), prompt=one) for one in (PROMPT, "a red cat")]
+    for found, request in zip(studio.draw_batch(requests), requests, strict=True):
+        assert np.abs(pixels(found.image) - pixels(studio.draw(request)[0].image)).max() <= 1
+    with pytest.raises(StudioError, match="expected the same for all pictures of a batch"):
+        studio.draw_batch([requests[0], REQUEST])
+
+
 # --- subjects ---------------------------------------------------------------------------------------------------------
 
 
