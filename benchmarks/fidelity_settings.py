@@ -33,12 +33,14 @@ METHODS = {
     "token": Method("token", (1e-2,)),
     "coefficients+token": Method("coefficients + token", (1e-3, 1e-2)),
     "all": Method("what `train` does"),
+    "every_stage": Method("the same in every stage"),
     "lora1": Method("LoRA rank 1", (5e-4,), rank=1),
     "lora4": Method("LoRA rank 4", (2e-4,), rank=4),
     "lora16": Method("LoRA rank 16", (1e-4,), rank=16),
     "attention": Method("all attention weights", (2e-5,)),
 }
-OURS = ("coefficients", "token", "coefficients+token", "all")  # what the library itself trains
+WITH_STAGE_TOKENS = ("all", "every_stage")
+OURS = ("coefficients", "token", "coefficients+token", *WITH_STAGE_TOKENS)  # what the library itself trains
 
 
 class BenchmarkError(ValueError):
@@ -54,9 +56,9 @@ class Settings:
     subject: list[str] = field(default_factory=list)
     """A folder of `subjects_dir`; give it again for more. Default: all of them."""
     method: list[str] = field(default_factory=list)
-    """One of nothing, coefficients, token, coefficients+token, all (what `train` does by default), lora1, lora4,
-    lora16, attention; give it again for more. Default: all of them. Nothing always takes part: the others are compared
-    with it."""
+    """One of nothing, coefficients, token, coefficients+token, all (what `train` does), every_stage (the same with
+    `--layers all`), lora1, lora4, lora16, attention; give it again for more. Default: all of them. Nothing always takes
+    part: the others are compared with it."""
     seeds: int = 3
     """Trainings of each method and subject."""
     sweep_subjects: int = 2
