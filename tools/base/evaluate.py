@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--sprites", type=Path, default=Path(".work/base/sprites.zip"))
     parser.add_argument("--output", type=Path, default=Path(".work/base/evaluation"))
     parser.add_argument("--colour_prompts", type=int, default=100)
-    parser.add_argument("--guidance_scale", type=float, default=OF_EMBEDDED.guidance_scale)
+    parser.add_argument("--guidance_scale", type=float, default=7.5)
     parser.add_argument("--concept_prompts", type=int, default=200)
     args = parser.parse_args()
     if unknown := set(args.checks) - set(checks):
