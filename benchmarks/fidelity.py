@@ -154,11 +154,11 @@ def seconds_left(runs: list[Run], results: Results, jobs: int) -> float | None:
     took: dict[tuple[bool, bool], list[float]] = {}
     for run, figures in results.items():
         if runs and run.base_digest == runs[0].base_digest and run.steps == runs[0].steps:
-            took.setdefault((run.drawn, bool(run.rates)), []).append(figures["wall_seconds"])
+            took.setdefault((run.drawn, run.method != NOTHING), []).append(figures["wall_seconds"])
     means = {kind: sum(each) / len(each) for kind, each in took.items()}
     if not means:
         return None
-    return sum(means.get((run.drawn, bool(run.rates)), max(means.values())) for run in runs) / jobs
+    return sum(means.get((run.drawn, run.method != NOTHING), max(means.values())) for run in runs) / jobs
 
 
 def said(run: Run, figures: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ import torch
 import yaml
 from diffusers import StableDiffusionPipeline
 from fidelity_plan import Run
-from fidelity_settings import METHODS, OURS, Method, Settings
+from fidelity_settings import METHODS, OURS, WITH_STAGE_TOKENS, Method, Settings
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -34,7 +34,7 @@ from coeff_diffusion.training.reports import own_random_state
 from coeff_diffusion.training.seeds import mixed_seed
 from coeff_diffusion.training.trainer import Trainer
 
-TRAINED = {method: "coefficients+token" if method == "all" else method for method in OURS}
+TRAINED = {method: "coefficients+token" if method in WITH_STAGE_TOKENS else method for method in OURS}
 PROJECTIONS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -90,7 +90,8 @@ def train_config(run: Run, settings: Settings, output_dir: str) -> TrainConfig:
         class_word=about["class_word"],
         trigger=about["trigger"],
         train=TRAINED.get(run.method, "coefficients"),  # type: ignore[arg-type]
-        stage_tokens=run.method == "all",
+        layers="auto" if run.method == "all" else "all",
+        stage_tokens=run.method in WITH_STAGE_TOKENS,
         max_train_steps=run.steps,
         train_batch_size=run.batch,
         seed=run.seed,
@@ -104,7 +105,7 @@ def train_config(run: Run, settings: Settings, output_dir: str) -> TrainConfig:
 def _rate_names(method: str) -> list[str]:
     if method == "token":
         return ["token_learning_rate"]
-    names = ["learning_rate", "token_learning_rate", "stage_token_learning_rate"]
+    names = ["learning_rate", "token_learning_rate"]
     return names[: len(METHODS[method].start)]
 
 

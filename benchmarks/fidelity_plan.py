@@ -19,7 +19,7 @@ from coeff_diffusion.base import embedded_path
 from coeff_diffusion.training.picture_folder import find_pictures
 
 # Part of every run's identity: count it up when what is measured changes, and old results no longer count.
-MEASURES = 1
+MEASURES = 2
 
 
 @dataclass(frozen=True)

@@ -145,17 +145,30 @@ def _preface(settings: Settings, rows: list[Row], missing: int) -> str:
 
 def _table(rows: list[Row]) -> str:
     columns = [column for column in COLUMNS if any(row.per_seed(column.read) for row in rows)]
+    base = next((row for row in rows if row.method == NOTHING), None)
+    start = None if base is None else base.mean(lambda f: f["similarity"])
+    ceiling = None if base is None else base.mean(lambda f: f.get("ceiling"))
+    if start is not None and ceiling is not None:
+        at = next(number for number, column in enumerate(columns) if column.title == "similarity") + 1
+        columns.insert(at, way_column(start, ceiling))
     lines = ["| method | learning rate | " + " | ".join(column.title for column in columns) + " |"]
     lines.append("| --- " * (len(columns) + 2) + "|")
     for row in rows:
         rates = " + ".join(f"{rate:.0e}".replace("e-0", "e-") for rate in row.rates) or MISSING
         cells = " | ".join(row.text(column) for column in columns)
         lines.append(f"| {METHODS[row.method].label} | {rates} | {cells} |")
-    base = next((row for row in rows if row.method == NOTHING), None)
-    ceiling = None if base is None else base.mean(lambda f: f.get("ceiling"))
     if ceiling is not None:
         lines.append(f"\nSimilarity of the unseen pictures among themselves: {ceiling:.3f}.")
     return "\n".join(lines)
+
+
+def way_column(start: float, ceiling: float) -> Column:
+    """How much of the way is gone from the base's own pictures of the class to the subject's among themselves.
+
+    Args:
+        start, ceiling: their similarities.
+    """
+    return Column("of the way", lambda f: (f["similarity"] - start) / (ceiling - start), lambda v: f"{v:.0%}")
 
 
 def verdicts(rows: list[Row]) -> list[str]:

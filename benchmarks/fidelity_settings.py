@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
+from coeff_diffusion.families.usual import OF_EMBEDDED
 from coeff_diffusion.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,7 +17,8 @@ class Method:
 
     Attributes:
         label: for people.
-        start: where the search for its learning rates begins: one, or those of coefficients and token.
+        start: where the search for its learning rates begins: one, or those of coefficients and token; empty where they
+            are the defaults of `train`.
         rank: of the LoRA, where it is one.
     """
 
@@ -30,13 +32,15 @@ METHODS = {
     "coefficients": Method("coefficients", (5e-3,)),
     "token": Method("token", (1e-2,)),
     "coefficients+token": Method("coefficients + token", (1e-3, 1e-2)),
-    "all": Method("coefficients + token + stage tokens", (1e-3, 2e-2, 2e-2)),
+    "all": Method("what `train` does"),
+    "every_stage": Method("the same in every stage"),
     "lora1": Method("LoRA rank 1", (5e-4,), rank=1),
     "lora4": Method("LoRA rank 4", (2e-4,), rank=4),
     "lora16": Method("LoRA rank 16", (1e-4,), rank=16),
     "attention": Method("all attention weights", (2e-5,)),
 }
-OURS = ("coefficients", "token", "coefficients+token", "all")  # what the library itself trains
+WITH_STAGE_TOKENS = ("all", "every_stage")
+OURS = ("coefficients", "token", "coefficients+token", *WITH_STAGE_TOKENS)  # what the library itself trains
 
 
 class BenchmarkError(ValueError):
@@ -52,9 +56,9 @@ class Settings:
     subject: list[str] = field(default_factory=list)
     """A folder of `subjects_dir`; give it again for more. Default: all of them."""
     method: list[str] = field(default_factory=list)
-    """One of nothing, coefficients, token, coefficients+token, all (what `train` does by default), lora1, lora4,
-    lora16, attention; give it again for more. Default: all of them. Nothing always takes part: the others are compared
-    with it."""
+    """One of nothing, coefficients, token, coefficients+token, all (what `train` does), every_stage (the same with
+    `--layers all`), lora1, lora4, lora16, attention; give it again for more. Default: all of them. Nothing always takes
+    part: the others are compared with it."""
     seeds: int = 3
     """Trainings of each method and subject."""
     sweep_subjects: int = 2
@@ -64,9 +68,9 @@ class Settings:
     """Updates of every training."""
     train_batch_size: int = TrainConfig.train_batch_size
     """Pictures of an update."""
-    draw_steps: int = 12
+    draw_steps: int = OF_EMBEDDED.steps
     """Denoising steps of every picture drawn."""
-    guidance_scale: float = 7.5
+    guidance_scale: float = OF_EMBEDDED.guidance_scale
     """Guidance of every picture drawn."""
     jobs: int = 1
     """Runs at once. Seconds are only comparable where each has cores of its own."""

@@ -63,7 +63,8 @@ class DrawRequest:
         None, text="CFG scale", always=True, low=0, high=100, reach=(1, 20), step=0.1, label="Guidance",
         hint="How closely to follow the prompt", id="guidance",
     )  # fmt: skip
-    """How strongly the picture follows the prompt; 1 turns guidance off; left out, 1 for LCM, TCD, Turbo, else 7.5."""
+    """How strongly the picture follows the prompt; 1 turns guidance off; left out, what the base is usually drawn with:
+    3 (embedded), 1 (LCM, TCD, Turbo), else 7.5."""
     guidance_rescale: float | None = setting(None, text="Guidance rescale", low=0, high=1)
     """Correction of overexposure by guidance, 0 to 1; left out, 0.7 for a base with zero terminal SNR, else 0."""
     scheduler: str | None = setting(None, text="Sampler", label="Sampler", hint="{} is the base's own", id="sampler")

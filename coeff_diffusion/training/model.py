@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..families.family import Conditioning, Family, Framing
 from ..families.fingerprint import describe_base
-from ..families.load import base_name
+from ..families.load import EMBEDDED, base_name
 from ..families.registry import denoiser_of, encoders_of, family_of, tokenizer_name
 from ..families.shared_weights import shared_pipeline
 from ..inference.trigger_tokens import TriggerEmbedding, add_trigger, initial_vectors
@@ -30,6 +30,8 @@ from .config import ConfigError, TrainConfig
 from .probe import Effect
 
 PLACES = "trigger_places"  # beside what the family's condition holds: which vector stands where, `[B, T]`
+EMBEDDED_BLOCKS = ("down_blocks.1.*", "up_blocks.*")
+"""Stages of the embedded base that are worth a token: without one of the others' tokens a subject is as good."""
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -56,7 +58,7 @@ class Learner:
         self.coefficients: dict[str, nn.Parameter] = {}
         self.tokens: dict[str, nn.Parameter] = {}
         self.stage_tokens: dict[str, nn.Parameter] = {}
-        which = training_layers(config, self.family)
+        which = training_layers(config, self.family, base_name(pipe))
         if config.trains_coefficients:
             sites = {path: site for path, site in self.family.sites(self.denoiser).items() if which.selects(site)}
             attach_heads(self.denoiser, sites, dropout=which.dropout)
@@ -186,15 +188,19 @@ def _put(values: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> None:
         parameter.copy_(value)
 
 
-def training_layers(config: TrainConfig, family: Family) -> CoeffConfig:
+def training_layers(config: TrainConfig, family: Family, base: str = "") -> CoeffConfig:
     """The attention layers that get coefficients, and how much of these is left out of a step.
+
+    Args:
+        base: its name, see `base_name`.
 
     Raises:
         ConfigError: a choice that this family does not know, or two of them.
     """
     name, blocks, dropout = config.layers, tuple(config.blocks), config.coeff_dropout
     if name == "auto":
-        return CoeffConfig("all", blocks or family.presets.get(family.usual_preset, ()), dropout)
+        light = EMBEDDED_BLOCKS if base == EMBEDDED and config.trains_stage_tokens else ()
+        return CoeffConfig("all", blocks or light or family.presets.get(family.usual_preset, ()), dropout)
     if name in ("all", "self", "cross"):
         return CoeffConfig(name, blocks, dropout)
     if name not in family.presets:

@@ -78,7 +78,8 @@ class TrainSettings:
     layers: Literal["auto", "all", "self", "cross", "content", "style", "light"] = "auto"
     """Attention layers that get coefficients: self-attention forms shapes, cross-attention reads the prompt. Stable
     Diffusion XL knows "content" (what is shown), "style" (how it looks) and "light" (the prompt's part of both, and the
-    finest layers: a file of 36 KB where "all" takes 144). auto: "light" there, "all" on other bases."""
+    finest layers: a file of 36 KB where "all" takes 144). auto: "light" there; on the embedded base, with stage tokens,
+    the stages that are worth one; else "all"."""
     blocks: list[str] = field(default_factory=list)
     """Patterns on attention paths, such as ["up_blocks.*"]; only layers that match one get coefficients, and only
     stages that hold one read a token of their own. Empty: all."""

@@ -95,6 +95,7 @@ def test_from_nothing_to_the_table_and_on(settings: Settings) -> None:
     table = Path(settings.docs_dir, "fidelity-table.md").read_text()
     for part in (
         "| LoRA rank 4 | 2e-4 |",
+        "| similarity | of the way |",
         "Coefficients + token as shares of LoRA rank 4",
         "- gain in subject loss: ",
         f"| {ours['subject_loss']:.4f} |",
@@ -117,7 +118,7 @@ def test_what_is_not_measured_is_not_reported(settings: Settings) -> None:
     text = write_report(settings)
     assert "| 0.3000 | 0.600 | 50% | 0.2000 |" in text
     assert "LoRA" not in text
-    assert "at least 16 runs are missing" in Path(settings.docs_dir, "fidelity-table.md").read_text()
+    assert "at least 18 runs are missing" in Path(settings.docs_dir, "fidelity-table.md").read_text()
 
 
 def test_one_run_in_a_process_of_its_own(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,10 +42,11 @@ def test_bases_made_for_few_steps_are_known_by_their_sampler(
     assert usual_of(tiny_pipe) == (OF_DISTILLED if distilled else USUAL)
 
 
-def test_the_embedded_base_needs_fewer_steps(tiny_pipe: StableDiffusionPipeline) -> None:
+def test_the_embedded_base_needs_fewer_steps_and_less_guidance(tiny_pipe: StableDiffusionPipeline) -> None:
     tiny_pipe.register_to_config(_name_or_path=str(embedded_path()))
     assert usual_of(tiny_pipe) == OF_EMBEDDED
     assert OF_EMBEDDED.steps < USUAL.steps
+    assert 1 < OF_EMBEDDED.guidance_scale < USUAL.guidance_scale
 
 
 def test_what_is_left_out_is_the_bases_and_stands_in_the_picture(tiny_pipe: StableDiffusionPipeline) -> None:

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from coeff_diffusion import load_coefficients
 from coeff_diffusion.families.fingerprint import check_fits
+from coeff_diffusion.families.load import load_base
 from coeff_diffusion.families.stable_diffusion import StableDiffusion
 from coeff_diffusion.families.stable_diffusion_xl import StableDiffusionXL
 from coeff_diffusion.method.attachment import layer_heads
@@ -190,6 +191,17 @@ def test_the_choices_of_layers_on_xl(
     assert subject.info.layers == "all"
     assert bool(subject.info.blocks) is (layers != "all")
     load_coefficients(tiny_xl_pipe, subject)
+
+
+def test_the_embedded_base_learns_where_a_token_matters(config: TrainConfig) -> None:
+    pipe, config = load_base(), replace(config, resolution=128)
+    learner = Learner(pipe, config, CPU)
+    assert sorted(learner.stage_tokens) == ["down_blocks.1", "up_blocks.0", "up_blocks.1", "up_blocks.2"]
+    assert all(path.startswith((*learner.stage_tokens,)) for path in learner.coefficients)
+    assert sum(parameter.numel() for parameter in learner.parameters.values()) <= 131_584 / 50  # of a LoRA of rank 4
+    load_coefficients(pipe, learner.snapshot(1, [0.5]))
+    for changes in ({"layers": "all"}, {"stage_tokens": False}):
+        assert len(Learner(load_base(), replace(config, **changes), CPU).coefficients) == 20
 
 
 def test_choices_that_a_family_does_not_know(config: TrainConfig) -> None:
