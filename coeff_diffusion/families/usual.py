@@ -11,14 +11,15 @@ EULER = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)
 
 
 class Usual(NamedTuple):
-    """Number of denoising steps, and guidance scale."""
+    """Number of denoising steps, guidance scale, and sampler; None is the base's own."""
 
     steps: int = 20
     guidance_scale: float = 7.5
+    scheduler: str | None = None
 
 
 USUAL = Usual()
-OF_EMBEDDED = Usual(steps=12, guidance_scale=3.0)  # more steps look alike, more guidance distorts
+OF_EMBEDDED = Usual(steps=12, guidance_scale=4.0, scheduler="DPM++ 2M")  # more steps look alike, more guidance distorts
 OF_DISTILLED = Usual(steps=4, guidance_scale=1.0)  # guidance was distilled into them; more of it burns their pictures
 
 

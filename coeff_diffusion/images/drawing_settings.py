@@ -64,11 +64,14 @@ class DrawRequest:
         hint="How closely to follow the prompt", id="guidance",
     )  # fmt: skip
     """How strongly the picture follows the prompt; 1 turns guidance off; left out, what the base is usually drawn with:
-    3 (embedded), 1 (LCM, TCD, Turbo), else 7.5."""
+    4 (embedded), 1 (LCM, TCD, Turbo), else 7.5."""
     guidance_rescale: float | None = setting(None, text="Guidance rescale", low=0, high=1)
     """Correction of overexposure by guidance, 0 to 1; left out, 0.7 for a base with zero terminal SNR, else 0."""
-    scheduler: str | None = setting(None, text="Sampler", label="Sampler", hint="{} is the base's own", id="sampler")
-    """Sampler: DDIM, "Euler a", "DPM++ 2M", UniPC, ... or a diffusers class name; left out, the base's own."""
+    scheduler: str | None = setting(
+        None, text="Sampler", label="Sampler", hint="{} is usual with this base", id="sampler"
+    )
+    """Sampler: DDIM, "Euler a", "DPM++ 2M", UniPC, ... or a diffusers class name; left out, "DPM++ 2M" (embedded), else
+    the base's own."""
     gate: Gate | None = setting(None, text="Gate")  # noqa: RUF009 - the default is None
     """Let subjects act on prompts with their trigger only, or on all; left out, as each subject was saved."""
     layers: LayerStrengths = field(

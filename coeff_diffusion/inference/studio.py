@@ -81,11 +81,11 @@ class Studio:
 
     @property
     def schedulers(self) -> list[str]:
-        """The samplers that can draw with this base, its own first."""
+        """The samplers that can draw with this base, the one it is usually drawn with first, then its own."""
         with self._lock:  # a drawing exchanges the pipeline's scheduler for its own
-            base = self.pipe.scheduler
-        own = scheduler_label(base)
-        return [own, *(name for name in compatible_schedulers(base) if name != own)]
+            base, usual = self.pipe.scheduler, usual_of(self.pipe).scheduler
+        first = filter(None, (usual, scheduler_label(base)))
+        return list(dict.fromkeys([*first, *compatible_schedulers(base)]))
 
     @property
     def size(self) -> tuple[int, int]:
