@@ -142,7 +142,14 @@ class Measurement:
     def draw(self, prompts: Sequence[str], first_seed: int, gate: Gate | None = None) -> list[Image.Image]:
         """A picture of each prompt, each of the next seed, by the path that everybody draws with."""
         run, subjects = self.run, {} if self.name is None else {self.name: 1.0}
-        common = DrawRequest("", subjects=subjects, gate=gate, steps=run.draw_steps, guidance_scale=run.guidance_scale)
+        common = DrawRequest(
+            "",
+            subjects=subjects,
+            gate=gate,
+            steps=run.draw_steps,
+            guidance_scale=run.guidance_scale,
+            scheduler=run.scheduler,
+        )
         requests = [replace(common, prompt=prompt, seed=first_seed + i) for i, prompt in enumerate(prompts)]
         batches = [requests[start : start + DRAWN_AT_ONCE] for start in range(0, len(requests), DRAWN_AT_ONCE)]
         return [picture.image for batch in batches for picture in self.studio.draw_batch(batch)]

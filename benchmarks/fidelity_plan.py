@@ -41,6 +41,7 @@ class Run:
     batch: int
     draw_steps: int
     guidance_scale: float
+    scheduler: str
     base: str
     base_digest: str
     subject_digest: str
@@ -69,6 +70,7 @@ class Run:
             settings.train_batch_size,
             settings.draw_steps,
             settings.guidance_scale,
+            settings.scheduler,
             settings.base,
             base_digest(settings.base),
             subject_digest(settings.subjects_dir, settings.unseen_dir, subject),

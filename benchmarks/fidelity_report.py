@@ -134,7 +134,7 @@ def _preface(settings: Settings, rows: list[Row], missing: int) -> str:
         "what follows from them: `fidelity.md`.",
         f"Base: `{settings.base}`. Subjects: {', '.join(settings.subject)}. {settings.max_train_steps} steps of "
         f"{settings.train_batch_size} pictures, {settings.seeds} seeds; pictures drawn in {settings.draw_steps} steps "
-        f"at guidance {settings.guidance_scale:g}. "
+        f"by {settings.scheduler} at guidance {settings.guidance_scale:g}. "
         + (f"Learning rates chosen on {chosen} with seed 0." if chosen else "Learning rates not searched."),
         f"Means over the subjects, ± the standard deviation over the seeds. Run on: {where}.",
     ]

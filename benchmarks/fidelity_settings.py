@@ -72,6 +72,8 @@ class Settings:
     """Denoising steps of every picture drawn."""
     guidance_scale: float = OF_EMBEDDED.guidance_scale
     """Guidance of every picture drawn."""
+    scheduler: str = str(OF_EMBEDDED.scheduler)
+    """Sampler of every picture drawn."""
     jobs: int = 1
     """Runs at once. Seconds are only comparable where each has cores of its own."""
     threads: int = 0

@@ -89,7 +89,7 @@ def test_nothing_to_draw() -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    with pytest.raises(StudioError, match="there is no setting 'steps'; there are negative_prompt, prompt_2, denoising"):
+    with pytest.raises(StudioError, match="there is no setting 'steps'; there are negative_prompt, prompt_2"):
         generate(GenerateConfig(prompt=["a dog"], settings={"steps": 2}))
 
 
