@@ -63,7 +63,7 @@ def test_flags_are_those_of_their_command(helps: dict[str, str]) -> None:
 
 def test_flags_in_sentences_exist(helps: dict[str, str]) -> None:
     known = set(re.findall(r"--\w+", "".join(helps.values()))) | {"--help", "--debug", "--version"}
-    foreign = {"--repeats", "--topology", "--subjects", "--interception", "--method", "--scheduler"}  # of the benchmarks
+    foreign = {"--repeats", "--topology", "--subjects", "--interception", "--method"}  # of the benchmarks
     named = {flag for path in PAGES for flag in re.findall(r"`(--[a-z_]+)\b", path.read_text())}
     assert named - known - foreign == set()
 
