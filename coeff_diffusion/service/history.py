@@ -14,6 +14,7 @@ from ..images.generation_info import PictureError
 from ..inference.request import StudioError
 from ..subject.atomic_write import atomic_write
 from ..subject.errors import cut
+from ..subject.user_file import read_file
 from .thumbnails import small, stand_in
 
 SUFFIX = ".png"
@@ -166,10 +167,7 @@ class History:
     def _favourites(self) -> set[str]:
         """Names; none where the file cannot be read, as somebody else may have written it."""
         try:
-            path = self.folder / FAVOURITES
-            if path.stat().st_size > MAX_FAVOURITES:
-                return set()
-            found = json.loads(path.read_bytes())
+            found = json.loads(read_file(self.folder / FAVOURITES, MAX_FAVOURITES))
             return {name for name in found if isinstance(name, str)} if isinstance(found, Sequence) else set()
         except (OSError, ValueError, RecursionError):
             return set()

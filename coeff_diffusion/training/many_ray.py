@@ -16,8 +16,10 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from ..images.photo import MAX_FILE
 from ..sources.library import SUFFIX
 from ..subject.errors import UserError
+from ..subject.user_file import read_file
 from .config import ConfigError, TrainConfig
 from .many_config import AT_ONCE
 from .many_plan import missing, plan
@@ -53,7 +55,9 @@ class Sent:
         """With what its folder holds, hidden files aside. Raises OSError: a file cannot be read."""
         paths = {path.relative_to(wanted.folder): path for path in sorted(wanted.folder.rglob("*"))}
         shown = {inner: path for inner, path in paths.items() if not any(part.startswith(".") for part in inner.parts)}
-        return cls(wanted, {inner.as_posix(): path.read_bytes() for inner, path in shown.items() if path.is_file()})
+        return cls(
+            wanted, {name.as_posix(): read_file(path, MAX_FILE) for name, path in shown.items() if path.is_file()}
+        )
 
 
 @dataclass
@@ -258,7 +262,7 @@ def _left(run: Path, wanted: Wanted) -> dict[str, bytes]:
     """What a training has left beside its subject, by its path in the place of the subjects."""
     assert wanted.config is not None
     paths = [path for path in run.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    found = {path.relative_to(run).as_posix(): path.read_bytes() for path in paths}
+    found = {path.relative_to(run).as_posix(): read_file(path, MAX_FILE) for path in paths}
     here, own = TrainConfig.from_yaml(run / "config.yaml"), wanted.config
     settings = replace(here, instance_data_dir=own.instance_data_dir, output_dir=own.output_dir)
     found["config.yaml"] = settings.to_yaml().encode()
