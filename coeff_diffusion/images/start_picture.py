@@ -51,11 +51,20 @@ class StartPicture:
         return hash(self.digits)
 
     def fitted(self, size: tuple[int, int]) -> Self:
-        """Cut to the shape of this width and height, in the middle, and scaled; as it is where it has this size."""
+        """Cut to the shape of this width and height, in the middle, and scaled; as it is where it has this size.
+
+        Raises:
+            PictureError: all of what is to be drawn anew would be cut off.
+        """
         if self.image.size == size:
             return self
         image = ImageOps.fit(self.image, size, Image.Resampling.LANCZOS)
         mask = None if self.mask is None else ImageOps.fit(self.mask, size, Image.Resampling.BILINEAR)
+        if mask is not None and mask.getextrema()[1] == 0:
+            raise PictureError(
+                f"what is to be drawn anew lies beside the middle that {size[0]} x {size[1]} pixels keep of the "
+                "picture; draw in the shape of the picture, or cut it yourself"
+            )
         return type(self)(image, mask)
 
     @property

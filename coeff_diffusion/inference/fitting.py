@@ -104,16 +104,15 @@ def _seed(seed: int, pictures: int, notes: list[str]) -> int | None:
 
 
 def _sampler(name: str | None, studio: Studio, notes: list[str]) -> str | None:
-    """The sampler, or the base's own for one that cannot draw with it."""
+    """The sampler, or the usual one for one that cannot draw with this base."""
     if name is None:
         return None
     with studio.exclusive():  # a drawing exchanges the pipeline's scheduler for its own
-        base = studio.pipe.scheduler
-    own = scheduler_label(base)
+        base, usual = studio.pipe.scheduler, studio.schedulers[0]
     try:
         made = scheduler_label(make_scheduler(name, base))
     except SchedulerError as error:
         reason = find_sampler(name).note or str(error).partition("; use one of")[0]
-        notes.append(f"its sampler {shown(name)} cannot draw with this base ({reason}); {own!r} is chosen")
-        return own
-    return name if name == own else made
+        notes.append(f"its sampler {shown(name)} cannot draw with this base ({reason}); {usual!r} is chosen")
+        return usual
+    return name if name == scheduler_label(base) else made

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..images.shapes import bucket_sizes, nearest_size
 from ..images.start_picture import StartPicture
-from .request import DrawRequest
+from .request import DrawRequest, StudioError
 
 USUAL_STRENGTH = 0.75
 USUAL_BLUR = 4  # pixels
@@ -26,12 +26,18 @@ def pipeline_for(pipe: Any, start: StartPicture | None) -> Any:
     """The pipeline that draws: the base's own, or one of image to image that shares all of its parts.
 
     That one reads prompts through the base's own, to which subjects belong.
+
+    Raises:
+        StudioError: diffusers has no image to image for pipelines of this kind.
     """
     if start is None:
         return pipe
     from diffusers import AutoPipelineForImage2Image  # which loads the code of every kind of pipeline
 
-    sibling = AutoPipelineForImage2Image.from_pipe(pipe)
+    try:
+        sibling = AutoPipelineForImage2Image.from_pipe(pipe)
+    except ValueError as error:
+        raise StudioError(f"a {type(pipe).__name__} cannot start from a picture: {error}") from error
     sibling.encode_prompt, sibling.maybe_free_model_hooks = pipe.encode_prompt, pipe.maybe_free_model_hooks
     sibling.set_progress_bar_config(disable=True)
     return sibling

@@ -68,6 +68,13 @@ def test_its_middle_is_cut_to_the_size() -> None:
     assert start.fitted((80, 40)) is start  # bit by bit where nothing has to be done
 
 
+def test_a_mask_that_would_be_cut_off_is_refused() -> None:
+    edge = Image.new("L", (80, 40))
+    edge.paste(255, (0, 0, 8, 40))
+    with pytest.raises(PictureError, match="lies beside the middle that 20 x 20 pixels keep of the picture"):
+        StartPicture(picture(80, 40), edge).fitted((20, 20))
+
+
 def test_masks_that_do_not_fit_are_refused() -> None:
     with pytest.raises(PictureError, match="the mask has 4 x 8 pixels, expected 8 x 4 as the picture has"):
         StartPicture(picture(8, 4), Image.new("L", (4, 8), 255))
