@@ -278,8 +278,8 @@ def _load(studio: Studio, parts: Sequence[Part], say: Callable[[str], None]) -> 
 def _save(picture: Picture, stem: str, config: GenerateConfig, say: Callable[[str], None]) -> Path:
     """Save a picture and say where it is and what it carries."""
     subjects = list(dict.fromkeys(picture.subjects.values())) if config.embed_subjects else []
-    start = picture.request.start if config.embed_init_image else None
-    inside = [*chunks(subjects), *(start.chunks() if start else ())]
+    start = picture.request.start.chunks() if config.embed_init_image and picture.request.start else []
+    inside = [*chunks(subjects), *start]
     path = save_new_picture(picture.image, config.output_dir, stem, picture.parameters, inside)
     size = sum(len(content) for _, content in inside)
     names = [*map(called, subjects), *(["the picture that it was drawn from"] if start else ())]

@@ -7,13 +7,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from itertools import islice
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..images.drawing_facts import drawing_facts, in_words
 from ..images.files import find_drawing
-from ..images.generation_info import KEYS, Parameters, PictureError
+from ..images.generation_info import PictureError
 from ..sources.open import extract_any, locate, picture_kind, read
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut
@@ -22,12 +22,9 @@ from ..subject.info import not_learned
 from ..subject.printable import printable
 
 MOST_SHOWN = 300  # characters of a text; JSON has all of it
-MOST_OTHERS = 30  # keys that other tools wrote into a picture
 MOST_BLOCKS = 16  # rows of the table; Stable Diffusion has 9 blocks
 BLOCK = re.compile(r"(down|up)_blocks\.\d+|mid_block")
 KINDS = {"attn1": "self", "attn2": "cross"}
-# Keys of a picture's text that `_drawing` has words of its own for; the others are told as they are.
-TOLD = ("seed", "batch_size", "batch_position", "model", "base_hash", "precision", "layers", "begin", "end")
 Facts = dict[str, Any]
 
 
@@ -122,22 +119,11 @@ def _drawn(path: Path, optional: bool) -> Facts | None:
     """The drawing parameters. Those that make no sense are an error, unless there is something else to show."""
     try:
         found = find_drawing(path)
-        return _said(found) if found else None
+        return drawing_facts(found) if found else None
     except PictureError:
         if optional:
             return None
         raise
-
-
-def _said(parameters: Parameters) -> Facts:
-    """All fields by name, null where the picture says nothing of them and there is no default."""
-    found = asdict(parameters) | dict.fromkeys(parameters.unsaid)
-    del found["start"]  # a picture, which the text does not hold
-    found |= {
-        "sampler": found.pop("scheduler"),
-        "batch_size": None if found["batch_size"] == 1 else found["batch_size"],
-    }
-    return {key: _finite(value) for key, value in found.items() if key != "unsaid"}
 
 
 def _from_qr(path: Path) -> list[Coefficients]:
@@ -154,20 +140,13 @@ def _quantized(found: Any) -> Facts | None:
     return None
 
 
-def _finite(value: Any) -> Any:
-    """The value as JSON knows it: no NaN, no infinity."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
 def _page(facts: Facts) -> str:
     if facts["kind"] == "subject":
         return _subject_page(facts)
-    parts = [_lines(_drawing(facts["parameters"]))] if facts["parameters"] else []
+    parts = [_lines(in_words(facts["parameters"]))] if facts["parameters"] else []
     if carried := facts["subjects"]:
         parts.append(f"This picture carries {'a subject' if len(carried) == 1 else f'{len(carried)} subjects'}:")
     return "\n\n".join([*parts, *map(_subject_page, carried)])
@@ -233,42 +212,6 @@ def _table(norms: Mapping[str, Mapping[str, float]], total: float) -> str:
         rows.insert(-1, [f"({len(norms) - MOST_BLOCKS} more blocks)"])
     width = max(len(row[0]) for row in rows)
     return "\n".join(f"{row[0]:<{width}}" + "".join(f"{cell:>10}" for cell in row[1:]) for row in rows)
-
-
-def _drawing(parameters: Facts) -> Facts:
-    """What a picture says of how it was drawn, in words; of other tools' keys the first few."""
-    p, names = {**parameters, "scheduler": parameters["sampler"]}, parameters["hashes"]
-    digits = f" (hash {p['base_hash']})" if p["base_hash"] else ""
-    begin, end = _number(p["begin"]), _number(p["end"])
-    known = {
-        "prompt": p["prompt"],
-        "negative prompt": p["negative_prompt"],
-        "subjects": ", ".join(
-            f"{name} at {_number(strength)}" + (f" (hash {names[name]})" if name in names else "")
-            for name, strength in p["subjects"].items()
-        ),
-        "base": f"{p['model'] or 'unknown'}{digits}" if p["model"] or digits else None,
-        "precision": p["precision"],
-        "seed": p["seed"],
-        "batch": f"picture {(p['batch_position'] or 0) + 1} of {p['batch_size']}" if p["batch_size"] else None,
-        **{
-            (one.label or one.text).lower(): p[one.name]
-            for one in KEYS.values()
-            if one.name not in TOLD and (one.always or p[one.name] != one.default)
-        },
-        "layer strengths": ", ".join(
-            f"{kind} {_number(factor)}" for kind, factor in p["layers"].items() if factor != 1
-        ),
-        "subjects act": None if (p["begin"], p["end"]) == (0, 1) else f"from {begin} to {end} of denoising",
-        "size": f"{p['width']} x {p['height']}" if p["width"] else None,
-        "notes": "; ".join(p["notes"]),
-    }
-    others = {key: value for key, value in p["extra"].items() if key not in known}
-    return {**known, **dict(islice(others.items(), MOST_OTHERS))}
-
-
-def _number(value: float | None) -> str:
-    return "no number" if value is None else f"{value:g}"  # what JSON cannot say: infinity, or not a number
 
 
 def _lines(facts: Mapping[str, object]) -> str:

@@ -75,7 +75,9 @@ class StartPicture:
         return found.hexdigest()[:12]
 
     def chunks(self) -> list[tuple[bytes, bytes]]:
-        """What carries it in a PNG: kind and content."""
+        """What carries it in a PNG: kind and content; nothing where it has more pixels than are read again."""
+        if self.image.width * self.image.height > MAX_PIXELS:
+            return []
         whole, data = self.image.copy(), io.BytesIO()
         if self.mask is not None:
             whole.putalpha(self.mask)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..images.drawing_facts import drawing_facts, in_words
 from ..images.files import find_drawing
 from ..images.generation_info import PictureError
 from ..inference.request import StudioError
 from ..subject.atomic_write import atomic_write
 from ..subject.errors import cut
+from ..subject.printable import printable
 from ..subject.user_file import read_file
 from .thumbnails import small, stand_in
 
@@ -56,21 +58,8 @@ class Drawn:
         found = find_drawing(self.path)
         if found is None:
             return ""
-        subjects = ", ".join(f"{name} at {strength:g}" for name, strength in found.subjects.items())
-        size = f"{found.width} x {found.height}" if found.width and found.height else ""
-        parts = {
-            "Prompt": found.prompt,
-            "Negative prompt": found.negative_prompt,
-            "Subjects": subjects,
-            "Seed": found.seed,
-            "Steps": found.steps,
-            "Guidance": found.guidance_scale,
-            "Sampler": found.scheduler,
-            "Size": size,
-            "Base": found.model,
-            "File": self.name,
-        }
-        return "\n".join(f"{key}: {value}" for key, value in parts.items() if value not in ("", None))
+        words = {**in_words(drawing_facts(found)), "file": self.name}
+        return "\n".join(f"{key}: {printable(str(value))}" for key, value in words.items() if value not in (None, ""))
 
     @property
     def thumbnail(self) -> Image.Image:

@@ -38,6 +38,12 @@ def test_it_comes_back_out_of_a_picture_bit_by_bit(masked: bool, tmp_path: Path)
     assert again.digits == start.digits
 
 
+def test_what_nobody_would_read_is_not_carried(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert StartPicture(picture(8, 8)).chunks()
+    monkeypatch.setattr("coeff_diffusion.images.start_picture.MAX_PIXELS", 63)
+    assert not StartPicture(picture(8, 8)).chunks()
+
+
 def test_a_picture_may_carry_none(tmp_path: Path) -> None:
     assert StartPicture.read(save_picture(Image.new("RGB", (8, 8)), tmp_path / "a.png")) is None
 

@@ -46,14 +46,15 @@ def test_the_newest_are_first_and_only_pictures_are_listed(history: History, tmp
 def test_what_a_picture_says(history: History) -> None:
     found = history.get(NEWEST)
     assert found.caption == "a sks dog, in snow"
-    assert found.facts.splitlines()[:5] == [
-        "Prompt: a sks dog,  in",
-        "snow",
-        "Subjects: dog at 0.5",
-        "Seed: 7",
-        "Steps: 4",
+    assert found.facts.splitlines() == [
+        r"prompt: a sks dog,  in\nsnow",
+        "subjects: dog at 0.5",
+        "seed: 7",
+        "steps: 4",
+        "guidance: 7.5",
+        "size: 8 x 8",
+        f"file: {NEWEST}",
     ]
-    assert found.facts.endswith(f"File: {NEWEST}")
     assert found.thumbnail.getpixel((50, 50)) == (10, 0, 0)
 
 

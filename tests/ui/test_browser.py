@@ -327,7 +327,7 @@ def test_earlier_pictures_come_back(browser: Any, address: str, tmp_path: Path) 
     draw.unfold("history")
     playwright.expect(cards).to_have_count(2)
     cards.nth(1).click()
-    playwright.expect(facts).to_contain_text("Prompt: a red dog")
+    playwright.expect(facts).to_contain_text("prompt: a red dog")
 
     # Its settings again: the same picture.
     draw.page.locator("#history-settings").click()
@@ -339,7 +339,7 @@ def test_earlier_pictures_come_back(browser: Any, address: str, tmp_path: Path) 
     playwright.expect(cards).to_have_count(3)  # whoever looks sees the new one
 
     # Favourites, and what is deleted comes back.
-    playwright.expect(facts).to_contain_text("Prompt: a red dog")
+    playwright.expect(facts).to_contain_text("prompt: a red dog")
     draw.page.locator("#history-like").click()
     playwright.expect(draw.page.locator("#history-like")).to_have_text("No longer a favourite")
     draw.page.locator("#history-favourites input").check()
