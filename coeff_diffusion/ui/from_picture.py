@@ -6,6 +6,7 @@ import gradio as gr
 from PIL import Image, ImageChops
 
 from ..images.drawing_settings import SETTINGS, DrawRequest
+from ..images.errors import PictureError
 from ..images.photo import DatasetError
 from ..images.start_picture import StartPicture, read_mask, read_start
 from ..inference.from_picture import USUAL_BLUR, USUAL_STRENGTH, size_from
@@ -53,7 +54,7 @@ class FromPicture:
                 elem_id="draw-paint",
             )
             with gr.Accordion("A mask from a file", open=False, elem_id="draw-mask-file"):
-                self.mask = self._file("Mask: white changes", "draw-mask")
+                self.mask = self._file("Mask: white changes; what is painted wins", "draw-mask")
             self.embed = gr.Checkbox(
                 True,
                 label="Put it into what is drawn",
@@ -80,6 +81,8 @@ class FromPicture:
             DatasetError, PictureError: a file cannot be read, or mask and picture do not fit each other.
         """
         if not values[self.picture]:
+            if values[self.mask]:
+                raise PictureError("a mask says what of a picture changes; put the picture in, too, or take it out")
             return {}
         start, _ = read_start(values[self.picture])
         mask = painted(values[self.paint], start.image.size)

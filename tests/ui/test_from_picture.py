@@ -1,0 +1,50 @@
+"""What the controls of a start picture ask for."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+gradio = pytest.importorskip("gradio")
+
+from coeff_diffusion.images.errors import PictureError  # noqa: E402
+from coeff_diffusion.images.start_picture import StartPicture  # noqa: E402
+from coeff_diffusion.service import StudioService  # noqa: E402
+from coeff_diffusion.ui.from_picture import FromPicture, painted  # noqa: E402
+
+
+def layer(width: int, height: int, *box: int) -> Image.Image:
+    found = Image.new("RGBA", (width, height))
+    if box:
+        found.paste((249, 115, 22, 255), box)
+    return found
+
+
+def test_what_is_painted_is_the_mask() -> None:
+    drawn = {"layers": [layer(8, 8, 0, 0, 4, 8), layer(8, 8, 0, 0, 8, 2)]}
+    found = painted(drawn, (8, 8))
+    assert found is not None
+    assert [found.getpixel(place) for place in ((1, 6), (6, 1), (6, 6))] == [255, 255, 0]
+    scaled = painted(drawn, (16, 24))
+    assert scaled is not None
+    assert scaled.size == (16, 24)
+    assert painted({"layers": [layer(8, 8)]}, (8, 8)) is painted({}, (8, 8)) is painted(None, (8, 8)) is None
+
+
+def test_what_is_asked_for(service: StudioService, tmp_path: Path) -> None:
+    photo, mask = Image.new("RGB", (16, 16), "red"), Image.new("L", (16, 16), 255)
+    photo.save(tmp_path / "photo.png")
+    mask.save(tmp_path / "mask.png")
+    with gradio.Blocks():
+        controls = FromPicture(service)
+    empty = {controls.picture: None, controls.mask: None, controls.paint: None}
+    values = {**empty, **dict.fromkeys(controls.fields.values(), 0.5)}
+    assert controls.given(values) == {}
+    values |= {controls.picture: str(tmp_path / "photo.png")}
+    assert controls.given(values) == {"start": StartPicture(photo), "denoising_strength": 0.5}
+    values |= {controls.mask: str(tmp_path / "mask.png")}
+    assert controls.given(values)["start"] == StartPicture(photo, mask)
+    values |= {controls.paint: {"layers": [layer(16, 16, 0, 0, 4, 4)]}}
+    assert controls.given(values)["start"].mask.getpixel((8, 8)) == 0
+    with pytest.raises(PictureError, match="a mask says what of a picture changes; put the picture in, too"):
+        controls.given({**values, controls.picture: None})
