@@ -22,12 +22,13 @@ from coeff_diffusion.families.family import Family
 from coeff_diffusion.families.stable_diffusion import StableDiffusion
 from coeff_diffusion.families.stable_diffusion_xl import StableDiffusionXL
 
-CLIP_L, OPEN_CLIP_H, OPEN_CLIP_BIG_G = 123_060_480, 340_387_840, 694_659_840  # weights of text encoders
-BASES: dict[str, tuple[Family, int]] = {  # family and weights of the text encoders
-    "Stable Diffusion 1.x": (StableDiffusion(), CLIP_L),
-    "Stable Diffusion 2.x": (StableDiffusion(), OPEN_CLIP_H),
+# Weights of text encoders: those of linear layers, and the others, which are mostly words.
+CLIP_L, OPEN_CLIP_H, OPEN_CLIP_BIG_G = (84_934_656, 38_125_824), (289_406_976, 50_980_864), (630_784_000, 63_875_840)
+BASES: dict[str, tuple[Family, list[tuple[int, int]]]] = {  # family and weights of the text encoders
+    "Stable Diffusion 1.x": (StableDiffusion(), [CLIP_L]),
+    "Stable Diffusion 2.x": (StableDiffusion(), [OPEN_CLIP_H]),
     **{
-        title: (StableDiffusionXL(), CLIP_L + OPEN_CLIP_BIG_G)
+        title: (StableDiffusionXL(), [CLIP_L, OPEN_CLIP_BIG_G])
         for title in StableDiffusionXL.known
         if "refiner" not in title
     },
@@ -88,13 +89,16 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
     return Attention.apply(query, key, value)
 
 
-def training_bytes(title: str, resolution: int, batch: int, checkpointing: bool = True) -> dict[str, int]:
+def training_bytes(
+    title: str, resolution: int, batch: int, checkpointing: bool = True, quantization: str = "no"
+) -> dict[str, int]:
     """Bytes of the parts, by name.
 
     Args:
         title: one of `BASES`.
+        quantization: "int8" counts a byte for each weight of a linear layer, and one of them wide at a time.
     """
-    (family, text_encoders), side = BASES[title], resolution // 8
+    (family, encoders), side = BASES[title], resolution // 8
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(dict(family.known[title])).to(torch.bfloat16).requires_grad_(False)
         vae = AutoencoderKL.from_config(dict(family.autoencoder)).requires_grad_(False)
@@ -118,10 +122,13 @@ def training_bytes(title: str, resolution: int, batch: int, checkpointing: bool 
         unet(start, steps, encoder_hidden_states=text, added_cond_kwargs=added).sample.sum().backward()
 
     vae_weights = sum(weight.numel() for weight in vae.parameters())
+    weights = sum(weight.numel() for weight in unet.parameters()) + sum(map(sum, encoders)) + vae_weights
+    linear = [module.weight.numel() for module in unet.modules() if isinstance(module, torch.nn.Linear)]
+    saved = sum(linear) + sum(layers for layers, _ in encoders) if quantization == "int8" else 0
     return {
-        "weights": 2 * (sum(weight.numel() for weight in unet.parameters()) + text_encoders + vae_weights),
+        "weights": 2 * weights - saved,
         "encoding": 4 * vae_weights + most_bytes(vae, encode),
-        "step": most_bytes(unet, step),
+        "step": most_bytes(unet, step) + (2 * max(linear) if saved else 0),
     }
 
 
@@ -131,9 +138,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resolution", type=int, help="what the base was trained at if left out")
     parser.add_argument("--train_batch_size", type=int, default=1)
     parser.add_argument("--no_gradient_checkpointing", action="store_true")
+    parser.add_argument("--quantization", choices=("no", "int8"), default="no", help="of the base's linear layers")
     args = parser.parse_args(arguments)
     resolution = args.resolution or BASES[args.base][0].autoencoder["sample_size"]
-    found = training_bytes(args.base, resolution, args.train_batch_size, not args.no_gradient_checkpointing)
+    found = training_bytes(
+        args.base, resolution, args.train_batch_size, not args.no_gradient_checkpointing, args.quantization
+    )
     peak = found["weights"] + max(found["encoding"], found["step"])
     parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in found.items())
     print(f"{args.base} at {resolution} pixels, batch {args.train_batch_size}: {peak / 1e9:.1f} GB ({parts})")

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..method.attachment import CoeffConfig
 from ..method.sites import text_stages, unwrapped
@@ -47,16 +47,31 @@ def weight_sample(unet: Any) -> tuple[float, ...]:
     first and last parameters. Empty where the weights are elsewhere for the time being (diffusers' sequential offload)
     or there are none (meta device).
     """
+    weights = _sampled(unet)
+    if any(weight.is_meta for weight in weights):
+        return ()
+    return tuple(value for weight in weights for value in spread(weight, 8))
+
+
+def _sampled(unet: Any) -> list[Tensor]:
     unet = unwrapped(unet)
     layers: list[Any] = [site.module for site in sites_of(unet).values()]
     parameters = list(unet.parameters())
     ends = [
         getattr(getattr(unet, name, None), "weight", parameters[i]) for name, i in (("conv_in", 0), ("conv_out", -1))
     ]
-    weights = [*ends, layers[len(layers) // 2].to_v.weight]
-    if any(weight.is_meta for weight in weights):
-        return ()
-    return tuple(value for weight in weights for value in spread(weight, 8))
+    return [*ends, layers[len(layers) // 2].to_v.weight]
+
+
+def _ends(*networks: nn.Module) -> list[Tensor]:
+    """The first and the last weights of each network."""
+    parameters = [list(network.parameters()) for network in networks]
+    return [weights[i] for weights in parameters for i in (0, -1)]
+
+
+def telling_weights(unet: Any, *others: nn.Module) -> list[Tensor]:
+    """All weights that `weight_sample` and `base_hash` look at."""
+    return [*_sampled(unet), *_ends(*others)]
 
 
 def base_hash(unet: Any, *others: nn.Module) -> str | None:
@@ -68,9 +83,7 @@ def base_hash(unet: Any, *others: nn.Module) -> str | None:
     Args:
         others: what else draws: the text encoder, the VAE's decoder.
     """
-    sample = weight_sample(unet)
-    parameters = [list(part.parameters()) for part in others]
-    ends = [weights[i] for weights in parameters for i in (0, -1)]
+    sample, ends = weight_sample(unet), _ends(*others)
     if not sample or any(weight.is_meta for weight in ends):
         return None
     numbers = [*sample, *(value for weight in ends for value in spread(weight, 8))]

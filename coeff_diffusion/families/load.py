@@ -24,6 +24,7 @@ from .checkpoints import PICKLES, load_checkpoint
 from .errors import CHOICES
 from .errors import BaseModelError as BaseModelError  # a part of what this module offers
 from .folders import download, load_folder
+from .quantization import quantize
 from .registry import EXPECTED, by_pipeline, family_of
 
 EMBEDDED = "embedded"
@@ -37,6 +38,7 @@ def load_base(
     device: torch.device | str | None = None,
     config: str | Path | None = None,
     vae: str | Path | None = None,
+    quantization: str = "no",
 ) -> Any:
     """Load a stock text-to-image pipeline, in evaluation mode and without a safety checker.
 
@@ -51,6 +53,8 @@ def load_base(
             Weights do not tell what they predict: a 2.x checkpoint is taken for the v-prediction model, so give the
             config of a 512-pixel 2.x base, which predicts epsilon.
         vae: an autoencoder instead of the base's own (see `load_autoencoder`); a checkpoint without one needs it.
+        quantization: `"int8"` keeps the linear layers in eight bits, rounded before anything goes to the device (see
+            `quantize`).
 
     Raises:
         BaseModelError: nothing there, of no known family, pickled or damaged weights, Hub out of reach.
@@ -68,11 +72,14 @@ def load_base(
     _check_parts(pipe, name)
     # What the pipeline says of itself (and what files and pictures record) is the name that was asked for.
     pipe.register_to_config(_name_or_path=name)
-    if device is not None:
-        pipe = pipe.to(best_device() if str(device) == "auto" else torch.device(device))
     # A single checkpoint comes in the type it was saved in.
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-    return pipe if {part.dtype for part in networks} == {weights} else pipe.to(weights)
+    if {part.dtype for part in networks} != {weights}:
+        pipe = pipe.to(weights)
+    quantize(pipe, quantization)
+    if device is not None:
+        pipe = pipe.to(best_device() if str(device) == "auto" else torch.device(device))
+    return pipe
 
 
 def _load(

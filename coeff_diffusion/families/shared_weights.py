@@ -24,8 +24,9 @@ def shared_copy(module: Module, device: torch.device | None = None, dtype: torch
             f"{type(module).__name__} is managed by accelerate hooks (CPU offload); load the pipeline without offload"
         )
     memo: dict[int, Any] = {}
-    for weight in module.parameters():
-        memo[id(weight)] = nn.Parameter(weight.detach().to(device=device, dtype=dtype), requires_grad=False)
+    for weight in module.parameters():  # those of a quantized layer are whole numbers and stay so
+        wanted = dtype if weight.is_floating_point() else None
+        memo[id(weight)] = nn.Parameter(weight.detach().to(device=device, dtype=wanted), requires_grad=False)
     for buffer in module.buffers():
         memo[id(buffer)] = buffer.to(device=device, dtype=dtype if buffer.is_floating_point() else None)
     config = getattr(module, "_internal_dict", None)  # diffusers' frozen config cannot be copied and never changes

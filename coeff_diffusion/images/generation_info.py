@@ -53,7 +53,7 @@ class Parameters(DrawRequest):
     base_hash: str | None = setting(None, text="Base hash")
     """`fingerprint.base_hash` of the base, with its weights in `precision`."""
     precision: str | None = setting(None, text="Precision")
-    """Dtype of the base's weights, where it is not float32."""
+    """Dtype of the base's weights, where it is not float32, and how they are rounded: "bfloat16/int8"."""
     start_digits: str | None = setting(None, text="Start picture")
     """`StartPicture.digits` of the picture that it was drawn from."""
     batch_position: int | None = setting(None, text="Batch pos")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..families.fingerprint import base_hash
 from ..families.load import base_name
+from ..families.quantization import quantization_of
 from ..families.registry import denoiser_of, encoders_of
 from ..images.files import read_parameters
 from ..images.generation_info import Parameters, PictureError
@@ -62,7 +63,8 @@ class Base(NamedTuple):
     def of(cls, pipe: Any) -> "Base":
         """The base of a pipeline."""
         denoiser = denoiser_of(pipe)
-        precision = str(denoiser.dtype).removeprefix("torch.")
+        precision, quantization = str(denoiser.dtype).removeprefix("torch."), quantization_of(denoiser)
+        precision += f"/{quantization}" if quantization != "no" else ""
         digits = base_hash(denoiser, *encoders_of(pipe).values(), pipe.vae.decoder)
         return cls(base_name(pipe), digits, None if precision == "float32" else precision)
 

@@ -10,6 +10,7 @@ import torch
 from jsonargparse import ArgumentError
 
 from ..families.load import base_name
+from ..families.quantization import quantization_of
 from ..families.registry import denoiser_of
 from ..training.config import ConfigError, TrainConfig, config_from_namespace, train_parser
 from .presets import PAGE, PRESETS
@@ -82,6 +83,7 @@ def training_config(request: TrainingForm, pipe: Any, folder: Path, class_pictur
         **{key: value for key, value in request.settings.items() if value is not None},
         "pretrained_model_name_or_path": str(pipe.name_or_path),
         "mixed_precision": PRECISIONS[denoiser_of(pipe).dtype],
+        "quantization": quantization_of(denoiser_of(pipe)),
         "instance_data_dir": str(folder / "pictures"),
         "class_word": request.class_word or None,
         "name": _words(request.name),

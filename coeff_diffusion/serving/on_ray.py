@@ -134,6 +134,7 @@ def load_batches(config: ServeConfig) -> SharedBatches:
         device=config.device,
         config=config.base_config,
         vae=config.pretrained_vae_model_name_or_path,
+        quantization=config.quantization,
     )
     return SharedBatches(Studio(pipe), Library(config.subjects_dir), config.pictures_at_once)
 

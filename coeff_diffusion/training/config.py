@@ -64,7 +64,10 @@ class TrainConfig(TrainSettings):
         The rest is where things go, what is shown, how fast and how long; base and pictures are compared by what is in
         them, not by their paths.
         """
-        free = {*sections()["Base"], *sections()["Previews"], *sections()["Output"]} - {"mixed_precision"}
+        free = {*sections()["Base"], *sections()["Previews"], *sections()["Output"]} - {
+            "mixed_precision",
+            "quantization",
+        }
         free |= {"instance_data_dir", "dataloader_num_workers", "class_data_dir", "sample_batch_size"}
         free |= {"max_train_steps", "gradient_checkpointing", "gate"}
         free |= {"validation_data_dir", "keep_best", "early_stopping_patience", "early_stopping_threshold"}

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..families.load import load_base
+from ..families.quantization import quantize
 from ..families.registry import family_of
 from ..families.shared_weights import shared_pipeline
 from ..inference.pipeline_subjects import loaded_coefficients
@@ -120,12 +121,14 @@ class ManyTrainer:
         config = self.config
         if self.pipe is None:
             name, vae = config.pretrained_model_name_or_path, config.pretrained_vae_model_name_or_path
-            options = {"revision": config.revision, "config": config.base_config, "vae": vae}
+            options: dict[str, Any] = {"revision": config.revision, "config": config.base_config, "vae": vae}
+            options["quantization"] = config.quantization
             self.pipe = load_base(name, dtype=DTYPES[config.mixed_precision], device="auto", **options)
         if loaded := loaded_coefficients(self.pipe):
             raise ConfigError([f"the base has subjects loaded ({', '.join(loaded)}); unload them before training"])
         family_of(self.pipe)  # or the error that names it
         self.base = shared_pipeline(self.pipe, self.pipe.device, DTYPES[config.mixed_precision])
+        quantize(self.base, config.quantization)
 
     # --- a batch of subjects ------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..families.load import load_base
 from ..families.process import training_schedule
+from ..families.quantization import quantize
 from ..families.registry import family_of
 from ..families.shared_weights import shared_pipeline
 from ..inference.pipeline_subjects import loaded_coefficients
@@ -172,11 +173,19 @@ class Trainer:
         if self.pipe is None:
             name, revision = config.pretrained_model_name_or_path, config.revision
             vae = config.pretrained_vae_model_name_or_path
-            self.pipe = load_base(name, revision=revision, dtype=dtype, config=config.base_config, vae=vae)
+            self.pipe = load_base(
+                name,
+                revision=revision,
+                dtype=dtype,
+                config=config.base_config,
+                vae=vae,
+                quantization=config.quantization,
+            )
         if loaded := loaded_coefficients(self.pipe):
             raise ConfigError([f"the base has subjects loaded ({', '.join(loaded)}); unload them before training"])
         # Previews and class pictures are drawn over the same weights, by the path that everybody draws with.
         self.studio = Studio(shared_pipeline(self.pipe, self.device, dtype))
+        quantize(self.studio.pipe, config.quantization)
         self.schedule = training_schedule(self.pipe.scheduler.config)
         self.config = config = replace(config, resolution=training_resolution(config.resolution, self.pipe))
         self.learner = Learner(self.studio.pipe, config, self.device)

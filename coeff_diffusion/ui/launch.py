@@ -50,6 +50,7 @@ def open_page(config: PageConfig, block: bool = True) -> str:
         device=config.device,
         config=config.base_config,
         vae=config.pretrained_vae_model_name_or_path,
+        quantization=config.quantization,
     )
     service = StudioService(Studio(pipe), Library(config.subjects_dir), output_dir)
     # Who reaches the page from outside names no folders of this computer.
