@@ -88,9 +88,11 @@ def test_every_layer_is_recombined_and_given_back(name: str) -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("name", sorted({*NETWORKS} - {"animate_diff"}))  # takes long, and has the layers of others
+@pytest.mark.parametrize(  # each takes seconds: one of every way in which a layer comes to its keys and values
+    "name", ["stable_diffusion", "kandinsky_2", "stable_diffusion_3", "flux_2", "clip_text_encoder"]
+)
 @torch.no_grad()
-def test_every_network_compiles_in_one_piece(name: str) -> None:
+def test_networks_compile_in_one_piece(name: str) -> None:
     model, inputs = small_network(name)
     attach_heads(model, sites_of(model), trainable=False)
     activate(model, random_coeffs(sites_of(model)))
