@@ -1,8 +1,9 @@
 """Bases in the layout of diffusers: a folder, or a repository of the Hub that is fetched into one."""
 
+import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import diffusers
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
+from tqdm import tqdm
 
 from ..hub import HubError, HubUnreachableError, api, asking, listing
 from ..subject.user_file import read_text
@@ -18,6 +20,8 @@ from .errors import CHOICES, BaseModelError, one_line
 from .family import Family
 from .registry import EXPECTED, by_pipeline, tokenizer_name
 
+Fetched = Callable[[int, int], None]
+"""Told of the bytes that are there, and of how many there will be, as far as is known."""
 INDEX = "model_index.json"
 MAX_CONFIG = 2**20  # bytes
 VARIANT = "fp16"  # the one that people publish beside the full weights, or instead of them
@@ -65,6 +69,17 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
                 "code; expected .safetensors (write them with save_pretrained(..., safe_serialization=True))"
             ) from error
         raise BaseModelError(f"{name!r} is damaged or incomplete: {one_line(error)}") from error
+
+
+def weight_files(folder: Path, name: str) -> list[Path]:
+    """The files of a folder whose tensors are loaded.
+
+    Raises:
+        BaseModelError: no base of a known family.
+    """
+    family = check_model_index(_read_index(folder, name), name)
+    files = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
+    return [folder / file for file in files_to_fetch(files, family) if file.endswith(".safetensors")]
 
 
 def check_model_index(index: Mapping[str, Any], name: str) -> Family:
@@ -133,8 +148,11 @@ def files_to_fetch(files: Sequence[str], family: Family) -> list[str]:
 # --- the Hub ----------------------------------------------------------------------------------------------------------
 
 
-def download(repo: str, revision: str | None) -> Path:
+def download(repo: str, revision: str | None, fetched: Fetched | None = None) -> Path:
     """The local folder of a Hub repository: fetched, or from the cache when the Hub is out of reach.
+
+    Args:
+        fetched: is told how far it is, instead of bars in the terminal.
 
     Raises:
         BaseModelError: there is none that may be fetched, or it is of no known family.
@@ -149,10 +167,28 @@ def download(repo: str, revision: str | None) -> Path:
         family = check_model_index(_read_index(index.parent, repo), repo)  # before gigabytes of another come down
         with asking(repo, revision):
             wanted = files_to_fetch(names, family)
-            return Path(api().snapshot_download(repo, revision=revision, allow_patterns=wanted))
+            bar = None if fetched is None else _telling(fetched)
+            return Path(api().snapshot_download(repo, revision=revision, allow_patterns=wanted, tqdm_class=bar))
     except HubError as error:
         unreachable = isinstance(error, HubUnreachableError)
         cached = try_to_load_from_cache(repo, INDEX, revision=revision) if unreachable else None
         if isinstance(cached, str):
             return Path(cached).parent
         raise BaseModelError(f"{where}: not a folder here, and {error}") from None
+
+
+def _telling(fetched: Fetched) -> type[Any]:
+    """A bar that shows nothing and tells of the bytes that are there, of all files together."""
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *given: Any, **options: Any) -> None:
+            options.pop("name", None)  # the library's own, of its bars
+            super().__init__(*given, **{**options, "disable": False, "file": io.StringIO()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            if self.unit == "B" and self.n:
+                fetched(int(self.n), int(self.total or 0))
+            return shown
+
+    return Bar

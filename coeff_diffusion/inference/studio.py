@@ -63,10 +63,10 @@ class Studio:
     """
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
+        self.pipe: Any = pipe
         self.family = family_of(pipe)
         self._lock = threading.RLock()
-        self._preview = Preview(pipe)
+        self._preview: Any = Preview(pipe)
 
     @property
     def base(self) -> str:
@@ -105,6 +105,12 @@ class Studio:
         """Keep other threads out for several calls that belong together."""
         with self._lock:
             yield
+
+    def let_go(self, why: str) -> None:
+        """Hold the base no longer. Whoever wants something of it from now on is told why it is gone."""
+        with self._lock:
+            unload_coefficients(self.pipe)
+            self.pipe = self._preview = Gone(why)
 
     def load(self, source: str | Path | Coefficients, name: str | None = None) -> str:
         """Load a subject (file, folder, card, Hub id) and return its name. It acts in the drawings that ask for it.
@@ -339,6 +345,16 @@ class Studio:
     def multiple(self) -> int:
         """What width and height in pixels have to be a multiple of."""
         return self.family.multiple(self.pipe)
+
+
+class Gone:
+    """Stands where a base was: whatever it is asked for, it says why it is gone."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def __getattr__(self, name: str) -> Any:
+        raise StudioError(self._why)
 
 
 def _stop_if_asked(should_stop: Callable[[], bool] | None) -> None:

@@ -4,6 +4,7 @@ No gradio here, and no state in a browser: a page that is loaded again finds eve
 """
 
 from ..inference.limits import MAX_SUBJECTS, check_limits, limits_of
+from .bases import Bases
 from .drawings import Drawing, Drawings
 from .explorer import Exploration, Explorer
 from .grid_cells import MAX_ROWS, GridRequest, read_strengths, spread
@@ -23,6 +24,7 @@ from .training_queue import TrainingQueue
 __all__ = [
     "MAX_ROWS",
     "MAX_SUBJECTS",
+    "Bases",
     "Drawing",
     "Drawings",
     "Drawn",

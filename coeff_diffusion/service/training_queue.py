@@ -3,11 +3,13 @@
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..families.shared_weights import shared_pipeline
+from ..inference.request import StudioError
 from ..training.config import ConfigError, TrainConfig
 from ..training.model import training_resolution
 from ..training.reports import PreviewReport, StepReport, TrainingCancelled
@@ -22,6 +24,7 @@ from .training_form import TrainingForm, folder_name, training_config, word_prob
 from .training_job import State, TrainingJob
 
 MAX_WAITING = 8
+CLOSING = "the studio is closing; ask again when it is open"
 MAX_REMEMBERED = 50  # trainings that are over and still listed
 
 
@@ -31,15 +34,16 @@ class TrainingQueue:
     Args:
         loader: says which base is taught and which library the subjects go to. Drawing goes on meanwhile: a training
             works on a structure of its own over the same weights, made while no subject is loaded.
+        earlier: trainings that are over, to be remembered.
     """
 
-    def __init__(self, loader: SubjectLoader) -> None:
+    def __init__(self, loader: SubjectLoader, earlier: Iterable[TrainingJob] = ()) -> None:
         self.loader = loader
         self.time_estimate = TimeEstimate(loader)
         self._lock = threading.RLock()
-        self._jobs: dict[int, TrainingJob] = {}  # by number, in the order they were asked for
+        self._jobs = {job.number: job for job in earlier}  # by number, in the order they were asked for
         self._worker: threading.Thread | None = None
-        self._closed = False
+        self._refusal = ""  # why no training is taken
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -84,8 +88,8 @@ class TrainingQueue:
 
     def _line_up(self, name: str, config: TrainConfig) -> TrainingJob:
         with self._lock:
-            if self._closed:
-                raise ConfigError(["the studio is closing; ask again when it is open"])
+            if self._refusal:
+                raise ConfigError([self._refusal])
             if sum(job.state == "queued" for job in self._jobs.values()) >= MAX_WAITING:
                 raise ConfigError([f"{MAX_WAITING} trainings wait already; take one out, or ask again later"])
             job = TrainingJob(max(self._jobs, default=0) + 1, name, config)
@@ -162,10 +166,27 @@ class TrainingQueue:
                 job.state = "stopped"
                 shutil.rmtree(job.folder, ignore_errors=True)
 
+    @contextmanager
+    def resting(self, why: str) -> Iterator[None]:
+        """No training begins while the block runs; who asks for one meanwhile is told why.
+
+        Raises:
+            StudioError: one runs or waits.
+        """
+        with self._lock:
+            if self.busy:
+                raise StudioError("a subject is being trained; try again when it is done, or stop it on the Train tab")
+            self._refusal = why
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._refusal = "" if self._refusal == why else self._refusal
+
     def close(self) -> None:
         """Stop all and wait until the one that runs has saved, however long its step takes."""
         with self._lock:
-            self._closed = True
+            self._refusal = CLOSING
             worker = self._worker
             for job in self._jobs.values():
                 self.stop(job.number)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
+from ..families.errors import BaseModelError
 from ..images.generation_info import PictureError
 from ..images.photo import DatasetError
 from ..inference.request import Picture, StudioError
@@ -19,7 +20,8 @@ Update = TypeVar("Update")
 Result = TypeVar("Result")
 # Their messages are made for users.
 REFUSALS = (
-    StudioError, SchedulerError, CoefficientsError, PictureError, ConfigError, DatasetError, TrainingError, OSError
+    BaseModelError, StudioError, SchedulerError, CoefficientsError, PictureError, ConfigError, DatasetError,
+    TrainingError, OSError,
 )  # fmt: skip
 # One name for all of them (gradio counts on): named after their functions they would take the names scripts call by.
 QUIET: dict[str, Any] = {"api_visibility": "private", "api_name": "page", "show_progress": "hidden"}

@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import nullcontext
+from typing import Any
 
 from ..training.signals import ending_once
 from .config import PageConfig, PageError, check
@@ -35,7 +36,7 @@ def open_page(config: PageConfig, block: bool = True) -> str:
         from ..families.load import load_base
         from ..images.files import check_folder
         from ..inference.studio import Studio
-        from ..service import StudioService
+        from ..service import Bases, StudioService
         from ..sources.library import Library
         from ..training.reports import unbroken
         from .page import build, launch
@@ -43,24 +44,25 @@ def open_page(config: PageConfig, block: bool = True) -> str:
         raise PageError(f'the page needs {error.name}; pip install "coeff-diffusion[ui]"') from error
     output_dir = check_folder(config.output_dir)
     _progress(f"loading the base {config.base!r}")
-    pipe = load_base(
-        config.base,
-        revision=config.revision,
-        dtype=config.dtype,
-        device=config.device,
-        config=config.base_config,
-        vae=config.pretrained_vae_model_name_or_path,
-        quantization=config.quantization,
-    )
-    service = StudioService(Studio(pipe), Library(config.subjects_dir), output_dir)
-    # Who reaches the page from outside names no folders of this computer.
+    options: dict[str, Any] = {
+        "revision": config.revision,
+        "dtype": config.dtype,
+        "device": config.device,
+        "config": config.base_config,
+        "vae": config.pretrained_vae_model_name_or_path,
+        "quantization": config.quantization,
+    }
+    service = StudioService(Studio(load_base(config.base, **options)), Library(config.subjects_dir), output_dir)
+    # Who reaches the page from outside names no folders of this computer, and fills no disk.
     service.import_export.folders = not (config.listen or config.share)
+    bases = Bases(service, config.base, options, anyone=service.import_export.folders)
+    bases.remember()
     with ending_once(unbroken(print)) if block else nullcontext():
         try:
-            return launch(build(service), config, users, block)
+            return launch(build(service, bases), config, users, block)
         finally:
             if block:  # Ctrl-C, SIGTERM or SIGHUP: what is being trained is saved
-                service.close()
+                bases.current.close()
 
 
 def _progress(what: str) -> None:

@@ -7,8 +7,8 @@ import gradio as gr
 from gradio import routes
 from starlette.middleware import Middleware
 
-from ..service import StudioService
-from . import api, draw, explore, history, inspect, keys, library, start, theme, timeline, train
+from ..service import Bases, StudioService
+from . import api, base_chooser, draw, explore, history, inspect, keys, library, start, theme, timeline, train
 from .config import LOCALHOST, MAX_UPLOAD, PageConfig, PageError
 from .guard import Guard, Names
 from .own_folder import own_folder
@@ -18,23 +18,48 @@ CACHE_SECONDS = 24 * 3600
 TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, "Library": library, "Inspect": inspect}
 
 
-def build(service: StudioService) -> gr.Blocks:
+def build(service: StudioService, bases: Bases | None = None) -> gr.Blocks:
     """The page around a service: one tab per file of this folder.
+
+    Args:
+        bases: those that can be drawn with, of which this service's is the current one.
 
     Raises:
         PageError: there is no place for temporary files, see `own_folder`.
     """
     # Components ask for their place when they are made; this one gradio took when it was imported, perhaps by others.
     routes.DEFAULT_TEMP_DIR = str(own_folder())
+    bases = bases or Bases(service)
+    page = _blocks(bases)
+    page.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1)
+    bases.show = lambda: exchange(page, _blocks(bases))
+    return page
+
+
+def _blocks(bases: Bases) -> gr.Blocks:
+    """What stands on the page for the current base."""
+    service = bases.current
     with gr.Blocks(title="coeff-diffusion", analytics_enabled=False, delete_cache=(3600, CACHE_SECONDS)) as page:
-        gr.Markdown(f"# coeff-diffusion\nDrawing on the base *{service.studio.base}*.", elem_id="page-head")
+        base_chooser.build(bases)
         with gr.Tabs():
             for title, module in TABS.items():
                 with gr.Tab(title, id=title) as tab:
                     module.build(service, page, tab)
-        api.build(service)
-    page.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1)
+        api.build(bases)
     return page
+
+
+def exchange(page: gr.Blocks, other: gr.Blocks) -> None:
+    """Serve what stands on another page from now on, where this one is served: to every browser that opens it.
+
+    Server, queue, looks and who may come in stay. Browsers that have it open keep the parts that they were given, as
+    gradio has a copy of them for each; they see by its `app_id` that it is another page by now.
+    """
+    page.default_config, page.app_id = other.default_config, other.app_id
+    page.temp_file_sets.extend(other.temp_file_sets)  # whose files may be asked for
+    page.config = page.get_config_file()
+    page.app.api_info = page.app.all_app_info = None  # what is remembered of the endpoints
+    page.app.page_api_info.clear()
 
 
 def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], block: bool) -> str:
@@ -48,8 +73,11 @@ def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], bl
         "allowed_paths": [],  # the page serves its own folder and nothing else
         "app_kwargs": {"middleware": [Middleware(Guard, folder=own_folder(), names=names_of(config))]},
         "theme": theme.THEME,
-        "css": "".join(getattr(module, "CSS", "") for module in (theme, start, history, keys, *TABS.values())),
-        "head": keys.SCRIPT,
+        "css": "".join(
+            getattr(module, "CSS", "")
+            for module in (theme, base_chooser, start, history, keys, *TABS.values())
+        ),
+        "head": keys.SCRIPT + base_chooser.SCRIPT,
         "footer_links": [],
         "ssr_mode": False,
         "pwa": False,

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -11,7 +10,7 @@ from PIL import Image
 from ..inference.request import StudioError
 from ..service import StudioService, TrainingForm, TrainingJob
 from ..training.config import ConfigError
-from .common import QUIET, or_refusal, status_line, with_status
+from .common import QUIET, status_line, with_status
 from .loss_plot import curve_data, curve_plot
 from .train_controls import Controls, labels
 
@@ -55,29 +54,14 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             controls.build_more()
         with gr.Column(scale=3, min_width=320):
             view = View(service)
-    # What a script calls: the same request, with settings as one object instead of a control for each.
-    settings, answer = gr.JSON({}, label="settings", visible=False), gr.JSON(visible=False)
-    script = gr.Button(visible=False)
 
     def press(values: Values) -> News:
         job = _submit(service, controls.request(values))
         return {refused: "", **view.news(job, None, Seen())}
 
-    def call(files: list[str] | None, name: str, word: str, preset: str, changes: dict[str, Any] | None) -> Any:
-        paths = [Path(file) for file in files or []]
-        job = or_refusal(service.training_queue.submit, TrainingForm(paths, name, word, preset, changes or {}))
-        return job.report(service.training_queue.place(job))
-
-    def status() -> list[dict[str, Any]]:
-        """Every training that is remembered, in the order they were asked for."""
-        return [job.report(service.training_queue.place(job)) for job in service.training_queue.jobs]
-
     controls.wire(tab)
     view.wire(page, tab)
     start.click(with_status(press, refused), controls.all, [refused, *view.outputs], **QUIET)
-    asked = [controls.pictures, controls.name, controls.class_word, controls.preset, settings]
-    script.click(call, asked, answer, api_name="train", show_progress="hidden")
-    gr.api(status, api_name="status")
 
 
 def _submit(service: StudioService, request: TrainingForm) -> TrainingJob:

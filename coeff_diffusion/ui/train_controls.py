@@ -11,7 +11,7 @@ from ..service.presets import PAGE, PRESETS
 from ..service.training_form import SETTINGS
 from ..training.captions import SUFFIXES, TABLES
 from ..training.config import TrainConfig, field_help
-from .common import QUIET, status_line
+from .common import QUIET, or_refusal, status_line
 
 Values = dict[Any, Any]
 
@@ -84,12 +84,13 @@ class Controls:
         filled = [name for name in SETTINGS if name in of_presets]
 
         def look(files: list[str] | None, center_crop: bool, seed: int | None, class_word: str | None) -> list[Any]:
-            found = self.service.training_queue.check(_paths(files), center_crop, seed or 0, class_word or "")
+            check = self.service.training_queue.check
+            found = or_refusal(check, _paths(files), center_crop, seed or 0, class_word or "")
             crops = [(image, path.name) for path, image in found.crops.items()]
             return [gr.Gallery(crops, visible=bool(crops)), status_line(*found.refused, *found.notes)]
 
         def offer() -> Any:
-            return gr.Radio([(text, name) for name, text in self.service.training_queue.offers().items()])
+            return gr.Radio([(text, name) for name, text in or_refusal(self.service.training_queue.offers).items()])
 
         def fill(preset: str) -> list[Any]:
             values = {**vars(TrainConfig()), **PRESETS[preset]}
