@@ -51,6 +51,7 @@ class TrainingForm:
         class_word: what kind of thing it is.
         preset: one of `PRESETS`.
         settings: values by the names in `SETTINGS`; they win over the preset, None leaves it as it is.
+        captions: of pictures, instead of those that they came with; an empty one is none.
     """
 
     pictures: Sequence[Path]
@@ -58,6 +59,7 @@ class TrainingForm:
     class_word: str
     preset: str = "balanced"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    captions: Mapping[Path, str] = field(default_factory=dict)
 
 
 def training_config(request: TrainingForm, pipe: Any, folder: Path, class_pictures: Path) -> TrainConfig:

@@ -17,7 +17,7 @@ from ..training.run_folder import RunFolder
 from ..training.timeline import keep_step
 from ..training.trainer import train
 from .loading import SubjectLoader
-from .picture_check import PictureCheck, check_pictures, copy_pictures, unknown_crops
+from .picture_check import PictureCheck, caption_problems, check_pictures, copy_pictures, unknown_crops
 from .presets import MEANING, PAGE, PRESETS
 from .time_estimate import TimeEstimate, about
 from .training_form import TrainingForm, folder_name, training_config, word_problems
@@ -41,7 +41,7 @@ class TrainingQueue:
         self.loader = loader
         self.time_estimate = TimeEstimate(loader)
         self._lock = threading.RLock()
-        self._jobs = {job.number: job for job in earlier}  # by number, in the order they were asked for
+        self._jobs = {job.number: job for job in earlier}  # by number; those that wait in the order of the line
         self._worker: threading.Thread | None = None
         self._refusal = ""  # why no training is taken
 
@@ -70,6 +70,7 @@ class TrainingQueue:
         if not problems and (folder.exists() or folder.with_name(f"{name}.safetensors").exists()):
             problems.append(_taken(name))
         problems += check_pictures(request.pictures, self.resolution).refused
+        problems += caption_problems(request.captions)
         if not request.pictures:
             problems.append("there are no pictures: give a few of the subject, five good ones do")
         try:
@@ -80,7 +81,7 @@ class TrainingQueue:
             raise ConfigError(problems)
         _claim(folder)
         try:
-            copy_pictures(request.pictures, folder / "pictures")
+            copy_pictures(request.pictures, folder / "pictures", request.captions)
             return self._line_up(name, config)
         except (OSError, ConfigError):
             shutil.rmtree(folder, ignore_errors=True)
@@ -124,7 +125,7 @@ class TrainingQueue:
 
     @property
     def jobs(self) -> list[TrainingJob]:
-        """All that are remembered, in the order they were asked for."""
+        """All that are remembered: in the order they were asked for, or that someone has put them in."""
         with self._lock:
             return list(self._jobs.values())
 
@@ -152,6 +153,17 @@ class TrainingQueue:
     def writing(self, name: str) -> TrainingJob | None:
         """The training that will yet write the subject of this name: its folder has to stay where it is."""
         return next((job for job in self.jobs if job.name == name and not job.over), None)
+
+    def sooner(self, number: int) -> None:
+        """Let one that waits change places with the one before it in the line."""
+        with self._lock:
+            waiting = [job.number for job in self._jobs.values() if job.state == "queued"]
+            place = waiting.index(number) if number in waiting else 0
+            if place:
+                order = list(self._jobs)
+                first, second = order.index(waiting[place - 1]), order.index(number)
+                order[first], order[second] = order[second], order[first]
+                self._jobs = {one: self._jobs[one] for one in order}
 
     # --- stopping -----------------------------------------------------------------------------------------------------
 

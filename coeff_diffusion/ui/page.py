@@ -8,7 +8,22 @@ from gradio import routes
 from starlette.middleware import Middleware
 
 from ..service import Bases, StudioService
-from . import api, base_chooser, draw, explore, history, inspect, keys, library, start, theme, timeline, train
+from . import (
+    api,
+    base_chooser,
+    draw,
+    explore,
+    history,
+    inspect,
+    keys,
+    library,
+    notify,
+    start,
+    theme,
+    timeline,
+    train,
+    train_pictures,
+)
 from .config import LOCALHOST, MAX_UPLOAD, PageConfig, PageError
 from .guard import Guard, Names
 from .own_folder import own_folder
@@ -45,6 +60,7 @@ def _blocks(bases: Bases) -> gr.Blocks:
             for title, module in TABS.items():
                 with gr.Tab(title, id=title) as tab:
                     module.build(service, page, tab)
+        notify.build(page)
         api.build(bases)
     return page
 
@@ -75,9 +91,9 @@ def launch(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], bl
         "theme": theme.THEME,
         "css": "".join(
             getattr(module, "CSS", "")
-            for module in (theme, base_chooser, start, history, keys, *TABS.values())
+            for module in (theme, base_chooser, start, history, train_pictures, keys, *TABS.values())
         ),
-        "head": keys.SCRIPT + base_chooser.SCRIPT,
+        "head": keys.SCRIPT + base_chooser.SCRIPT + notify.SCRIPT,
         "footer_links": [],
         "ssr_mode": False,
         "pwa": False,

@@ -12,20 +12,20 @@ from ..service import StudioService, TrainingForm, TrainingJob
 from ..training.config import ConfigError
 from .common import QUIET, status_line, with_status
 from .loss_plot import curve_data, curve_plot
+from .notify import AT_WORK
 from .train_controls import Controls, labels
 
 SECONDS = 1.0  # between two looks at a training
 GROWTH = 1.15  # a curve is drawn anew when it has so many times the steps: each time it flickers
 SHOWN_PREVIEWS = 12
+STOP = "Stop and keep what it has"
 NOTHING = "Nothing has been trained yet: drop about five pictures, say what they show, and start."
 # Thumbnails of one size, however many there are, below the label instead of under it.
 CSS = """
-#train-crops .grid-wrap, #train-previews .grid-wrap { height: auto; min-height: 0; max-height: 24rem;
-  padding-top: 2.6rem; }
-#train-crops .grid-container { grid-template-columns: repeat(auto-fill, minmax(90px, 1fr)); grid-template-rows: none; }
+#train-previews .grid-wrap { height: auto; min-height: 0; max-height: 24rem; padding-top: 2.6rem; }
 #train-previews .grid-container { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr));
   grid-template-rows: none; }
-#train-status p, #train-refused p, #train-remarks p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
+#train-status p, #train-refused p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
 """
 Values = dict[Any, Any]
 News = dict[Any, Any]
@@ -80,7 +80,9 @@ class View:
     def __init__(self, service: StudioService) -> None:
         self.service = service
         self.status = gr.HTML(status_line(NOTHING), elem_id="train-status", padding=True)
-        self.stop = gr.Button("Stop and keep what it has", variant="stop", interactive=False, elem_id="train-stop")
+        with gr.Row():
+            self.stop = gr.Button(STOP, variant="stop", interactive=False, min_width=150, scale=3, elem_id="train-stop")
+            self.sooner = gr.Button("Sooner", visible=False, min_width=90, scale=1, elem_id="train-sooner")
         self.line = gr.Radio(
             [],
             label="Trainings",
@@ -104,7 +106,7 @@ class View:
         self.seen = gr.State(Seen())
         self.timer = gr.Timer(SECONDS, active=False)
         self.outputs = [
-            self.status, self.stop, self.line, self.curve, self.previews, self.log, self.seen, self.timer
+            self.status, self.stop, self.sooner, self.line, self.curve, self.previews, self.log, self.seen, self.timer
         ]  # fmt: skip
 
     def wire(self, page: gr.Blocks, tab: gr.Tab) -> None:
@@ -119,12 +121,18 @@ class View:
                 training_queue.stop(number)
             return self.choose(number, seen)
 
+        def sooner(number: int | None, seen: Seen) -> News:
+            if number is not None:
+                training_queue.sooner(number)
+            return self.choose(number, seen)
+
         for moment in (page.load, tab.select):
             moment(arrive, None, self.outputs, **QUIET)
         asked = [self.line, self.seen]
         self.timer.tick(self.look, asked, self.outputs, queue=False, **QUIET)
         self.line.input(self.choose, asked, self.outputs, queue=False, **QUIET)
-        self.stop.click(stop, asked, self.outputs, queue=False, **QUIET)
+        for button, press in ((self.stop, stop), (self.sooner, sooner)):
+            button.click(press, asked, self.outputs, queue=False, **QUIET)
 
     def choose(self, number: int | None, seen: Seen) -> News:
         """What is new of the training that the radio says."""
@@ -153,11 +161,13 @@ class View:
         if job.number != number:
             news[self.line] = gr.Radio(choices=list(line), value=job.number, visible=True)
         other = job.number != seen.job
-        status, steps, messages = job.status(training_queue.place(job)), job.step, list(job.messages)
+        place = training_queue.place(job)
+        status, steps, messages = job.status(place), job.step, list(job.messages)
         if other or status != seen.status:
-            news[self.status] = status_line(status)
+            news[self.status] = status_line(status) + ("" if job.over else AT_WORK)
+            news[self.sooner] = gr.Button(visible=place > 1)
             news[self.stop] = gr.Button(
-                "Take out of the line" if job.state == "queued" else "Stop and keep what it has",
+                "Take out of the line" if job.state == "queued" else STOP,
                 interactive=not (job.over or job.stop.is_set()),
             )
         drawn = seen.steps

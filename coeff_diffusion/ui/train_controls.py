@@ -1,7 +1,5 @@
 """What someone says about a training: pictures, names, how long, and the rest in a fold-out."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import gradio as gr
@@ -9,9 +7,9 @@ import gradio as gr
 from ..service import StudioService, TrainingForm
 from ..service.presets import PAGE, PRESETS
 from ..service.training_form import SETTINGS
-from ..training.captions import SUFFIXES, TABLES
 from ..training.config import TrainConfig, field_help
-from .common import QUIET, or_refusal, status_line
+from .common import QUIET, or_refusal
+from .train_pictures import Pictures
 
 Values = dict[Any, Any]
 
@@ -21,23 +19,7 @@ class Controls:
 
     def __init__(self, service: StudioService) -> None:
         self.service = service
-        self.pictures = gr.File(
-            label="Pictures: drop about five, with captions and masks if there are any",
-            file_count="multiple",
-            file_types=["image", ".heic", ".heif", ".avif", *SUFFIXES, *(Path(name).suffix for name in TABLES)],
-            height=140,
-            elem_id="train-pictures",
-        )
-        self.remarks = gr.HTML(elem_id="train-remarks", padding=False)
-        self.crops = gr.Gallery(
-            label="What training sees of them",
-            visible=False,
-            format="png",
-            height="auto",
-            object_fit="contain",
-            interactive=False,
-            elem_id="train-crops",
-        )
+        self.pictures = Pictures(service)
         self.name = gr.Textbox(
             label="Name", info="What the library calls the subject", placeholder="rex", elem_id="train-name"
         )
@@ -65,16 +47,17 @@ class Controls:
     @property
     def all(self) -> set[Any]:
         """Every control that a request is made of."""
-        return {self.pictures, self.name, self.class_word, self.preset, *self.settings.values()}
+        return {*self.pictures.inputs(), self.name, self.class_word, self.preset, *self.settings.values()}
 
     def request(self, values: Values) -> TrainingForm:
         """What the controls say."""
         return TrainingForm(
-            _paths(values[self.pictures]),
+            self.pictures.given(values),
             values[self.name] or "",
             values[self.class_word] or "",
             values[self.preset],
             {name: None if values[control] == "" else values[control] for name, control in self.settings.items()},
+            self.pictures.captions(values),
         )
 
     def wire(self, tab: gr.Tab) -> None:
@@ -83,12 +66,6 @@ class Controls:
         of_presets = {key for changes in PRESETS.values() for key in changes}
         filled = [name for name in SETTINGS if name in of_presets]
 
-        def look(files: list[str] | None, center_crop: bool, seed: int | None, class_word: str | None) -> list[Any]:
-            check = self.service.training_queue.check
-            found = or_refusal(check, _paths(files), center_crop, seed or 0, class_word or "")
-            crops = [(image, path.name) for path, image in found.crops.items()]
-            return [gr.Gallery(crops, visible=bool(crops)), status_line(*found.refused, *found.notes)]
-
         def offer() -> Any:
             return gr.Radio([(text, name) for name, text in or_refusal(self.service.training_queue.offers).items()])
 
@@ -96,14 +73,7 @@ class Controls:
             values = {**vars(TrainConfig()), **PRESETS[preset]}
             return [values[name] for name in filled]
 
-        gr.on(
-            [self.pictures.change, crop.input],
-            look,
-            [self.pictures, crop, seed, self.class_word],
-            [self.crops, self.remarks],
-            show_progress_on=[self.crops],
-            api_visibility="private",
-        )
+        self.pictures.wire(crop, seed, self.class_word)
         tab.select(offer, None, self.preset, **QUIET)
         self.preset.input(fill, self.preset, [self.settings[name] for name in filled], **QUIET)
 
@@ -125,7 +95,3 @@ def _control(name: str, value: Any) -> Any:
     if hint in (int, float):
         return gr.Number(value, precision=0 if hint is int else None, **shared)
     return gr.Textbox(value or "", **shared)
-
-
-def _paths(files: Sequence[str] | None) -> list[Path]:
-    return [Path(file) for file in files or []]

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 from training_runs import ENDLESS, SHORT, over, wait
 
 from coeff_diffusion import Coefficients
@@ -306,6 +306,24 @@ def test_the_curve_is_short_and_its_mean_is_a_mean() -> None:
     assert len([line for _, _, line in many if line == VALIDATION]) == 300
 
 
+def test_the_line_can_be_put_in_another_order(training_queue: TrainingQueue, request_: TrainingForm) -> None:
+    running, *waiting = [
+        training_queue.submit(replace(request_, name=name, settings=ENDLESS))
+        for name in ("one", "two", "three", "four")
+    ]
+    wait(lambda: running.step)
+    two, three, four = waiting
+    for number in (four.number, four.number, four.number, running.number, 99):
+        training_queue.sooner(number)
+    assert [training_queue.place(job) for job in (running, two, three, four)] == [0, 2, 3, 1]
+    assert training_queue.latest is running
+    training_queue.stop(two.number)
+    assert [training_queue.place(job) for job in (three, four)] == [2, 1]
+    training_queue.stop(running.number)
+    wait(lambda: four.step)
+    assert three.state == "queued"
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
@@ -346,6 +364,44 @@ def test_tiny_and_nearly_identical_pictures_are_pointed_out(tmp_path: Path) -> N
     assert [note.split(":")[0] for note in plain.notes] == ["same.png is nearly the same picture as dark.png"]
 
 
+def test_each_picture_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+    sharp, other = photo(tmp_path / "sharp.png", 5, (256, 192)), photo(tmp_path / "other.png", 190, (256, 192))
+    with Image.open(sharp) as image:
+        image.transpose(Image.Transpose.FLIP_TOP_BOTTOM).filter(ImageFilter.GaussianBlur(4)).save(tmp_path / "soft.png")
+        image.save(tmp_path / "again.jpg", quality=50)
+    (tmp_path / "text.png").write_text("not a picture")
+    found = check_pictures(
+        [sharp, other, tmp_path / "soft.png", tmp_path / "again.jpg", tmp_path / "text.png", other], 128
+    )
+    assert {path.name: list(about) for path, about in found.about.items()} == {
+        "other.png": ["dropped twice"],
+        "sharp.png": [],
+        "soft.png": ["blurred"],
+        "again.jpg": ["like sharp.png"],
+        "text.png": ["cannot be used"],
+    }
+    assert sorted(text for about in found.about.values() for text in about.values()) == sorted(
+        [*found.refused, *found.notes]
+    )
+
+
+def test_captions_that_are_written_on_the_page_are_those_of_the_training(
+    training_queue: TrainingQueue, request_: TrainingForm, tmp_path: Path
+) -> None:
+    pictures = [photo(tmp_path / f"{name}.png", place) for name, place in (("a", 5), ("b", 25), ("c", 40))]
+    words = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for file in words:
+        file.write_text("a dog of the file")
+    asked = replace(request_, pictures=[*pictures, pictures[0], *words])
+    captions = {pictures[0]: "  a dog\nin the snow ", pictures[1]: " "}
+    for text, said in (("x" * 70_000, "more than 65,536 bytes"), ("a\u202eb", "cannot be shown")):
+        with pytest.raises(ConfigError, match=f"the caption of c.png .*{said}"):
+            training_queue.submit(replace(asked, captions={pictures[2]: text}))
+    job = over(training_queue.submit(replace(asked, captions=captions)))
+    assert files(job.folder / "pictures") == ["001.png", "001.txt", "002.png", "003.png"]
+    assert (job.folder / "pictures" / "001.txt").read_text() == "a dog in the snow"
+
+
 def test_what_is_no_picture_is_refused_by_its_name(
     training_queue: TrainingQueue, request_: TrainingForm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,7 +425,8 @@ def test_what_is_no_picture_is_refused_by_its_name(
     assert str(tmp_path) not in " ".join(refused)
     with pytest.raises(ConfigError, match=r"cut\.png is not a readable picture"):
         training_queue.submit(replace(request_, pictures=[tmp_path / "whole.png", tmp_path / "cut.png"]))
-    many = check_pictures([tmp_path / "whole.png"] * (MAX_PICTURES + 1), 32)
+    copies = [shutil.copy(tmp_path / "whole.png", tmp_path / f"{number}.png") for number in range(MAX_PICTURES + 1)]
+    many = check_pictures(copies, 32)
     assert many.refused == ["there are 101 pictures, expected at most 100; five good ones do"]
     assert torch.initial_seed() == 0  # looking at pictures draws from no generator but its own
 
@@ -398,7 +455,7 @@ def test_captions_and_masks_go_with_their_pictures(
         "1 of 2 pictures have a caption, 1 a mask",
         "b.txt is not UTF-8 and is read as Western European text; if it is not, save it anew",
     ]
-    copy_pictures(paths, tmp_path / "copy")
+    copy_pictures(paths, tmp_path / "copy", {})
     copied = find_pictures(tmp_path / "copy")
     assert [path.name for path in copied.paths] == ["001.png", "002.png"]
     assert copied.left_out == {}

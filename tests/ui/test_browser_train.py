@@ -14,9 +14,9 @@ gradio = pytest.importorskip("gradio")
 
 from coeff_diffusion import Coefficients  # noqa: E402
 from coeff_diffusion.inference.studio import Studio  # noqa: E402
-from coeff_diffusion.service import StudioService, TrainingForm  # noqa: E402
+from coeff_diffusion.service import Bases, StudioService, TrainingForm  # noqa: E402
 from coeff_diffusion.sources.library import Library  # noqa: E402
-from coeff_diffusion.ui import PageConfig, timeline, train  # noqa: E402
+from coeff_diffusion.ui import PageConfig, api, timeline, train  # noqa: E402
 from coeff_diffusion.ui.page import launch  # noqa: E402
 
 pytestmark = [
@@ -41,6 +41,7 @@ def address(service: StudioService) -> Iterator[str]:
         for title, module in (("Train", train), ("Timeline", timeline)):
             with gradio.Tab(title) as tab:
                 module.build(service, blocks, tab)
+        api.build(Bases(service))
     yield launch(blocks, PageConfig(port=0), [], block=False)
     blocks.close()
 
@@ -80,10 +81,12 @@ def test_train_reload_scrub_and_keep(
     expect(refused).to_contain_text("class word is missing")
     expect(refused).to_contain_text("the subject has no name")
 
-    # Five pictures and a broken one: squares of the five, a word about each of the others.
+    # Six pictures and a broken one: squares of the six, a word about what is wrong, and each can be taken out.
     (tmp_path / "broken.png").write_text("no picture")
     page.set_input_files("#train-pictures input[type=file]", [*photos, str(tmp_path / "broken.png")])
-    expect(page.locator("#train-crops img")).to_have_count(6, timeout=WAIT)
+    crops = page.locator("#train-crops .thumbnail-item")
+    expect(crops).to_have_count(7, timeout=WAIT)
+    expect(page.locator("#train-picture")).to_be_hidden()
     remarks = page.locator("#train-remarks")
     expect(remarks).to_contain_text("broken.png is not a readable picture")
     expect(remarks).to_contain_text("is nearly the same picture as")
@@ -91,10 +94,18 @@ def test_train_reload_scrub_and_keep(
     box("train-class-word").fill("dog")
     start.click()
     expect(refused).to_contain_text("broken.png is not a readable picture", timeout=WAIT)
-    page.locator("#train-pictures").get_by_role("button", name="Clear").click()
-    page.set_input_files("#train-pictures input[type=file]", photos[:5])
-    expect(page.locator("#train-crops img")).to_have_count(5, timeout=WAIT)
+    crops.first.click()
+    box("train-caption").fill("a dog on the left")
+    for problem in (r"broken\.png · cannot be used", r"5\.png · like photo .*0\.png"):
+        (wrong,) = crops.get_by_text(re.compile(problem)).all()
+        wrong.click()
+        page.get_by_role("button", name=re.compile(rf"Take .*{problem.partition(' ')[0]} out")).click()
+        expect(crops.get_by_text(re.compile(problem))).to_have_count(0, timeout=WAIT)
+    expect(crops).to_have_count(5)
     expect(remarks).to_have_text("")
+    crops.first.click()
+    expect(box("train-caption")).to_have_value("a dog on the left", timeout=WAIT)
+    page.screenshot(path=tmp_path / "pictures-1280.png", full_page=True)
 
     # A preset fills the fold-out; what is changed there wins.
     page.get_by_role("radio", name="careful").check()
@@ -117,6 +128,7 @@ def test_train_reload_scrub_and_keep(
     before = service.training_queue.latest
     assert before is not None
     assert before.state == "running"
+    assert (before.folder / "pictures" / "001.txt").read_text() == "a dog on the left"
     page.set_input_files("#train-pictures input[type=file]", photos[:5])
     box("train-name").fill("second")
     box("train-class-word").fill("dog")
@@ -173,11 +185,14 @@ def test_a_late_look_at_one_training_leaves_the_choice_and_the_button_of_another
     with gradio.Blocks(analytics_enabled=False):
         view = train.View(service)
     settings = {"max_train_steps": 5000, "validation_steps": 0}
-    first, second = (
+    first, second, third = (
         service.training_queue.submit(TrainingForm([Path(photos[0])], name, "dog", "quick", settings))
-        for name in ("first", "second")
+        for name in ("first", "second", "third")
     )
     of_second = view.news(second, None, train.Seen())
+    assert [view.news(job, None, train.Seen())[view.sooner].visible for job in (first, second, third)] == [
+        False, False, True
+    ]  # fmt: skip
     assert of_second[view.line].value == second.number
     assert of_second[view.stop].value == "Take out of the line"
     late = view.look(first.number, of_second[view.seen])
