@@ -1,5 +1,6 @@
 """The base that is drawn with, and the way to another one while the page stays open."""
 
+import gc
 import queue
 import threading
 from collections.abc import Callable, Generator, Mapping
@@ -50,8 +51,10 @@ class Bases:
     ) -> None:
         self.current, self.anyone = service, anyone
         self.show: Callable[[], None] = lambda: None
-        self.name = self._first = _absolute(name or str(service.studio.pipe.name_or_path))
         self._options = dict(options or {})
+        revision = self._options.get("revision")
+        first = _absolute(name or str(service.studio.pipe.name_or_path))
+        self.name = self._first = f"{first}@{revision}" if revision else first
         self._history = BaseHistory(service.library.folder)
         self._loading = threading.Lock()
 
@@ -145,6 +148,7 @@ class Bases:
                     old.studio.pipe.to(self._device)  # it may have made room
                     raise
                 old.studio.let_go(GONE)
+                gc.collect()  # networks are full of circles
             old.close()
             self.remember()
             return self.current
@@ -187,17 +191,26 @@ class Bases:
             )
         self._check_memory(repo, label, options.get("revision"))
         tell(f"Loading {label} ...")
-        old = self.current
         try:
             pipe = load_base(repo, **{**options, "device": None})
-            if self._device.type != "cpu":
-                old.studio.pipe.to("cpu")
-            pipe = pipe.to(self._device)
         except (MemoryError, RuntimeError) as error:
-            raise BaseModelError(f"{label} does not fit on {_called(self._device)}: {one_line(error)}") from error
-        new = StudioService(Studio(pipe), old.library, old.output_dir, old.training_queue.jobs)
+            raise BaseModelError(f"{label} cannot be loaded: {one_line(error)}") from error
+        old = self.current
+        studio = Studio(self._placed(pipe, label))
+        new = StudioService(studio, old.library, old.output_dir, old.training_queue.jobs)
         new.import_export.folders = old.import_export.folders
         return new
+
+    def _placed(self, pipe: Any, label: str) -> Any:
+        """The pipeline where it draws. On a GPU the one that is there makes room."""
+        if self._device.type == "cpu":
+            return pipe
+        self.current.studio.pipe.to("cpu")
+        try:
+            return pipe.to(self._device)
+        except RuntimeError as error:  # memory does not suffice, in most cases
+            pipe.to("cpu")  # makes room for the one that comes back
+            raise BaseModelError(f"{label} does not fit on {_called(self._device)}: {one_line(error)}") from error
 
     def _check_memory(self, name: str, label: str, revision: str | None) -> None:
         """Weights are read into the computer's memory first, whatever draws."""

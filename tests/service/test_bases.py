@@ -1,6 +1,5 @@
 """Another base is put in the place of the one that is drawn with; if that fails, nothing has changed."""
 
-import gc
 import json
 import re
 import shutil
@@ -54,7 +53,6 @@ def test_a_switch_and_back(service: StudioService, xl_dir: Path, tiny_base_dir: 
 
     weights = weakref.ref(new.studio.pipe.unet)
     back = found.switch(str(tiny_base_dir))
-    gc.collect()
     assert weights() is None
     assert back.drawings.draw(DRAWING, compare=False).pictures[0].image.tobytes() == before.image.tobytes()
     assert found.names() == [str(tiny_base_dir), str(xl_dir), "embedded"]
@@ -172,6 +170,7 @@ def test_a_base_from_the_hub(service: StudioService, server: HubServer, tiny_bas
     assert said[0] == "Asking the Hub for someone/tiny ..."
     assert [text for text in said if re.fullmatch(r"Downloading someone/tiny: \d MB of \d MB", text)]
     assert found.look("someone/tiny@v1").startswith("someone/tiny is the base that is drawn with")
+    assert Bases(found.current, "someone/tiny", {"revision": "v1"}).name == found.name
     server.stop()
     with pytest.raises(BaseModelError, match="the Hub cannot be reached"):
         found.switch("someone/other")

@@ -64,7 +64,7 @@ def test_service_refuses_in_words(service: StudioService) -> None:
 
 def test_only_what_scripts_call_has_a_name(page: str) -> None:
     info = json.loads(get(f"{page}gradio_api/info")[1])
-    assert set(info["named_endpoints"]) == {"/draw", "/train", "/status", "/stop", "/subjects"}
+    assert set(info["named_endpoints"]) == {"/base", "/draw", "/train", "/status", "/stop", "/subjects"}
     assert info["unnamed_endpoints"] == {}
 
 
