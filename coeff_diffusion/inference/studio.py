@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ..families.load import base_name
-from ..families.registry import family_of
+from ..families.registry import family_of, tokenizers_of
 from ..families.usual import usual_of
 from ..images.generation_info import format_parameters
 from ..images.start_picture import StartPicture
@@ -24,6 +24,7 @@ from ..subject.errors import shown
 from .from_picture import USUAL_BLUR, USUAL_STRENGTH, pipeline_for, size_from, taken_by
 from .pipeline_subjects import load_coefficients, loaded_coefficients, unload_coefficients
 from .preview import Preview
+from .prompt_reader import PromptReader
 from .replay import placed, recorded
 from .request import (
     MAX_SEED,
@@ -58,6 +59,9 @@ class Studio:
         pipe: a stock pipeline (see `load_base`). The studio changes its scheduler and its subjects while it draws and
             puts back what it found; between drawings no subject of the studio acts.
 
+    Attributes:
+        reader: reads prompts as this base does, also while it draws.
+
     Raises:
         FamilyError: the pipeline is of no known family.
     """
@@ -67,6 +71,7 @@ class Studio:
         self.family = family_of(pipe)
         self._lock = threading.RLock()
         self._preview = Preview(pipe)
+        self.reader = PromptReader(pipe)
 
     @property
     def base(self) -> str:
@@ -133,12 +138,12 @@ class Studio:
             StudioError, SchedulerError: the request cannot be drawn.
         """
         with self._lock:
-            return request_notes(self.pipe, self.subjects, self.resolved(request))
+            return request_notes(tokenizers_of(self.pipe), self.subjects, self.resolved(request))
 
     def unread_notes(self, request: DrawRequest) -> list[str]:
         """Of `notes` those about words that the base does not read."""
         with self._lock:
-            return unread_notes(self.pipe, self.subjects, self.resolved(request))
+            return unread_notes(tokenizers_of(self.pipe), self.subjects, self.resolved(request))
 
     def draw(
         self,

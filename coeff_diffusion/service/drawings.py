@@ -14,6 +14,7 @@ from ..sources.open import open_subject
 from .loading import SubjectLoader
 from .messages import by_name
 from .picture_settings import Settings, restored
+from .prompts import Prompts, first_prompt
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,15 @@ class Drawing:
 
 
 class Drawings:
-    """Draws what the page asks for, with subjects of the library by the names they are listed under."""
+    """Draws what the page asks for, with subjects of the library by the names they are listed under.
+
+    Attributes:
+        prompts: helps to write what is to be drawn.
+    """
 
     def __init__(self, loader: SubjectLoader, output_dir: Path) -> None:
         self.loader, self.output_dir = loader, output_dir
+        self.prompts = Prompts(loader)
 
     def draw(
         self,
@@ -144,8 +150,7 @@ class Drawings:
 
     def first_prompt(self, name: str) -> str:
         """What to draw with a subject of the library to see it: the prompt it was trained on."""
-        info = open_subject(self.loader.library.path(name)).info
-        return info.instance_prompt or (f"a {info.trigger}" if info.trigger else "")
+        return first_prompt(open_subject(self.loader.library.path(name)).info)
 
     def _base_prompt(self, request: DrawRequest) -> str:
         try:

@@ -94,7 +94,7 @@ def _join(loader: SubjectLoader, carried: Sequence[Coefficients]) -> tuple[list[
             left_out.append(subject)
             notes.append(f"the subject {called(subject)} in it is left out: {error}")
             continue
-        name = next((name for name, other in _all(loader.library).items() if _same(subject, other)), None)
+        name = loader.library.name_of(subject)
         if name is None:
             name = loader.library.put(subject, subject.info.name or subject.info.trigger)
             notes.append(f"its subject joined the library as {name!r}")
@@ -102,26 +102,11 @@ def _join(loader: SubjectLoader, carried: Sequence[Coefficients]) -> tuple[list[
     return names, left_out, notes
 
 
-def _all(library: Library) -> dict[str, Coefficients]:
-    """The subjects of the library by name, without those that cannot be read."""
-    found = {}
-    for name, path in library.find().items():
-        try:
-            found[name] = open_subject(path)
-        except CoefficientsError:
-            continue
-    return found
-
-
-def _same(subject: Coefficients, other: Coefficients) -> bool:
-    return subject.sha256 == other.sha256 and subject.info.trigger == other.info.trigger
-
-
 def _subjects(
     drawn: Parameters, library: Library, left_out: Sequence[Coefficients]
 ) -> tuple[dict[str, float], list[str]]:
     """The strengths of the subjects of a picture by the library's names, and notes on those that are missing."""
-    there, missing, notes = _all(library), [], []
+    there, missing, notes = library.subjects(), [], []
     strengths: dict[str, float] = {}
     for name, strength in drawn.subjects.items():
         digits = drawn.hashes.get(name)

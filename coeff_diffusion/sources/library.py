@@ -104,10 +104,29 @@ class Library:
     def add(self, file: str | Path) -> str:
         """Check a file, copy it into the folder under a free name, and return the name it is listed under.
 
+        A subject that is there already is not copied once more.
+
         Raises:
             CoefficientsError: it is not a subject's file.
         """
-        return self.put(open_subject(file), Path(file).stem)
+        subject = open_subject(file)
+        return self.name_of(subject) or self.put(subject, Path(file).stem)
+
+    def subjects(self) -> dict[str, Coefficients]:
+        """The subjects by the names they are listed under, without those that cannot be read."""
+        found = {}
+        for name, path in self.find().items():
+            try:
+                found[name] = open_subject(path)
+            except CoefficientsError:
+                continue
+        return found
+
+    def name_of(self, subject: Coefficients) -> str | None:
+        """What the very same numbers with the same trigger are listed under; None where they are not there."""
+        same = (subject.sha256, subject.info.trigger)
+        found = self.subjects().items()
+        return next((name for name, other in found if (other.sha256, other.info.trigger) == same), None)
 
     def put(self, subject: Coefficients, name: str) -> str:
         """Write a subject into the folder under a free name that is like `name`; returns what it is listed under."""

@@ -126,6 +126,8 @@ def test_draw_and_draw_again(browser: Any, address: str, subjects_dir: Path, tmp
     draw.says("'cat' joined the library.")
     playwright.expect(draw.subject(2)).to_have_value("cat")
     playwright.expect(draw.subject(3)).to_be_visible()
+    playwright.expect(draw.prompt).to_have_value("a sks dog, sks cat")
+    _chips(draw)
     playwright.expect(draw.page.locator("#draw-words")).to_contain_text("dog: write “sks dog”")
     draw.number("strength-1").fill("0.5")
 
@@ -183,6 +185,17 @@ def test_draw_and_draw_again(browser: Any, address: str, subjects_dir: Path, tmp
     playwright.expect(draw.page.locator("#draw-random input")).not_to_be_checked()
     drawn = next((tmp_path / "pictures").glob("00004-*"))
     playwright.expect(draw.number("seed")).to_have_value(str(read_parameters(drawn).seed))
+
+    # From the library to a drawing.
+    draw.choose(1, "no subject")
+    draw.choose(2, "no subject")
+    draw.prompt.fill("a dog on grass")
+    draw.page.get_by_role("tab", name="Library").click()
+    draw.page.locator("#library-cards img").nth(1).click()
+    draw.page.locator("#library-draw").click()
+    playwright.expect(draw.subject(1)).to_have_value("dog")
+    playwright.expect(draw.prompt).to_have_value("a sks dog on grass")
+    draw.button.wait_for()
 
     assert draw.hosts <= {address.split("/")[2], ""}, "the page must not ask anyone else for anything"
     assert draw.problems == []
@@ -257,6 +270,27 @@ def test_cancel_refusals_and_a_phone(
         _cancel(draw, service)
     finally:
         blocks.close()
+
+
+def _chips(draw: Draw) -> None:
+    """The word of each subject stands in the prompt, goes and comes by its chip, and is missed before drawing."""
+    first, second = (draw.page.locator(f"#draw-chip-{number}") for number in (1, 2))
+    reading = draw.page.locator("#draw-reading")
+    playwright.expect(first).to_have_text("sks dog ✕")
+    playwright.expect(reading).to_have_text("6/77 tokens")  # learned words count as their vectors
+    draw.prompt.fill("a cat in the grass")
+    playwright.expect(reading).to_contain_text("the prompt does not contain 'sks dog', so 'dog' does not act")
+    second.click()  # adds it
+    playwright.expect(draw.prompt).to_have_value("a sks cat in the grass")
+    second.click()
+    playwright.expect(draw.subject(2)).to_have_value("no subject")
+    playwright.expect(draw.prompt).to_have_value("a cat in the grass")
+    playwright.expect(second).to_be_hidden()
+    draw.choose(2, "cat")
+    playwright.expect(draw.prompt).to_have_value("a sks cat in the grass")
+    draw.prompt.fill("a cat " * 80)
+    playwright.expect(reading).to_contain_text("162/77 tokens")
+    playwright.expect(reading).to_contain_text("are cut off, the text encoder does not read 'cat a cat")
 
 
 def _phone(draw: Draw) -> None:
