@@ -137,7 +137,11 @@ def best_device() -> torch.device:
 
 def base_name(pipe: Any) -> str:
     """A short name of the base, fit for sharing: `"embedded"`, a Hub id, or the last part of a path (never a path)."""
-    name = str(getattr(pipe, "name_or_path", "") or "")
+    return short_name(str(getattr(pipe, "name_or_path", "") or ""))
+
+
+def short_name(name: str) -> str:
+    """The same of what someone named on this computer or on the Hub."""
     if not name or (is_hub_id(name) and not Path(name).exists()):
         return name or "unknown"
     path = Path(name)

@@ -12,9 +12,20 @@ import gradio as gr
 from ..images.shapes import RATIOS, size_of
 from ..service import Drawing, Glimpse, StudioService
 from . import draw_with, prompt_box
-from .common import QUIET, REFUSALS, follow, status_line, with_status
-from .draw_controls import Controls, Values, choose, fine_controls, offer, plain_controls, seed_controls, subject_rows
+from .common import QUIET, REFUSALS, follow, or_refusal, status_line, with_status
+from .draw_controls import (
+    Controls,
+    Values,
+    choose,
+    fine_controls,
+    offer,
+    plain_controls,
+    seed_controls,
+    style_control,
+    subject_rows,
+)
 from .from_picture import FromPicture
+from .held_to import HeldTo
 from .history import HistoryPanel
 from .job_bar import JobBar, job_bar
 from .prompt_box import PromptBox
@@ -60,11 +71,12 @@ class Stage:
     bar: JobBar
     empty: gr.Column
     gallery: gr.Gallery
+    slider: gr.ImageSlider
     last: gr.State
 
     def outputs(self) -> list[Any]:
         """All of it, for an event."""
-        return [*self.bar.parts(), self.empty, self.gallery, self.last]
+        return [*self.bar.parts(), self.empty, self.gallery, self.slider, self.last]
 
     def underway(self, glimpse: Glimpse) -> dict[Any, Any]:
         """What to show while the picture forms. Not read out: a screen reader would hear of every step."""
@@ -73,15 +85,18 @@ class Stage:
         if glimpse.pictures:
             forming = [(picture, "forming") for picture in glimpse.pictures]
             news |= {self.empty: gr.Column(visible=False), self.gallery: gr.Gallery(forming, visible=True)}
+            news[self.slider] = gr.ImageSlider(None, visible=False)
         return news
 
     def done(self, drawing: Drawing) -> dict[Any, Any]:
         """The result: the saved files themselves, so that what is downloaded says how it was drawn."""
         pictures = [(self.gallery.move_resource_to_block_cache(path), words) for path, words in drawing.captioned()]
         names = ", ".join(path.name for path in drawing.files)
+        pair = len(drawing.base) == len(drawing.pictures) == 1
         return self.bar.idle(*drawing.notes, f"Saved in {drawing.files[0].parent}: {names}") | {
             self.empty: gr.Column(visible=False),
             self.gallery: gr.Gallery(pictures, visible=True),
+            self.slider: gr.ImageSlider((pictures[0][0], pictures[1][0]) if pair else None, visible=pair),
             self.last: drawing.pictures[0].seed,
         }
 
@@ -95,9 +110,10 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
         with gr.Column(elem_id="draw-rest"):
             rows = subject_rows(service)
             words = gr.HTML(elem_id="draw-words")
+            styles = style_control()
             compare, embed = _switches()
             upload = gr.UploadButton("Add a subject's file", size="sm", elem_id="draw-upload")
-            origin = FromPicture(service)
+            origin, held_to = FromPicture(service), HeldTo(service)
             with gr.Accordion("Settings", open=False, elem_id="draw-settings"):
                 seed, random_seed, reuse = seed_controls(service)
                 shape = gr.Radio([*RATIOS], label="Shape", info="Sizes that the base knows", elem_id="draw-shape")
@@ -110,10 +126,10 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
                 elem_id="draw-drop",
             )
         with gr.Column(elem_id="draw-result"):
-            start, gallery = Start(service), _result()
+            start, gallery, slider = Start(service), _result(), _slider()
             history = HistoryPanel(service)
-    controls = Controls(box.text, rows, {"seed": seed, **fields, **fine}, random_seed, layers, origin)
-    stage = Stage(bar, start.panel, gallery, gr.State(0))
+    controls = Controls(box.text, rows, {"seed": seed, **fields, **fine}, random_seed, layers, origin, held_to, styles)
+    stage = Stage(bar, start.panel, gallery, slider, gr.State(0))
     drawn = _wire_drawing(service, page, controls, stage, (compare, embed))
     _wire_subjects(service, [page.load, tab.select], controls, words, box)
     sides = [fields["width"], fields["height"]]
@@ -121,10 +137,17 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
     restored, news = _wire_files(service, controls, bar.status, upload, drop, box)
     start.wire(restored, news, tab.parent)
     history.wire(restored, news, origin, [drawn])
-    box.wire(page, rows, controls.fields)
+    box.wire(page, rows, controls.fields, styles)
+    page.load(partial(_styles, service), None, styles, **QUIET)
     draw_with.receive(tab, [row.name for row in rows], lambda name: choose(service.library.find(), name))
     shape.input(lambda ratio: size_of(ratio, service.studio.size, service.studio.multiple), shape, sides, **QUIET)
     reuse.click(lambda last: (last, False), stage.last, [seed, random_seed], **QUIET)
+
+
+def _styles(service: StudioService) -> Any:
+    """The styles that there are now."""
+    found = [*or_refusal(service.drawings.templates.styles)]
+    return gr.Dropdown(found, visible=bool(found))
 
 
 def _switches() -> tuple[gr.Checkbox, gr.Checkbox]:
@@ -157,6 +180,19 @@ def _result() -> gr.Gallery:
         interactive=False,
         buttons=["download", "download_all", "fullscreen"],
         elem_id="draw-gallery",
+    )
+
+
+def _slider() -> gr.ImageSlider:
+    """The base and the subject, one over the other, where one of each is drawn."""
+    return gr.ImageSlider(
+        label="Left the base, right the subject",
+        type="filepath",
+        format="png",
+        visible=False,
+        interactive=False,
+        buttons=[],
+        elem_id="draw-slider",
     )
 
 

@@ -22,7 +22,7 @@ def send(button: gr.Button, name: Any) -> None:
     Args:
         name: a component or state that holds the subject's name in the library.
     """
-    told = gr.Textbox("", visible=False)  # a state stays on the server, where the browser cannot read it
+    told = gr.Textbox("", visible="hidden")  # a state stays on the server, where the browser cannot read it
     button.click(lambda found: found, name, told, **QUIET).success(None, told, None, js=SEND, **QUIET)
 
 
@@ -34,7 +34,9 @@ def receive(tab: gr.Tab, names: Sequence[gr.Dropdown], choices: Any) -> None:
         choices: makes of all names of the library, and of one, what a row shows.
     """
 
-    def take(name: str, *chosen: str) -> list[Any]:
+    def take(name: str, *chosen: str) -> Any:
+        if not name:  # it has been taken
+            return gr.skip()
         rows = list(chosen)
         if name not in rows:
             rows[rows.index("") if "" in rows else 0] = name
@@ -42,4 +44,4 @@ def receive(tab: gr.Tab, names: Sequence[gr.Dropdown], choices: Any) -> None:
 
     tabs: Any = tab.parent
     field = gr.Textbox("", visible="hidden", label="Draw with", elem_id="draw-with")
-    field.input(take, [field, *names], [field, tabs, *names], **QUIET)
+    field.change(take, [field, *names], [field, tabs, *names], **QUIET)

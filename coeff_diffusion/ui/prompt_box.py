@@ -7,10 +7,9 @@ from typing import Any
 import gradio as gr
 
 from ..images.drawing_settings import DrawRequest
-from ..inference.request import StudioError
 from ..inference.trigger import contains_trigger
 from ..service import MAX_SUBJECTS, StudioService
-from .common import QUIET, status_line
+from .common import QUIET, REFUSALS, status_line
 
 CSS = """
 #draw-chips { flex-wrap: wrap; gap: var(--spacing-sm); }
@@ -28,8 +27,7 @@ class PromptBox:
 
     Attributes:
         before: the subjects of the rows whose words have been written into the prompt.
-        rows: of the subjects, and
-        fields: the controls of the settings, both once it is wired.
+        rows: of the subjects, `fields` the controls of the settings, and `styles` of those; once it is wired.
     """
 
     def __init__(self, service: StudioService) -> None:
@@ -53,15 +51,17 @@ class PromptBox:
         self.reading = gr.HTML("", elem_id="draw-reading")
         self.before = gr.State([""] * MAX_SUBJECTS)
 
-    def wire(self, page: gr.Blocks, rows: Sequence[Any], fields: dict[str, Any]) -> None:
+    def wire(self, page: gr.Blocks, rows: Sequence[Any], fields: dict[str, Any], styles: gr.Dropdown) -> None:
         """Follow what is written and chosen.
 
         Args:
             rows: of the subjects, with their `use`, `name` and `strength`.
             fields: controls by the settings that they set.
+            styles: chosen to stand around the prompt.
         """
+        self.styles = styles
         self.rows, self.fields = rows, {name: fields[name] for name in READING if name in fields}
-        watched = [*self.fields.values(), *(part for row in rows for part in (row.use, row.name, row.strength))]
+        watched = [styles, *self.fields.values(), *(part for row in rows for part in (row.use, row.name, row.strength))]
         gr.on(
             [page.load, *(one.change for one in (self.text, *watched))],
             self.look,
@@ -90,12 +90,14 @@ class PromptBox:
         if not values[self.text].strip():
             return ""
         rows = [(values[row.name], values[row.strength]) for row in self.rows if values[row.use]]
-        try:
-            subjects = self.service.drawings.strengths(rows)
-        except StudioError as error:
-            return status_line(str(error))
         given = {name: values[control] for name, control in self.fields.items()}
-        found = self.prompts.read(DrawRequest(values[self.text], subjects=subjects, **given))
+        try:  # of wildcards any line, as the seed is not known yet
+            subjects = self.service.drawings.strengths(rows)
+            asked = DrawRequest(values[self.text], subjects=subjects, seed=0, **given)
+            asked = self.service.drawings.templates.applied(asked, values[self.styles] or ())
+        except REFUSALS as error:
+            return status_line(str(error))
+        found = self.prompts.read(asked)
         return f"<p>{html.escape(str(found))}</p>{status_line(*found.notes)}"
 
     def write(self, prompt: str, before: Sequence[str], chosen: Sequence[str]) -> str:
