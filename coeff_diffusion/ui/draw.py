@@ -245,8 +245,7 @@ def _wire_subjects(
             visible = bool(chosen[number])
             news |= {row.box: gr.Row(visible=number <= shown)}
             news |= {row.use: gr.Checkbox(visible=visible), row.strength: gr.Slider(visible=visible)}
-        written = box.write(prompt, before, chosen)
-        return news | ({controls.prompt: written} if written != prompt else {})
+        return news | {box.proposal: box.write(prompt, before, chosen)}
 
     for moment in moments:
         moment(refresh, names, names, **QUIET)
@@ -257,7 +256,7 @@ def _wire_subjects(
         [
             *(part for row in controls.rows for part in (row.box, row.use, row.strength)),
             words,
-            controls.prompt,
+            box.proposal,
             box.before,
         ],
         **QUIET,

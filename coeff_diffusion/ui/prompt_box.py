@@ -1,6 +1,7 @@
 """The prompt of the Draw tab, a chip for the word of each subject, and what the base makes of them."""
 
 import html
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ CSS = """
 """
 READING = ("negative_prompt", "prompt_2", "guidance_scale")  # what is looked at beside the prompt
 Values = dict[Any, Any]
+TAKE_OVER = "(now, asked) => (asked && asked[0] === now ? asked[1] : now)"
 
 
 class PromptBox:
@@ -27,6 +29,7 @@ class PromptBox:
 
     Attributes:
         before: the subjects of the rows whose words have been written into the prompt.
+        proposal: what the prompt was, and what shall stand there if it is still that: who types on is not disturbed.
         rows: of the subjects, `fields` the controls of the settings, and `styles` of those; once it is wired.
     """
 
@@ -50,6 +53,7 @@ class PromptBox:
             ]
         self.reading = gr.HTML("", elem_id="draw-reading")
         self.before = gr.State([""] * MAX_SUBJECTS)
+        self.proposal = gr.JSON(None, visible="hidden")
 
     def wire(self, page: gr.Blocks, rows: Sequence[Any], fields: dict[str, Any], styles: gr.Dropdown) -> None:
         """Follow what is written and chosen.
@@ -72,7 +76,10 @@ class PromptBox:
             **QUIET,
         )
         for number, (chip, row) in enumerate(zip(self.chips, rows, strict=True)):
-            chip.click(self._press(number), [self.text, *(one.name for one in rows)], [self.text, row.name], **QUIET)
+            chip.click(
+                self._press(number), [self.text, *(one.name for one in rows)], [self.proposal, row.name], **QUIET
+            )
+        self.proposal.change(None, [self.text, self.proposal], self.text, js=TAKE_OVER, **QUIET)
         self._keep(page)
 
     def look(self, values: Values) -> Values:
@@ -100,11 +107,11 @@ class PromptBox:
         found = self.prompts.read(asked)
         return f"<p>{html.escape(str(found))}</p>{status_line(*found.notes)}"
 
-    def write(self, prompt: str, before: Sequence[str], chosen: Sequence[str]) -> str:
-        """The prompt with the words of subjects that were chosen now, without those of subjects that were before."""
+    def write(self, prompt: str, before: Sequence[str], chosen: Sequence[str]) -> Any:
+        """Propose a prompt with the words of subjects that are chosen now, without those of subjects that were."""
         news = [name for old, name in zip(before, chosen, strict=True) if name and name != old]
         gone = [name for name in before if name and name not in chosen]
-        return self.prompts.written(prompt, news, gone) if news or gone else prompt
+        return _proposed(prompt, self.prompts.written(prompt, news, gone)) if news or gone else gr.skip()
 
     def _press(self, number: int) -> Any:
         """What a chip does: a word that is there goes with its subject, one that is missing is written."""
@@ -113,7 +120,7 @@ class PromptBox:
             name = chosen[number]
             if contains_trigger(prompt, self.prompts.trigger(name)):
                 return gr.skip(), ""  # its word goes with it
-            return self.prompts.written(prompt, [name]), gr.skip()
+            return _proposed(prompt, self.prompts.written(prompt, [name])), gr.skip()
 
         return press
 
@@ -122,3 +129,8 @@ class PromptBox:
         kept = gr.BrowserState("", storage_key="coeff-diffusion-prompt", secret="not a secret")
         self.text.change(None, self.text, kept, js="(text) => text", **QUIET)
         page.load(lambda text: text or gr.skip(), kept, self.text, **QUIET)
+
+
+def _proposed(old: str, new: str) -> Any:
+    """A proposal; the same one twice is two."""
+    return [old, new, time.time_ns()]
