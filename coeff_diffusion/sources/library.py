@@ -102,15 +102,17 @@ class Library:
         return path.parent if self._is_run(path) else path
 
     def add(self, file: str | Path) -> str:
-        """Check a file, copy it into the folder under a free name, and return the name it is listed under.
-
-        A subject that is there already is not copied once more.
+        """Check a file and let its subject join (see `join`) under a name that is like the file's.
 
         Raises:
             CoefficientsError: it is not a subject's file.
         """
-        subject = open_subject(file)
-        return self.name_of(subject) or self.put(subject, Path(file).stem)
+        return self.join(open_subject(file), Path(file).stem)
+
+    def join(self, subject: Coefficients, name: str) -> str:
+        """`put`, unless the very same subject is there already; returns what it is listed under."""
+        with self._lock:
+            return self.name_of(subject) or self.put(subject, name)
 
     def subjects(self) -> dict[str, Coefficients]:
         """The subjects by the names they are listed under, without those that cannot be read."""
