@@ -16,18 +16,20 @@ from ..images.drawing_settings import LAYERS, SETTINGS
 from ..images.files import check_folder, save_new_picture
 from ..images.grid import labelled_grid
 from ..images.shapes import size_of
-from ..images.start_picture import StartPicture, read_mask, read_start
 from ..inference.fitting import fitted
 from ..inference.limits import within_limits
 from ..inference.replay import Base, Part, Replay
 from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError, split_strength
 from ..inference.studio import Studio
+from ..inference.templates import Templates, check_templates
+from ..inference.upscaling import load_upscaler
 from ..sources.image_card import called, chunks
 from ..sources.open import open_subject
 from ..subject.errors import shown
 from ..subject.field_texts import field_texts
 from ..subject.layer_strengths import LayerStrengths
 from ..subject.printable import printable
+from .given_pictures import controlled, started
 
 
 @cache
@@ -59,8 +61,14 @@ class GenerateConfig:
     it changes."""
     mask: str | None = None
     """What of --init_image is drawn anew (inpainting): a picture of its size, white there, black where all stays."""
+    control_image: str | None = None
+    """A picture that a ControlNet holds the drawing to, taken as it is: edges, depths or a pose, made
+    elsewhere."""
+    controlnet: str | None = None
+    """The ControlNet for --control_image: a diffusers folder, a .safetensors file or a Hub id, made for this base."""
     embed_init_image: bool = True
-    """Put the picture to start from into what is drawn from it, so that this can be drawn again from its file alone."""
+    """Put the picture to start from, and the control picture, into what is drawn from them, so that this can be drawn
+    again from its file (and the ControlNet)."""
     embed_subjects: bool = False
     """Put the subjects into each picture that they took part in: who gets the picture can draw with them."""
     base: str | None = None
@@ -74,9 +82,17 @@ class GenerateConfig:
     without one needs it; madebyollin/sdxl-vae-fp16-fix lets Stable Diffusion XL stay in float16."""
     settings: dict[str, Any] = field(default_factory=dict, metadata={"flags": drawing_flags})
     """What is given of the drawing's settings, by their flags; see `drawing_settings.py`."""
+    style: list[str] = field(default_factory=list)
+    """A style of styles.csv to put around each prompt (A1111's form). Repeat it for several."""
+    styles_dir: str | None = None
+    """The folder with styles.csv and with wildcards/colour.txt for __colour__ in prompts; left out,
+    ~/.config/coeff-diffusion."""
     aspect_ratio: str | None = None
     """The shape of the pictures, such as 16:9, at a size near what the base was trained at; instead of --width and
     --height."""
+    upscaler: str | None = None
+    """What --upscale enlarges by: a .safetensors file of RealESRGAN or another network that spandrel knows (pip install
+    "coeff-diffusion[upscale]"); Lanczos if left out."""
     compare: bool = False
     """Draw each picture also by the base alone, from the same noise, the trigger replaced by the class word."""
     grid: bool = False
@@ -118,21 +134,29 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list
     if config.embed_subjects:
         chunks([part.subject for part in parts])  # says now, not after the drawing, that they cannot be embedded
     request, place = _overridden(config, request, place)
-    request, start_notes = _started(config, request, replay)
+    request, start_notes = started(request, replay, config.init_image, config.mask)
+    if request.start and request.start.mask is None and SETTINGS["mask_blur"].flag not in config.settings:
+        request = replace(request, mask_blur=None)  # of the replay
     notes += start_notes
     studio, base_notes = _studio(config, replay)
+    request, control_notes = controlled(request, replay, config.control_image, config.controlnet, studio)
+    notes += control_notes
     if replay is not None:
         chosen = [name for name, one in SETTINGS.items() if one.flag in config.settings]
         request, place, limit_notes = within_limits(studio, request, place, chosen)
         request, fit_notes = fitted(studio, request, chosen=chosen)
         notes += [*limit_notes, *fit_notes]
+    notes += _enlarged(config, request, replay, studio)
     if config.aspect_ratio is not None:
         request = _shaped(request, config, studio)
     check_folder(config.output_dir)
+    templates = check_templates(config.styles_dir) if config.prompt else None  # what a picture says is written out
+    if config.style and templates is None:
+        raise StudioError("--style goes around a --prompt; give one")
     request = replace(request, subjects=_load(studio, parts, say))
     for note in [*notes, *base_notes]:
         say(f"note: {note}")
-    return draw_all(studio, config, prompts, request, place, say)
+    return draw_all(studio, config, prompts, request, place, say, templates)
 
 
 def draw_all(
@@ -142,6 +166,7 @@ def draw_all(
     request: DrawRequest,
     place: int | None = None,
     say: Callable[[str], None] = print,
+    templates: Templates | None = None,
 ) -> list[Path]:
     """Draw every prompt with subjects that are loaded already, and save the pictures.
 
@@ -149,21 +174,27 @@ def draw_all(
         config: which pictures to save, what they carry, and where.
         request: what to draw, but for the prompt.
         place: the one picture of each batch to keep; None keeps all.
+        templates: the styles and wildcards of prompts; None takes them as they are.
     """
     compare = bool(request.subjects) and (config.compare or config.grid)
     files: list[Path] = []
     rows: list[list[Image.Image]] = []
     labels: list[str] = []
     for prompt in prompts:
-        request = replace(request, prompt=prompt)
-        for note in studio.notes(request):
+        asked = replace(request, prompt=prompt)
+        if templates is not None:
+            bare = replace(asked, template="", negative_template="", styles="")
+            asked = templates.applied(bare, config.style)
+        if asked.prompt != prompt:
+            say(f"drawn as: {shown(asked.prompt)}")
+        for note in studio.notes(asked):
             say(f"note: {note}")
         base: list[Picture] = []
         with _progress(prompt) as on_step:
             if compare:
-                base, pictures = studio.compare(request, on_step=on_step)
+                base, pictures = studio.compare(asked, on_step=on_step)
             else:
-                pictures = studio.draw(request, on_step=on_step)
+                pictures = studio.draw(asked, on_step=on_step)
         request = replace(request, seed=pictures[0].seed)  # a random seed is drawn once and holds for every prompt
         if place is not None:
             base, pictures = base[place : place + 1], pictures[place : place + 1]
@@ -197,34 +228,17 @@ def _overridden(config: GenerateConfig, request: DrawRequest, place: int | None)
     return replace(request, **given, layers=replace(request.layers, **layers)), place
 
 
-def _started(config: GenerateConfig, request: DrawRequest, replay: Replay | None) -> tuple[DrawRequest, list[str]]:
-    """The request with the picture to start from that is given, and notes for the user.
+def _enlarged(config: GenerateConfig, request: DrawRequest, replay: Replay | None, studio: Studio) -> list[str]:
+    """Give the studio what makes pictures larger; returns notes for the user.
 
     Raises:
-        StudioError: there is a mask alone, or none of the two where the replay was drawn from one.
-        PictureError, DatasetError: it cannot be read, or the mask does not fit.
+        StudioError: nothing is to be larger, or it is no network that does so.
     """
-    if config.init_image is not None:
-        start, notes = read_start(config.init_image, config.mask)
-    elif replay is not None and replay.lacks_start:
-        raise StudioError(
-            f"{replay.path} was drawn from a picture that it does not carry; give it with --init_image, and with "
-            "--mask if there was one"
-        )
-    elif config.mask is None:
-        return request, []
-    elif request.start is None:
-        raise StudioError("--mask says what of --init_image is drawn anew; give both")
-    else:
-        start, notes = StartPicture(request.start.image, read_mask(config.mask)), []
-    if replay is not None:
-        size = (request.width, request.height)
-        again = start if None in size else start.fitted((request.width or 0, request.height or 0))
-        if replay.parameters.start_digits != again.digits:
-            notes.append(f"{replay.path} was not drawn from this picture; it will not be the same")
-    if start.mask is None and SETTINGS["mask_blur"].flag not in config.settings:
-        request = replace(request, mask_blur=None)  # of the replay
-    return replace(request, start=start), notes
+    if config.upscaler is not None:
+        if request.upscale == 1:
+            raise StudioError("--upscaler enlarges what is drawn; say how many times with --upscale")
+        studio.upscaler = load_upscaler(config.upscaler, studio.pipe.device)
+    return [] if replay is None or request.upscale == 1 else replay.other_upscaler(studio.upscaler)
 
 
 def _shaped(request: DrawRequest, config: GenerateConfig, studio: Studio) -> DrawRequest:
@@ -288,11 +302,11 @@ def _load(studio: Studio, parts: Sequence[Part], say: Callable[[str], None]) -> 
 def _save(picture: Picture, stem: str, config: GenerateConfig, say: Callable[[str], None]) -> Path:
     """Save a picture and say where it is and what it carries."""
     subjects = list(dict.fromkeys(picture.subjects.values())) if config.embed_subjects else []
-    start = picture.request.start.chunks() if config.embed_init_image and picture.request.start else []
-    inside = [*chunks(subjects), *start]
+    pictures = picture.request.pictures if config.embed_init_image else []
+    inside = [*chunks(subjects), *(chunk for one in pictures for chunk in one.chunks())]
     path = save_new_picture(picture.image, config.output_dir, stem, picture.parameters, inside)
     size = sum(len(content) for _, content in inside)
-    names = [*map(called, subjects), *(["the picture that it was drawn from"] if start else ())]
+    names = [*map(called, subjects), *(one.carried for one in pictures)]
     carries = f", which carries {', '.join(names)}: {size:,} bytes" if names else ""
     say(f"{path}{carries}")
     return path

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 
 from ..subject.file_kind import PICKLE, SAFETENSORS, kind_of_file
 from ..subject.user_file import read_text, user_path
-from .autoencoders import MAX_CONFIG, load_autoencoder
+from .autoencoders import load_autoencoder
 from .errors import BaseModelError, one_line
 from .family import AUTOENCODER, Config, Family
+from .parts import MAX_CONFIG
 from .registry import EXPECTED, FAMILIES
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
@@ -26,7 +27,7 @@ NOT_LOADED: dict[str, None] = {"safety_checker": None, "feature_extractor": None
 # Tensor names that give another kind of file away; the first match names it.
 OTHERS = (
     (r"^(unet|transformer)/.*\.coeff$", "a subject of coeff-diffusion, not a base (load it with --subject)"),
-    (r"^control_model\.|^controlnet_", "a ControlNet, not a base"),
+    (r"^control_model\.|^controlnet_", "a ControlNet, not a base (give it with --controlnet)"),
     (r"^lora_|\.lora_|^lycoris_", "a LoRA, not a base"),
     (
         r"^conditioner\.embedders\.0\.model\.",

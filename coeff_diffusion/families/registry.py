@@ -57,6 +57,11 @@ def encoders_of(pipe: Any) -> dict[str, Any]:
     return {name: encoder for name, encoder in found.items() if encoder is not None}
 
 
+def tokenizers_of(pipe: Any) -> dict[str, Any]:
+    """What reads prompts for each text encoder that a pipeline has at hand, by the encoder's name."""
+    return {name: getattr(pipe, tokenizer_name(name)) for name in encoders_of(pipe)}
+
+
 def tokenizer_name(text_encoder: str) -> str:
     """The component that reads prompts for a text encoder: "tokenizer_2" for "text_encoder_2"."""
     return text_encoder.replace("text_encoder", "tokenizer")

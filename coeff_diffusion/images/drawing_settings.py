@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from ..subject.info import Gate
 from ..subject.layer_strengths import LayerStrengths
 from ..subject.setting import Setting, setting, settings_of
+from .control_picture import ControlPicture
 from .start_picture import StartPicture
 
 MAX_SEED = 2**32 - 1
@@ -27,6 +28,12 @@ class DrawRequest:
         "", text="Prompt 2", label="Second prompt", hint="What the second text encoder reads instead", fine=True
     )
     """What the second text encoder of Stable Diffusion XL reads instead of the prompt; left out, the prompt."""
+    template: str = ""
+    """What was written where styles and wildcards made the prompt of it."""
+    negative_template: str = ""
+    """The same of the negative prompt."""
+    styles: str = ""
+    """The names of the styles."""
     subjects: Mapping[str, float] = field(default_factory=dict)
     """Strength of each loaded subject that takes part, learned trigger included: 1 as trained, 0 the base, which reads
     the class word in the trigger's place."""
@@ -34,14 +41,31 @@ class DrawRequest:
     """The picture to start from instead of pure noise, and what of it is drawn anew; its middle is cut to the size."""
     denoising_strength: float | None = setting(
         None, text="Denoising strength", low=0, high=1, reach=(0.05, 1), label="How much changes",
-        hint="0.1 hardly anything, 1 all of it", start=True, called="denoising strength",
+        hint="0.1 hardly anything, 1 all of it", of="start", called="denoising strength",
     )  # fmt: skip
     """How much of the start picture changes: its part of the denoising steps, 0 to 1; left out, 0.75."""
     mask_blur: int | None = setting(
         None, text="Mask blur", low=0, high=64, reach=(0, 64), label="Soft edge", hint="Pixels between old and new",
-        start=True, called="mask blur",
+        of="start", called="mask blur",
     )  # fmt: skip
     """Pixels over which what is drawn anew passes into what stays; left out, 4."""
+    control: ControlPicture | None = None
+    """The picture that the drawing is held to, and the ControlNet that does so; its middle is cut to the size."""
+    controlnet_conditioning_scale: float | None = setting(
+        None, text="ControlNet scale", low=0, high=2, of="control", label="How strictly",
+        hint="0 not at all, 1 as it was trained", called="strength of the ControlNet",
+    )  # fmt: skip
+    """How strictly the ControlNet holds the drawing to the control picture; left out, 1."""
+    control_guidance_start: float | None = setting(
+        None, text="ControlNet from", low=0, high=1, of="control", percent=True, label="Held from %",
+        hint="0: from pure noise on", called="beginning of the ControlNet",
+    )  # fmt: skip
+    """The part of denoising from which on the ControlNet acts, 0 to 1; left out, 0."""
+    control_guidance_end: float | None = setting(
+        None, text="ControlNet until", low=0, high=1, of="control", percent=True, label="Held to %",
+        hint="100: until it is done", called="end of the ControlNet",
+    )  # fmt: skip
+    """The part of denoising until which the ControlNet acts, 0 to 1; left out, 1."""
     seed: int | None = setting(
         None, text="Seed", low=0, high=MAX_SEED, label="Seed", hint="The same seed draws the same picture"
     )
@@ -89,13 +113,25 @@ class DrawRequest:
     )  # fmt: skip
     """The part of denoising until which subjects act, 0 to 1; left out, 1."""
 
+    upscale: int = setting(
+        1, text="Postprocess upscale by", low=1, high=4, reach=(1, 4), label="Enlarge",
+        hint="Times, once it is drawn", called="enlargement",
+    )  # fmt: skip
+    """How many times larger the picture is made once it is drawn, 1 to 4; left out, 1."""
+
     def texts(self, encoders: Iterable[str]) -> dict[str, str]:
         """What each text encoder reads of it, by the encoder's name."""
         return {name: (self.prompt_2 if name.endswith("_2") else "") or self.prompt for name in encoders}
 
-    def from_noise(self) -> "DrawRequest":
-        """The same without a picture to start from."""
-        return replace(self, start=None, denoising_strength=None, mask_blur=None)
+    @property
+    def pictures(self) -> list[StartPicture]:
+        """What it starts from, and what it is held to."""
+        return [one for one in (self.start, self.control) if one is not None]
+
+    def without(self, part: str) -> "DrawRequest":
+        """The same without the picture to start from ("start") or the control picture ("control")."""
+        own = {one.name: None for one in SETTINGS.values() if one.of == part}
+        return replace(self, **{part: None, **own})  # type: ignore[arg-type] # all of them may be None
 
     def acts_in(self, step: int) -> bool:
         """Whether subjects act in this denoising step, counted from 0. The number of steps has to be known."""

@@ -31,7 +31,7 @@ HASH = re.compile(r"[0-9a-f]{12}")
 SIZE = re.compile(r"\(?\s*(\d{1,7})\s*[x×*,]\s*(\d{1,7})\s*\)?", re.IGNORECASE)
 WHOLE = re.compile(r"([+-]?\d{1,20})(?:\.0*)?")  # seeds have 20 digits in some programs; more is nothing that is meant
 FIRST = ("Steps", "Sampler", "CFG scale", "Guidance rescale", "Seed", "Size", "Model", "Base hash", "Precision",
-         "Batch size", "Batch pos")  # fmt: skip
+         "Batch size", "Batch pos", "Postprocess upscale by", "Postprocess upscaler")  # fmt: skip
 """The keys that come first, as other tools have them; all others follow."""
 OTHERS = {"Schedule type", "Sampler sigma", "Scheduler"}
 """What other programs call a sampler's schedule where they write it apart."""
@@ -50,12 +50,25 @@ class Parameters(DrawRequest):
 
     model: str | None = setting(None, text="Model")
     """The base's name."""
+    template: str = setting("", text="Template")
+    negative_template: str = setting("", text="Negative Template")
+    styles: str = setting("", text="Styles")
     base_hash: str | None = setting(None, text="Base hash")
     """`fingerprint.base_hash` of the base, with its weights in `precision`."""
     precision: str | None = setting(None, text="Precision")
     """Dtype of the base's weights, where it is not float32, and how they are rounded: "bfloat16/int8"."""
     start_digits: str | None = setting(None, text="Start picture")
     """`StartPicture.digits` of the picture that it was drawn from."""
+    control_digits: str | None = setting(None, text="Control picture")
+    """`ControlPicture.digits` of the picture that it was held to."""
+    controlnet: str | None = setting(None, text="ControlNet")
+    """The name of the ControlNet."""
+    controlnet_hash: str | None = setting(None, text="ControlNet hash")
+    """`ControlPicture.net_digits` of it."""
+    upscaler: str | None = setting(None, text="Postprocess upscaler")
+    """What made it larger: Lanczos, or the name of a network."""
+    upscaler_hash: str | None = setting(None, text="Upscaler hash")
+    """`Upscaler.digits` of the network."""
     batch_position: int | None = setting(None, text="Batch pos")
     """The place of this picture among those that were drawn at once, from 0; None if it was drawn alone."""
     hashes: Mapping[str, str] = field(default_factory=dict)
@@ -71,10 +84,10 @@ class Parameters(DrawRequest):
 IN_ORDER = sorted(settings_of(Parameters).values(), key=lambda one: (*FIRST, one.text).index(one.text))
 KEYS = {one.text: one for one in IN_ORDER if one.text}
 """The fields that have a key of their own in the text, by that key."""
-START = "Start picture"
-OF_START = {one.text for one in IN_ORDER if one.start}
-"""Keys that others write, too, of pictures that nobody has any more: taken only where there is a `START`."""
-OURS = {*KEYS, "Subjects", "Subject hashes", "Exact prompt", "Exact negative prompt"} - LENIENT - OF_START
+PICTURES = {"start": "Start picture", "control": "Control picture"}
+OF_PICTURES = {one.text: PICTURES[one.of] for one in IN_ORDER if one.of}
+"""Keys that others write, too, of pictures that nobody has any more: taken only where there is that key."""
+OURS = {*KEYS, "Subjects", "Subject hashes", "Exact prompt", "Exact negative prompt"} - LENIENT - OF_PICTURES.keys()
 """Keys that nobody else writes."""
 
 
@@ -125,7 +138,7 @@ def from_fields(prompt: str, negative: str, fields: Mapping[str, str], notes: tu
             words if text is None else str(text) for words, text in zip((prompt, negative), exact, strict=True)
         )
         said = _shared(fields, noted)
-        mine = [key for key in KEYS if key in fields and (key not in OF_START or START in fields)]
+        mine = [key for key in KEYS if key in fields and OF_PICTURES.get(key, key) in fields]
         said |= {KEYS[key].name: _read(KEYS[key], fields.pop(key)) for key in mine}
         found = Parameters(
             prompt=prompt,

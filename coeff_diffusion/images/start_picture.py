@@ -6,9 +6,9 @@ own, at the size it was drawn at, the mask as opacity.
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from PIL import Image, ImageOps
 
@@ -17,7 +17,6 @@ from .errors import PictureError
 from .photo import read_image, read_photo
 from .png import PngError, pixels_alone, read_chunks
 
-CHUNK = b"coEi"
 MAX_BYTES = 32 * 2**20
 """Of the picture in a picture: 2,048 pixels square of a photo have 8 MB."""
 MAX_PIXELS = 4096 * 4096
@@ -37,6 +36,10 @@ class StartPicture:
 
     image: Image.Image
     mask: Image.Image | None = None
+
+    chunk: ClassVar[bytes] = b"coEi"
+    called: ClassVar[str] = "a picture to start from"
+    carried: ClassVar[str] = "the picture that it was drawn from"
 
     def __post_init__(self) -> None:
         if self.mask is None:
@@ -65,7 +68,7 @@ class StartPicture:
                 f"what is to be drawn anew lies beside the middle that {size[0]} x {size[1]} pixels keep of the "
                 "picture; draw in the shape of the picture, or cut it yourself"
             )
-        return type(self)(image, mask)
+        return replace(self, image=image, mask=mask)
 
     @property
     def digits(self) -> str:
@@ -82,7 +85,7 @@ class StartPicture:
         if self.mask is not None:
             whole.putalpha(self.mask)
         whole.save(data, format="PNG")
-        return [(CHUNK, data.getvalue())]
+        return [(self.chunk, data.getvalue())]
 
     @classmethod
     def read(cls, source: Path | bytes) -> Self | None:
@@ -93,7 +96,7 @@ class StartPicture:
         """
         name = "the picture" if isinstance(source, bytes) else str(source)
         try:
-            found = read_chunks(source, (CHUNK,), MAX_BYTES, 1)
+            found = read_chunks(source, (cls.chunk,), MAX_BYTES, 1)
             if not found:
                 return None
             # Nothing but pixels: texts and profiles that a stranger put there would be inflated, too.
@@ -104,7 +107,7 @@ class StartPicture:
                 mask = inside.getchannel("A") if inside.mode == "RGBA" else None
                 return cls(inside.convert("RGB"), mask)
         except Exception as error:  # damaged files make Pillow's decoders raise anything
-            raise PictureError(f"{name} carries a picture to start from that cannot be read: {error}") from error
+            raise PictureError(f"{name} carries {cls.called} that cannot be read: {error}") from error
 
 
 def read_start(image: str | Path, mask: str | Path | None = None) -> tuple[StartPicture, list[str]]:

@@ -9,7 +9,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from ..families.registry import tokenizer_name
 from ..subject.errors import cut
 from .trigger import whole_encoding
 
@@ -61,14 +60,14 @@ def cut_off(tokenizer: Any, prompt: str) -> CutOff | None:
     return CutOff(total - most, total, rest.strip() or rest)
 
 
-def cut_notes(pipe: Any, texts: Mapping[str, str], what: str) -> list[str]:
-    """What the text encoders of a pipeline do not read of a prompt: one sentence, or one each where they differ.
+def cut_notes(tokenizers: Mapping[str, Any], texts: Mapping[str, str], what: str) -> list[str]:
+    """What text encoders do not read of a prompt: one sentence, or one each where they differ.
 
     Args:
-        texts: by text encoder.
+        tokenizers, texts: by text encoder.
         what: as in `CutOff.said`.
     """
-    found = {name: cut_off(getattr(pipe, tokenizer_name(name)), text) for name, text in texts.items()}
+    found = {name: cut_off(tokenizers[name], text) for name, text in texts.items()}
     alike = len(set(found.values())) == 1
     return list(
         dict.fromkeys(one.said(what, *() if alike else (name,)) for name, one in found.items() if one is not None)

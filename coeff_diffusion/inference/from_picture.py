@@ -1,4 +1,6 @@
-"""Drawing from a picture: diffusers' own image to image, over the networks and the prompts of the base's pipeline.
+"""Drawing from a picture, or held to one: diffusers' own image to image and ControlNets, over the base's pipeline.
+
+They share its networks and read prompts as it does.
 
 Legend: P pictures of a batch; C, h, w channels and size of the latents; F pixels of a side that one of them stands for.
 """
@@ -13,31 +15,40 @@ from diffusers import SchedulerMixin
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from ..families.controlnets import ControlNet
+from ..images.drawing_settings import SETTINGS
 from ..images.shapes import bucket_sizes, nearest_size
 from ..images.start_picture import StartPicture
 from .request import DrawRequest, StudioError
 
 USUAL_STRENGTH = 0.75
 USUAL_BLUR = 4  # pixels
+USUAL_CONTROL = {"controlnet_conditioning_scale": 1.0, "control_guidance_start": 0.0, "control_guidance_end": 1.0}
 MOST_NATIVE = 2  # sides from half of those that the base was trained at to twice stay as they are
 
 
-def pipeline_for(pipe: Any, start: StartPicture | None) -> Any:
-    """The pipeline that draws: the base's own, or one of image to image that shares all of its parts.
+def pipeline_for(pipe: Any, request: DrawRequest, controlnet: ControlNet | None = None) -> Any:
+    """The pipeline that draws: the base's own, or one of image to image or of ControlNets that shares all of its parts.
 
     That one reads prompts through the base's own, to which subjects belong.
 
-    Raises:
-        StudioError: diffusers has no image to image for pipelines of this kind.
-    """
-    if start is None:
-        return pipe
-    from diffusers import AutoPipelineForImage2Image  # which loads the code of every kind of pipeline
+    Args:
+        controlnet: that of the request.
 
+    Raises:
+        StudioError: diffusers has no such pipeline for bases of this kind.
+    """
+    if request.start is None and request.control is None:
+        return pipe
+    import diffusers  # the automatic pipelines load the code of every kind of pipeline
+
+    auto = diffusers.AutoPipelineForText2Image if request.start is None else diffusers.AutoPipelineForImage2Image
+    more = {} if controlnet is None else {"controlnet": controlnet.model}
     try:
-        sibling = AutoPipelineForImage2Image.from_pipe(pipe)
+        sibling = auto.from_pipe(pipe, **more)
     except ValueError as error:
-        raise StudioError(f"a {type(pipe).__name__} cannot start from a picture: {error}") from error
+        cannot = "start from a picture" if request.control is None else "be held to a picture by a ControlNet"
+        raise StudioError(f"a {type(pipe).__name__} cannot {cannot}: {error}") from error
     sibling.encode_prompt, sibling.maybe_free_model_hooks = pipe.encode_prompt, pipe.maybe_free_model_hooks
     sibling.set_progress_bar_config(disable=True)
     return sibling
@@ -48,11 +59,15 @@ def taken_by(pipe: Any) -> set[str]:
     return set(inspect.signature(type(pipe).__call__).parameters)
 
 
-def start_options(requests: Sequence[DrawRequest]) -> dict[str, Any]:
-    """What a drawing call gets of the picture to start from; nothing where there is none."""
-    if (start := requests[0].start) is None:
-        return {}
-    return {"image": [start.image] * len(requests), "strength": requests[0].denoising_strength}
+def picture_options(requests: Sequence[DrawRequest]) -> dict[str, Any]:
+    """What a drawing call gets of the pictures to start from and to be held to; nothing where there are none."""
+    first, found = requests[0], dict[str, Any]()
+    if first.control is not None:
+        found |= {one.name: getattr(first, one.name) for one in SETTINGS.values() if one.of == "control"}
+        found["image" if first.start is None else "control_image"] = [first.control.image] * len(requests)
+    if first.start is not None:
+        found |= {"image": [first.start.image] * len(requests), "strength": first.denoising_strength}
+    return found
 
 
 class Inpainting:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..images.control_picture import read_control
 from ..images.drawing_settings import LAYERS, SETTINGS, DrawRequest
 from ..images.start_picture import read_start
 from ..subject.errors import shown
@@ -12,12 +13,19 @@ from .request import StudioError
 
 
 def draw_request(
-    prompt: Any, subjects: Any, settings: Any, init_image: str | None = None, mask: str | None = None
+    prompt: Any,
+    subjects: Any,
+    settings: Any,
+    init_image: str | None = None,
+    mask: str | None = None,
+    control_image: str | None = None,
+    controlnet: Any = None,
 ) -> DrawRequest:
     """What a script asks for, checked: it comes from outside.
 
     Args:
         init_image, mask: files of the picture to start from, and of what of it is drawn anew; never what was sent.
+        control_image: a file as well; controlnet: what holds the drawing to it.
 
     Raises:
         StudioError: an unknown setting, or a value of the wrong kind.
@@ -26,6 +34,9 @@ def draw_request(
     if mask and not init_image:
         raise StudioError("mask says what of init_image is drawn anew; give both")
     start = read_start(init_image, mask or None)[0] if init_image else None
+    if bool(control_image) != bool(controlnet) or not isinstance(controlnet or "", str):
+        raise StudioError("a ControlNet, named by a text, holds the drawing to control_image; give both, or none")
+    control = read_control(control_image, controlnet)[0] if control_image else None
     if not isinstance(prompt, str):
         raise StudioError(f"prompt is {shown(prompt)}, expected a text")
     strengths = _mapping("subjects", subjects, "a strength for each name: {'my-dog': 0.8}")
@@ -42,7 +53,9 @@ def draw_request(
         {name: _checked(table[name], value) for name, value in found.items() if value is not None}
         for table, found in ((SETTINGS, given), (LAYERS, layers))
     )
-    return DrawRequest(prompt, subjects=strengths, layers=LayerStrengths(**layers), start=start, **given)
+    return DrawRequest(
+        prompt, subjects=strengths, layers=LayerStrengths(**layers), start=start, control=control, **given
+    )
 
 
 def _checked(setting: Setting, value: Any) -> Any:

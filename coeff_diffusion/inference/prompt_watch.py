@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.hooks import RemovableHandle
 
-from ..families.registry import tokenizer_name
+from ..families.registry import tokenizer_name, tokenizers_of
 from ..subject.errors import CoefficientsError, listed
 from .cut_off import cut_notes, others_silent, warn
 from .standing_in import OfPipelines, StandIn
@@ -109,8 +109,9 @@ class PromptWatch(OfPipelines):
         self._changes += 1
         guided = given.get("do_classifier_free_guidance", True)
         negative = self._texts(given, "negative_prompt") if guided else []
+        tokenizers = tokenizers_of(self.pipe)
         prompts = [("prompt", texts) for texts in each] + [("negative prompt", texts) for texts in negative]
-        if notes := list(dict.fromkeys(note for what, texts in prompts for note in cut_notes(self.pipe, texts, what))):
+        if notes := list(dict.fromkeys(note for what, texts in prompts for note in cut_notes(tokenizers, texts, what))):
             warn(listed(notes))
 
     def _texts(self, given: Mapping[str, Any], argument: str) -> list[Texts]:

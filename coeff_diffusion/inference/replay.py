@@ -13,6 +13,7 @@ from ..families.fingerprint import base_hash
 from ..families.load import base_name
 from ..families.quantization import quantization_of
 from ..families.registry import denoiser_of, encoders_of
+from ..images.control_picture import ControlPicture
 from ..images.files import read_parameters
 from ..images.generation_info import Parameters, PictureError
 from ..images.left_out import left_out
@@ -24,12 +25,13 @@ from ..subject.user_file import user_path
 from .pipeline_subjects import loaded_coefficients
 from .request import DrawRequest, StudioError
 from .trigger import contains_trigger
+from .upscaling import LANCZOS, Upscaler
 
 MAX_BATCH = 64
 """Pictures that one batch of a picture from a stranger may have had."""
 
 
-def recorded(pipe: Any, request: DrawRequest, sampler: str) -> Parameters:
+def recorded(pipe: Any, request: DrawRequest, sampler: str, upscaler: Upscaler) -> Parameters:
     """What decides about the pixels of a request whose every choice is made; `placed` adds the place in its batch.
 
     The subjects are those the request names, and those whose learned word occurs in it, in the order they are blended.
@@ -47,7 +49,13 @@ def recorded(pipe: Any, request: DrawRequest, sampler: str) -> Parameters:
         "subjects": {name: float(request.subjects.get(name, 0)) for name in subjects},
         "start": None,
         "start_digits": request.start and request.start.digits,
+        "control": None,
+        "control_digits": request.control and request.control.digits,
+        "controlnet": request.control and request.control.net,
+        "controlnet_hash": request.control and request.control.net_digits,
     }
+    if request.upscale > 1:
+        asked |= {"upscaler": upscaler.name, "upscaler_hash": upscaler.digits or None}
     hashes = {name: subject.sha256[:12] for name, subject in subjects.items()}
     return Parameters(**asked, **base._asdict(), hashes=hashes)
 
@@ -101,12 +109,14 @@ class Replay:
         parameters: how it was drawn.
         carried: the subjects in it.
         start: the picture in it that it was drawn from.
+        control: the picture in it that it was held to; its ControlNet is the one that the picture records.
     """
 
     path: Path
     parameters: Parameters
     carried: Sequence[Coefficients]
     start: StartPicture | None = None
+    control: ControlPicture | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> "Replay":
@@ -117,16 +127,47 @@ class Replay:
             CoefficientsError: a subject in it is damaged.
         """
         path = user_path(path)
-        return cls(path, read_parameters(path), extract(path), StartPicture.read(path))
+        return cls.of(path, read_parameters(path), extract(path))
+
+    @classmethod
+    def of(
+        cls, path: Path, parameters: Parameters, carried: Sequence[Coefficients], name: Path | None = None
+    ) -> "Replay":
+        """The rest of what a picture says, read from its file.
+
+        Args:
+            name: what sentences call it.
+
+        Raises:
+            PictureError: a picture in it is damaged, or another than it says.
+        """
+        control = ControlPicture.read(path)
+        if control is not None:
+            net, digits = parameters.controlnet or "", parameters.controlnet_hash or ""
+            control = replace(control, net=net, net_digits=digits)
+        return cls(name or path, parameters, carried, StartPicture.read(path), control)
 
     def __post_init__(self) -> None:
         if self.start is not None and self.start.digits != self.parameters.start_digits:
             raise PictureError(f"{self.path} carries another picture to start from than it says it was drawn from")
+        if self.control is not None and self.control.digits != self.parameters.control_digits:
+            raise PictureError(f"{self.path} carries another control picture than it says it was held to")
 
     @property
     def lacks_start(self) -> bool:
         """Whether it was drawn from a picture that it does not carry."""
         return self.parameters.start_digits is not None and self.start is None
+
+    @property
+    def lacks_control(self) -> bool:
+        """Whether it was held to a picture that it does not carry."""
+        return self.parameters.control_digits is not None and self.control is None
+
+    @property
+    def controlnet(self) -> str:
+        """What its ControlNet is called in sentences."""
+        name, digits = self.parameters.controlnet or "without a name", self.parameters.controlnet_hash
+        return f"the ControlNet {shown(name)} ({digits or 'its hash is not recorded'})"
 
     def request(self) -> tuple[DrawRequest, int | None]:
         """What to draw, without the subjects, and which picture of the batch is this one; None if it was drawn alone.
@@ -140,7 +181,8 @@ class Replay:
         asked = {one.name: getattr(p, one.name) for one in fields(DrawRequest)}
         request = DrawRequest(
             **asked
-            | {"guidance_rescale": p.guidance_rescale or 0.0, "subjects": {}, "batch_size": 1, "start": self.start}
+            | {"guidance_rescale": p.guidance_rescale or 0.0, "subjects": {}, "batch_size": 1}
+            | {"start": self.start, "control": self.control}
         )
         size, place = p.batch_size, p.batch_position
         if size == 1 or place is None or p.seed is None:
@@ -186,6 +228,14 @@ class Replay:
                 f"that of this base {base.base_hash!r}"
             )
         return None
+
+    def other_upscaler(self, upscaler: Upscaler) -> list[str]:
+        """A sentence where the picture was made larger by another network than this one."""
+        p = self.parameters
+        if p.upscale == 1 or (p.upscaler or LANCZOS, p.upscaler_hash or "") == (upscaler.name, upscaler.digits):
+            return []
+        network = f"{shown(p.upscaler or LANCZOS)} ({p.upscaler_hash or 'its hash is not recorded'})"
+        return [f"{self.path} was enlarged by {network}, here {upscaler.name} does it; it will not be the same picture"]
 
     def parts(self, given: Sequence[Part]) -> tuple[list[Part], list[str]]:
         """The subjects to draw with, told by the hashes that the picture records, and notes for the user.

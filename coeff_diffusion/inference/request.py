@@ -8,15 +8,19 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..images.control_picture import ControlPicture
 from ..images.drawing_settings import MAX_SEED as MAX_SEED  # what is written so is a part of what this module offers
 from ..images.drawing_settings import SETTINGS
 from ..images.drawing_settings import DrawRequest as DrawRequest
+from ..images.start_picture import StartPicture
 from ..subject.coefficients import Coefficients
 from ..subject.errors import UserError, shown
 from ..subject.layer_strengths import LayerStrengths as LayerStrengths
 from ..subject.user_file import user_path
 
-OWN_FIELDS = ("prompt", "negative_prompt", "prompt_2", "subjects", "seed")
+OWN_FIELDS = (
+    "prompt", "negative_prompt", "prompt_2", "template", "negative_template", "styles", "subjects", "seed"
+)  # fmt: skip
 """In what requests that are drawn in one batch may differ (see `Studio.draw_batch`)."""
 SHARED_FIELDS = tuple(one.name for one in fields(DrawRequest) if one.name not in (*OWN_FIELDS, "batch_size"))
 """In what they may not."""
@@ -90,10 +94,11 @@ def problems(request: DrawRequest, multiple: int, max_steps: int) -> list[str]:
         if not math.isfinite(strength):
             problems.append(f"the strength of subject {name!r} is {strength}, expected a finite number")
     problems += request.layers.problems()
-    if request.start is None:
-        given = [one for one in SETTINGS.values() if one.start and getattr(request, one.name) is not None]
-        problems += [f"{one.name} is given, but no picture to start from" for one in given]
-    elif (request.steps or 0) * (request.denoising_strength or 0) < 1:
+    for part, called in (("start", StartPicture.called), ("control", ControlPicture.called)):
+        if getattr(request, part) is None:
+            given = [one for one in SETTINGS.values() if one.of == part and getattr(request, one.name) is not None]
+            problems += [f"{one.name} is given, but no {called.removeprefix('a ')}" for one in given]
+    if request.start is not None and (request.steps or 0) * (request.denoising_strength or 0) < 1:
         problems.append(
             f"denoising_strength {request.denoising_strength} of {request.steps} steps is less than one step, so "
             "nothing would change; take more of either"
@@ -102,6 +107,11 @@ def problems(request: DrawRequest, multiple: int, max_steps: int) -> list[str]:
         problems.append("mask_blur is given, but no mask")
     if request.begin >= request.end:
         problems.append(f"begin is {request.begin} and end is {request.end}, expected begin before end")
+    first, last = request.control_guidance_start, request.control_guidance_end
+    if first is not None and last is not None and first >= last:
+        problems.append(
+            f"control_guidance_start is {first} and control_guidance_end is {last}, expected start before end"
+        )
     return problems
 
 

@@ -10,10 +10,11 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 from PIL import Image
 
+from ..families.controlnets import ControlNet
 from ..families.registry import family_of
 from ..subject.layer_strengths import LayerStrengths
 from .cut_off import told
-from .from_picture import Inpainting, finished, pipeline_for, start_options, taken_by
+from .from_picture import Inpainting, finished, picture_options, pipeline_for, taken_by
 from .pipeline_subjects import loaded_coefficients, set_coefficients
 from .request import DrawCancelled, DrawProgress, DrawRequest, StudioError
 
@@ -26,12 +27,14 @@ def sample(
     requests: Sequence[DrawRequest],
     on_step: Callable[[DrawProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    controlnet: ControlNet | None = None,
 ) -> list[Image.Image]:
     """Draw one picture per request, all at once.
 
     Args:
         scheduler: the sampler, for this batch alone.
         requests: with every choice made, alike but for prompts, subjects and seeds.
+        controlnet: that of the requests, if they have a control picture.
 
     Raises:
         StudioError: the numbers broke up. DrawCancelled: `should_stop` said so.
@@ -62,7 +65,7 @@ def sample(
 
     with _prepared(pipe, scheduler), told(pipe), _seeing(pipe):
         _let_act(pipe, requests, 0)
-        drawing = pipeline_for(pipe, first.start)
+        drawing = pipeline_for(pipe, first, controlnet)
         taken, negative = taken_by(drawing), [request.negative_prompt for request in requests]
         accepted = [name for name in family_of(pipe).drawing if name in taken]
         options = {
@@ -79,7 +82,7 @@ def sample(
                 num_inference_steps=steps,
                 **{name: value for name, value in size.items() if name in taken},
                 **{name: value for name, value in options.items() if name in accepted},
-                **start_options(requests),
+                **picture_options(requests),
                 generator=[_generator(request) for request in requests],
                 callback_on_step_end=after_step,
             )

@@ -14,16 +14,19 @@ from typing import Any
 
 from PIL import Image
 
-from ..families.load import base_name
-from ..families.registry import family_of
+from ..families.controlnets import ControlNet, load_controlnet
+from ..families.load import BaseModelError, base_name
+from ..families.registry import family_of, tokenizers_of
 from ..families.usual import usual_of
+from ..images.control_picture import ControlPicture
 from ..images.generation_info import format_parameters
 from ..images.start_picture import StartPicture
 from ..subject.coefficients import Coefficients
 from ..subject.errors import shown
-from .from_picture import USUAL_BLUR, USUAL_STRENGTH, pipeline_for, size_from, taken_by
+from .from_picture import USUAL_BLUR, USUAL_CONTROL, USUAL_STRENGTH, pipeline_for, size_from, taken_by
 from .pipeline_subjects import load_coefficients, loaded_coefficients, unload_coefficients
 from .preview import Preview
+from .prompt_reader import PromptReader
 from .replay import placed, recorded
 from .request import (
     MAX_SEED,
@@ -49,6 +52,7 @@ from .samplers import (
 )
 from .sampling import rest, sample
 from .trigger import contains_trigger, replace_trigger
+from .upscaling import Upscaler
 
 
 class Studio:
@@ -57,6 +61,10 @@ class Studio:
     Args:
         pipe: a stock pipeline (see `load_base`). The studio changes its scheduler and its subjects while it draws and
             puts back what it found; between drawings no subject of the studio acts.
+
+    Attributes:
+        reader: reads prompts as this base does, also while it draws.
+        upscaler: makes pictures larger where a request asks for that.
 
     Raises:
         FamilyError: the pipeline is of no known family.
@@ -67,6 +75,8 @@ class Studio:
         self.family = family_of(pipe)
         self._lock = threading.RLock()
         self._preview: Any = Preview(pipe)
+        self.reader, self.upscaler = PromptReader(pipe), Upscaler()
+        self._controlnet: tuple[str, ControlNet] | None = None  # the last one, by what it was asked for as
 
     @property
     def base(self) -> str:
@@ -110,6 +120,7 @@ class Studio:
         """Hold the base no longer. Whoever wants something of it from now on is told why it is gone."""
         with self._lock:
             unload_coefficients(self.pipe)
+            self.forget_controlnet()
             self.pipe = self._preview = Gone(why)
 
     def load(self, source: str | Path | Coefficients, name: str | None = None) -> str:
@@ -130,6 +141,29 @@ class Studio:
                 raise StudioError(f"no subject {name!r} is loaded; loaded are {_names(self.subjects)}")
             unload_coefficients(self.pipe, name)
 
+    def controlnet(self, source: str) -> ControlNet:
+        """The ControlNet of this folder, file or Hub id. It stays in memory until another one is asked for.
+
+        Args:
+            source: or the name of the one that is loaded.
+
+        Raises:
+            StudioError: there is none, it is damaged, or it is made for another kind of base.
+        """
+        with self._lock:
+            if self._controlnet is None or source not in (self._controlnet[0], self._controlnet[1].name):
+                self._controlnet = None  # two of them may be more than the memory holds
+                try:
+                    self._controlnet = source, load_controlnet(source, self.pipe)
+                except BaseModelError as error:
+                    raise StudioError(str(error)) from error
+            return self._controlnet[1]
+
+    def forget_controlnet(self) -> None:
+        """Give back the memory of the ControlNet that was used last; it is loaded again where it is asked for."""
+        with self._lock:
+            self._controlnet = None
+
     def notes(self, request: DrawRequest) -> list[str]:
         """What is probably not meant: one sentence each, for the user, before or after drawing.
 
@@ -139,12 +173,12 @@ class Studio:
             StudioError, SchedulerError: the request cannot be drawn.
         """
         with self._lock:
-            return request_notes(self.pipe, self.subjects, self.resolved(request))
+            return request_notes(tokenizers_of(self.pipe), self.subjects, self.resolved(request))
 
     def unread_notes(self, request: DrawRequest) -> list[str]:
         """Of `notes` those about words that the base does not read."""
         with self._lock:
-            return unread_notes(self.pipe, self.subjects, self.resolved(request))
+            return unread_notes(tokenizers_of(self.pipe), self.subjects, self.resolved(request))
 
     def draw(
         self,
@@ -261,11 +295,14 @@ class Studio:
             is_one_request: then the pictures record their place in the batch, and it can be drawn again, bit by bit.
         """
         scheduler = make_scheduler(requests[0].scheduler, self.pipe.scheduler)
-        images = sample(self.pipe, scheduler, requests, on_step, should_stop)
+        control = requests[0].control
+        controlnet = None if control is None else self.controlnet(control.net)
+        images = sample(self.pipe, scheduler, requests, on_step, should_stop, controlnet)
         pictures = []
         for place, (image, request) in enumerate(zip(images, requests, strict=True)):
             assert request.seed is not None
-            parameters = recorded(self.pipe, request, scheduler_label(scheduler))
+            parameters = recorded(self.pipe, request, scheduler_label(scheduler), self.upscaler)
+            image = self.upscaler.enlarged(image, request.upscale)
             if is_one_request:
                 parameters = placed(parameters, place, len(requests))
             subjects = {name: self.subjects[name] for name in parameters.subjects}
@@ -302,10 +339,14 @@ class Studio:
             StudioError: it cannot be drawn; the message lists all that is wrong with it.
         """
         usual = self.usual | {"seed": secrets.randbelow(MAX_SEED - max(0, request.batch_size))}
+        if request.control is not None:
+            usual |= USUAL_CONTROL | self._size_from(request.control)
+            request = replace(request, control=self._known(request.control))
         if request.start is not None:
-            usual |= self._usual_from(request.start)
+            usual |= self._size_from(request.start) | {"denoising_strength": USUAL_STRENGTH}
+            usual |= {} if request.start.mask is None else {"mask_blur": USUAL_BLUR}
         request = replace(request, **{name: one for name, one in usual.items() if getattr(request, name) is None})
-        rescales = request.start is None or "guidance_rescale" in taken_by(pipeline_for(self.pipe, request.start))
+        rescales = "guidance_rescale" in taken_by(self._pipeline_for(request))
         if request.guidance_rescale is None:
             request = replace(request, guidance_rescale=self._rescale(request) if rescales else 0.0)
         assert request.steps is not None
@@ -328,14 +369,27 @@ class Studio:
             raise StudioError("; ".join(wrong))
         assert request.width is not None
         assert request.height is not None
-        start = request.start and request.start.fitted((request.width, request.height))
-        return replace(request, start=start)
+        size, start, control = (request.width, request.height), request.start, request.control
+        return replace(request, start=start and start.fitted(size), control=control and control.fitted(size))
 
-    def _usual_from(self, start: StartPicture) -> dict[str, Any]:
-        """What settings that are left out are where a drawing starts from a picture."""
-        width, height = size_from(start, self.size, self.multiple)
-        usual: dict[str, Any] = {"width": width, "height": height, "denoising_strength": USUAL_STRENGTH}
-        return usual if start.mask is None else usual | {"mask_blur": USUAL_BLUR}
+    def _pipeline_for(self, request: DrawRequest) -> Any:
+        controlnet = None if request.control is None else self.controlnet(request.control.net)
+        return pipeline_for(self.pipe, request, controlnet)
+
+    def _known(self, control: ControlPicture) -> ControlPicture:
+        """The control picture with its ControlNet by the name and the digits that pictures record."""
+        controlnet = self.controlnet(control.net)
+        if control.net_digits not in ("", controlnet.digits):
+            raise StudioError(
+                f"the ControlNet {control.net!r} that is loaded is another one ({controlnet.digits}) than was asked "
+                f"for ({control.net_digits}); name its folder, file or Hub id"
+            )
+        return replace(control, net=controlnet.name, net_digits=controlnet.digits)
+
+    def _size_from(self, picture: StartPicture) -> dict[str, Any]:
+        """Width and height where they are left out."""
+        width, height = size_from(picture, self.size, self.multiple)
+        return {"width": width, "height": height}
 
     def _rescale(self, request: DrawRequest) -> float:
         guided = (request.guidance_scale or 0) > 1

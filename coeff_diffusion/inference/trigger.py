@@ -8,7 +8,7 @@ Unicode form and runs of white space do not matter, word boundaries do. "Sks  do
 import functools
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,8 +77,36 @@ def triggers_clash(first: str, second: str) -> bool:
 
 def replace_trigger(prompt: str, trigger: str, words: str) -> str:
     """The prompt with other words in place of the trigger, the rest as it was written."""
-    pattern = trigger_pattern(trigger).replace(r"\ ", r"\s+")
-    return re.sub(pattern, lambda _: words, unicodedata.normalize("NFC", prompt), flags=re.IGNORECASE)
+    return re.sub(_written(trigger), lambda _: words, unicodedata.normalize("NFC", prompt), flags=re.IGNORECASE)
+
+
+def with_trigger(prompt: str, trigger: str, class_word: str, others: Collection[str] = ()) -> str:
+    """The prompt with the trigger written into it: in place of the first class word, else at its end.
+
+    Args:
+        others: triggers whose words stay.
+    """
+    if contains_trigger(prompt, trigger):
+        return prompt
+    text = unicodedata.normalize("NFC", prompt)
+    theirs = "|".join([*(_written(other) for other in others if canonical(other)), r"(?!)"])
+    if canonical(class_word):
+        found = re.finditer(rf"(?:{theirs})|(?P<word>{_written(class_word)})", text, re.IGNORECASE)
+        if place := next((one.span("word") for one in found if one["word"]), None):
+            return f"{text[: place[0]]}{trigger}{text[place[1] :]}"
+    return ", ".join(filter(None, (text.strip(" ,"), trigger)))
+
+
+def without_trigger(prompt: str, trigger: str, class_word: str) -> str:
+    """The prompt without the trigger: what was added at its end is gone, anywhere else the class word stands there."""
+    text = unicodedata.normalize("NFC", prompt)
+    shorter = re.sub(rf",\s*{_written(trigger)}[\s,]*$", "", text, flags=re.IGNORECASE)
+    return shorter if shorter != text else replace_trigger(prompt, trigger, class_word).strip()
+
+
+def _written(trigger: str) -> str:
+    """A regular expression that finds the trigger as people write it."""
+    return trigger_pattern(trigger).replace(r"\ ", r"\s+")
 
 
 def trigger_pattern(trigger: str) -> str:

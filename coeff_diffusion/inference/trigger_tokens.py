@@ -5,7 +5,7 @@ Legend: D channels of a token embedding; P texts, T text positions.
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -282,22 +282,30 @@ def _check(embedding: TriggerEmbedding, tokenizer: Any, name: str, trigger: str,
 
 
 def _teach(embedding: TriggerEmbedding, triggers: dict[str, LearnedTrigger]) -> None:
-    """Let the tokenizer read each trigger as its own tokens, whose ids are noted in `triggers`.
+    """Let the tokenizer read each trigger as its own tokens, whose ids are noted in `triggers`."""
+    backend, first_ids = taught(embedding.base_backend, {one.trigger: len(one.vectors) for one in triggers.values()})
+    for learned in triggers.values():
+        learned.first_id = first_ids[learned.trigger]
+    embedding.tokenizer._tokenizer = embedding.taught_backend = backend
+
+
+def taught(base_backend: Any, triggers: Mapping[str, int]) -> tuple[Any, dict[str, int]]:
+    """A copy of what a tokenizer computes with that reads each trigger as so many tokens, and the first id of each.
 
     The normalizer puts placeholders where a trigger stands. They are joined by underscores, which count as letters, so
     no trigger is ever found inside a placeholder.
     """
-    backend = copy.deepcopy(embedding.base_backend)
+    backend, first_ids = copy.deepcopy(base_backend), {}
     steps = [backend.normalizer]
-    for learned in triggers.values():
+    for trigger, vectors in triggers.items():
         # With the size of the vocabulary in it a name is new, even if the tokenizer was saved with such tokens before.
-        word, size = re.sub(r"\W+", "_", learned.trigger), backend.get_vocab_size()
-        places = [f"<{word}_{size}_{i}>" for i in range(len(learned.vectors))]
+        word, size = re.sub(r"\W+", "_", trigger), backend.get_vocab_size()
+        places = [f"<{word}_{size}_{i}>" for i in range(vectors)]
         backend.add_tokens([AddedToken(place, normalized=True) for place in places])
-        learned.first_id = backend.token_to_id(places[0])
-        steps.append(replacing(learned.trigger, "".join(places)))
+        first_ids[trigger] = backend.token_to_id(places[0])
+        steps.append(replacing(trigger, "".join(places)))
     backend.normalizer = normalizers.Sequence([step for step in steps if step is not None])
-    embedding.tokenizer._tokenizer = embedding.taught_backend = backend
+    return backend, first_ids
 
 
 def _take_over(text_encoder: Any, embedding: TriggerEmbedding) -> None:

@@ -198,13 +198,15 @@ class Bases:
         old = self.current
         studio = Studio(self._placed(pipe, label))
         new = StudioService(studio, old.library, old.output_dir, old.training_queue.jobs)
-        new.import_export.folders = old.import_export.folders
+        new.import_export.folders = new.drawings.folders = old.import_export.folders
+        new.drawings.templates = old.drawings.templates
         return new
 
     def _placed(self, pipe: Any, label: str) -> Any:
         """The pipeline where it draws. On a GPU the one that is there makes room."""
         if self._device.type == "cpu":
             return pipe
+        self.current.studio.forget_controlnet()
         self.current.studio.pipe.to("cpu")
         try:
             return pipe.to(self._device)

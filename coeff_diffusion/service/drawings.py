@@ -9,11 +9,16 @@ from ..families.layout import layout_of
 from ..families.registry import denoiser_of
 from ..images.files import save_new_picture
 from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError
+from ..inference.templates import Templates
 from ..sources.image_card import chunks
 from ..sources.open import open_subject
+from ..subject.errors import shown
+from ..subject.hub_id import is_hub_id
+from ..subject.user_file import user_path
 from .loading import SubjectLoader
 from .messages import by_name
 from .picture_settings import Settings, restored
+from .prompts import Prompts, first_prompt
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,17 @@ class Drawing:
 
 
 class Drawings:
-    """Draws what the page asks for, with subjects of the library by the names they are listed under."""
+    """Draws what the page asks for, with subjects of the library by the names they are listed under.
+
+    Attributes:
+        prompts: helps to write what is to be drawn.
+        templates: the styles and wildcards that people may use.
+        folders: whether a ControlNet may lie in a folder of this computer; not where others can reach the page.
+    """
 
     def __init__(self, loader: SubjectLoader, output_dir: Path) -> None:
         self.loader, self.output_dir = loader, output_dir
+        self.prompts, self.folders, self.templates = Prompts(loader), True, Templates()
 
     def draw(
         self,
@@ -64,13 +76,15 @@ class Drawings:
         Args:
             compare: draw also by the base alone; without subjects there is nothing to compare.
             embed_subjects: put the subjects into each picture that they took part in (see `cards`).
-            embed_start: put the picture to start from into each picture.
+            embed_start: put the picture to start from, and the control picture, into each picture.
 
         Raises:
             StudioError, SchedulerError, CoefficientsError, OSError: with a message for the user.
         """
+        self._check_folders(request)
         with self.loader.using(request.subjects) as studio:
-            notes = studio.notes(request)
+            notes = [f"drawn as: {request.prompt}"] if request.template else []
+            notes += studio.notes(request)
             if not request.prompt.strip():
                 notes.append("the prompt is empty, so the base draws whatever comes to it")
             if embed_subjects:
@@ -89,7 +103,7 @@ class Drawings:
                 picture.parameters,
                 [
                     *(chunks(list(dict.fromkeys(picture.subjects.values()))) if embed_subjects else ()),
-                    *(picture.request.start.chunks() if embed_start and picture.request.start else ()),
+                    *(chunk for one in (picture.request.pictures if embed_start else ()) for chunk in one.chunks()),
                 ],
             )
             for tag, group in (("-base", base), ("", pictures))
@@ -144,8 +158,13 @@ class Drawings:
 
     def first_prompt(self, name: str) -> str:
         """What to draw with a subject of the library to see it: the prompt it was trained on."""
-        info = open_subject(self.loader.library.path(name)).info
-        return info.instance_prompt or (f"a {info.trigger}" if info.trigger else "")
+        return first_prompt(open_subject(self.loader.library.path(name)).info)
+
+    def _check_folders(self, request: DrawRequest) -> None:
+        """Raises StudioError: it names a folder or file where that is not allowed."""
+        net = "" if request.control is None else request.control.net
+        if net and not self.folders and (not is_hub_id(net) or user_path(net).exists()):
+            raise StudioError(f"the ControlNet is {shown(net)}; on this page it has to be an id on the Hub")
 
     def _base_prompt(self, request: DrawRequest) -> str:
         try:

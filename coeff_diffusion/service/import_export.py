@@ -75,6 +75,8 @@ class ImportExport:
     def add(self, file: str | Path) -> list[str]:
         """Take in a subject's file, or each subject of a picture that carries some; returns their names.
 
+        Those that are there already are not taken in once more.
+
         Raises:
             CoefficientsError: there is no subject in it, or a damaged one. Nothing was taken in then.
         """
@@ -83,7 +85,7 @@ class ImportExport:
             is_picture = picture_kind(path) is not None
             subjects = extract_any(path) or [open_subject(path)]
         names = [path.stem if not is_picture and path.name != FILE_NAME else _own_name(subject) for subject in subjects]
-        return [self.library.put(subject, name or path.stem) for subject, name in zip(subjects, names, strict=True)]
+        return [self.library.join(subject, name or path.stem) for subject, name in zip(subjects, names, strict=True)]
 
     def pull(self, source: str) -> str:
         """Fetch a shared subject with its pictures into a folder of its own; returns its name.

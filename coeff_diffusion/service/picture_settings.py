@@ -9,7 +9,6 @@ from ..families.layout import layout_of
 from ..images.drawing_settings import SETTINGS
 from ..images.files import find_drawing
 from ..images.generation_info import Parameters
-from ..images.start_picture import StartPicture
 from ..inference.fitting import fitted, near
 from ..inference.limits import MAX_SUBJECTS, limits_of
 from ..inference.replay import Base, Replay
@@ -55,7 +54,7 @@ def restored(loader: SubjectLoader, file: str | Path) -> Settings:
         carried = extract_any(path)
         if drawn is None and not carried:
             carried = [open_subject(path)]  # in a QR code, or the error that says what the picture lacks
-        replay = Replay(Path(path.name), drawn, carried, StartPicture.read(path)) if drawn else None
+        replay = Replay.of(path, drawn, carried, Path(path.name)) if drawn else None
         request = None if replay is None else _alone(replay)
     joined, left_out, notes = _join(loader, carried)
     if replay is None or request is None:
@@ -67,10 +66,15 @@ def restored(loader: SubjectLoader, file: str | Path) -> Settings:
         notes.append(f"{other_base}; it will not be the same picture")
     else:
         notes += _not_settable(request, loader.studio)
-    notes += replay.notes
+    notes += [*replay.notes, *replay.other_upscaler(loader.studio.upscaler)]
     if replay.lacks_start:
         notes.append("it was drawn from a picture that it does not carry; put that one in to draw it again")
-        request = request.from_noise()
+        request = request.without("start")
+    if replay.lacks_control:
+        notes.append(f"it was held to a picture that it does not carry, by {replay.controlnet}")
+        request = request.without("control")
+    elif replay.control is not None:
+        notes.append(f"name {replay.controlnet} beside its control picture to draw it again")
     request, more = _within_reach(replace(request, subjects=subjects), loader.studio)
     return Settings(request, dict(request.subjects), notes + more)
 
@@ -94,7 +98,7 @@ def _join(loader: SubjectLoader, carried: Sequence[Coefficients]) -> tuple[list[
             left_out.append(subject)
             notes.append(f"the subject {called(subject)} in it is left out: {error}")
             continue
-        name = next((name for name, other in _all(loader.library).items() if _same(subject, other)), None)
+        name = loader.library.name_of(subject)
         if name is None:
             name = loader.library.put(subject, subject.info.name or subject.info.trigger)
             notes.append(f"its subject joined the library as {name!r}")
@@ -102,26 +106,11 @@ def _join(loader: SubjectLoader, carried: Sequence[Coefficients]) -> tuple[list[
     return names, left_out, notes
 
 
-def _all(library: Library) -> dict[str, Coefficients]:
-    """The subjects of the library by name, without those that cannot be read."""
-    found = {}
-    for name, path in library.find().items():
-        try:
-            found[name] = open_subject(path)
-        except CoefficientsError:
-            continue
-    return found
-
-
-def _same(subject: Coefficients, other: Coefficients) -> bool:
-    return subject.sha256 == other.sha256 and subject.info.trigger == other.info.trigger
-
-
 def _subjects(
     drawn: Parameters, library: Library, left_out: Sequence[Coefficients]
 ) -> tuple[dict[str, float], list[str]]:
     """The strengths of the subjects of a picture by the library's names, and notes on those that are missing."""
-    there, missing, notes = _all(library), [], []
+    there, missing, notes = library.subjects(), [], []
     strengths: dict[str, float] = {}
     for name, strength in drawn.subjects.items():
         digits = drawn.hashes.get(name)

@@ -102,12 +102,33 @@ class Library:
         return path.parent if self._is_run(path) else path
 
     def add(self, file: str | Path) -> str:
-        """Check a file, copy it into the folder under a free name, and return the name it is listed under.
+        """Check a file and let its subject join (see `join`) under a name that is like the file's.
 
         Raises:
             CoefficientsError: it is not a subject's file.
         """
-        return self.put(open_subject(file), Path(file).stem)
+        return self.join(open_subject(file), Path(file).stem)
+
+    def join(self, subject: Coefficients, name: str) -> str:
+        """`put`, unless the very same subject is there already; returns what it is listed under."""
+        with self._lock:
+            return self.name_of(subject) or self.put(subject, name)
+
+    def subjects(self) -> dict[str, Coefficients]:
+        """The subjects by the names they are listed under, without those that cannot be read."""
+        found = {}
+        for name, path in self.find().items():
+            try:
+                found[name] = open_subject(path)
+            except CoefficientsError:
+                continue
+        return found
+
+    def name_of(self, subject: Coefficients) -> str | None:
+        """What the very same numbers with the same trigger are listed under; None where they are not there."""
+        same = (subject.sha256, subject.info.trigger)
+        found = self.subjects().items()
+        return next((name for name, other in found if (other.sha256, other.info.trigger) == same), None)
 
     def put(self, subject: Coefficients, name: str) -> str:
         """Write a subject into the folder under a free name that is like `name`; returns what it is listed under."""

@@ -27,7 +27,7 @@ class Setting:
         step: of the control; 1 of whole numbers and percent, else 0.05 where it is not given.
         percent: the control shows a hundred times the value.
         fine: the control is not among the first that people see.
-        start: it means something for drawings that start from a picture alone.
+        of: the picture of a request without which it means nothing, "start" or "control".
         id: the end of the control's `elem_id`; the field's own name where none is given.
         called: what sentences call it; the label, or the key, in lower case where it is not given.
         kind: `int`, `float`, `str`, or a dataclass that has settings itself.
@@ -45,7 +45,7 @@ class Setting:
     step: float | None = None
     percent: bool = False
     fine: bool = False
-    start: bool = False
+    of: str = ""
     id: str = ""
     called: str = ""
     name: str = ""

@@ -18,10 +18,17 @@ def build(bases: Bases) -> None:
     """Add the endpoints to the page that is being built."""
 
     def draw(
-        prompt: str, subjects: Any, settings: Any, compare: bool, init_image: str | None = None, mask: str | None = None
+        prompt: str,
+        subjects: Any,
+        settings: Any,
+        compare: bool,
+        init_image: str | None = None,
+        mask: str | None = None,
+        control_image: str | None = None,
+        controlnet: str | None = None,
     ) -> tuple[list[Any], dict[str, Any]]:
         service = bases.current
-        asked = or_refusal(draw_request, prompt, subjects, settings, init_image, mask)
+        asked = or_refusal(draw_request, prompt, subjects, settings, init_image, mask, control_image, controlnet)
         request = or_refusal(check_limits, service.studio, asked)
         drawing = or_refusal(service.drawings.draw, request, compare)
         served = [files.move_resource_to_block_cache(file) for file in drawing.files]
@@ -77,6 +84,7 @@ def build(bases: Bases) -> None:
         prompt, strengths = gr.Textbox(label="prompt"), gr.JSON(label="subjects")
         settings, compare = gr.JSON(label="settings"), gr.Checkbox(False, label="compare")
         init_image, mask = gr.File(label="init_image"), gr.File(label="mask")
+        control_image, controlnet = gr.File(label="control_image"), gr.Textbox(label="controlnet")
         files, answer = gr.File(label="files", file_count="multiple"), gr.JSON(label="answer")
         pictures = gr.File(label="pictures", file_count="multiple")
         name, word, preset = (
@@ -87,7 +95,8 @@ def build(bases: Bases) -> None:
         changes, training = gr.JSON({}, label="settings"), gr.JSON(label="training")
         start, start_training = gr.Button(), gr.Button()
     start.click(
-        draw, [prompt, strengths, settings, compare, init_image, mask], [files, answer], api_name="draw",
+        draw, [prompt, strengths, settings, compare, init_image, mask, control_image, controlnet], [files, answer],
+        api_name="draw",
         concurrency_id="draw", show_progress="hidden",
     )  # fmt: skip
     start_training.click(

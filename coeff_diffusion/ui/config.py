@@ -31,6 +31,9 @@ class PageConfig:
     without one needs it; madebyollin/sdxl-vae-fp16-fix lets Stable Diffusion XL stay in float16."""
     subjects_dir: str = "outputs"
     """The folder whose subjects the page offers; what is uploaded is copied into it."""
+    styles_dir: str | None = None
+    """The folder with styles.csv (A1111's form) and with wildcards/colour.txt for __colour__ in prompts; left out,
+    ~/.config/coeff-diffusion."""
     output_dir: str = "outputs/pictures"
     """Where every drawn picture is saved, under the next free number."""
     port: int = 7860

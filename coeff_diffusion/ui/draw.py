@@ -11,16 +11,31 @@ import gradio as gr
 
 from ..images.shapes import RATIOS, size_of
 from ..service import Drawing, Glimpse, StudioService
-from .common import QUIET, REFUSALS, follow, status_line, with_status
-from .draw_controls import Controls, Values, choose, fine_controls, offer, plain_controls, seed_controls, subject_rows
+from . import draw_with, prompt_box
+from .common import QUIET, REFUSALS, follow, or_refusal, status_line, with_status
+from .draw_controls import (
+    Controls,
+    Values,
+    choose,
+    fine_controls,
+    offer,
+    plain_controls,
+    seed_controls,
+    style_control,
+    subject_rows,
+)
 from .from_picture import FromPicture
+from .held_to import HeldTo
 from .history import HistoryPanel
 from .job_bar import JobBar, job_bar
+from .prompt_box import PromptBox
 from .start import Start
 
 AT_ONCE = 16  # drawings that are at work or wait where everyone sees their place; more wait in gradio's own queue
 # The picture is the hero: beside the controls where there is room, else right below the button.
-CSS = """
+CSS = (
+    prompt_box.CSS
+    + """
 #draw-room { display: grid; gap: var(--layout-gap); align-items: start;
   grid-template: "ask result" auto "rest result" 1fr / minmax(0, 2fr) minmax(0, 3fr); }
 #draw-ask { grid-area: ask; } #draw-rest { grid-area: rest; } #draw-result { grid-area: result; }
@@ -42,6 +57,7 @@ CSS = """
   #draw-result { position: static; }
 }
 """
+)
 
 
 @dataclass(frozen=True)
@@ -55,11 +71,12 @@ class Stage:
     bar: JobBar
     empty: gr.Column
     gallery: gr.Gallery
+    slider: gr.ImageSlider
     last: gr.State
 
     def outputs(self) -> list[Any]:
         """All of it, for an event."""
-        return [*self.bar.parts(), self.empty, self.gallery, self.last]
+        return [*self.bar.parts(), self.empty, self.gallery, self.slider, self.last]
 
     def underway(self, glimpse: Glimpse) -> dict[Any, Any]:
         """What to show while the picture forms. Not read out: a screen reader would hear of every step."""
@@ -68,15 +85,18 @@ class Stage:
         if glimpse.pictures:
             forming = [(picture, "forming") for picture in glimpse.pictures]
             news |= {self.empty: gr.Column(visible=False), self.gallery: gr.Gallery(forming, visible=True)}
+            news[self.slider] = gr.ImageSlider(None, visible=False)
         return news
 
     def done(self, drawing: Drawing) -> dict[Any, Any]:
         """The result: the saved files themselves, so that what is downloaded says how it was drawn."""
         pictures = [(self.gallery.move_resource_to_block_cache(path), words) for path, words in drawing.captioned()]
         names = ", ".join(path.name for path in drawing.files)
+        pair = len(drawing.base) == len(drawing.pictures) == 1
         return self.bar.idle(*drawing.notes, f"Saved in {drawing.files[0].parent}: {names}") | {
             self.empty: gr.Column(visible=False),
             self.gallery: gr.Gallery(pictures, visible=True),
+            self.slider: gr.ImageSlider((pictures[0][0], pictures[1][0]) if pair else None, visible=pair),
             self.last: drawing.pictures[0].seed,
         }
 
@@ -85,14 +105,15 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
     """Put the tab's controls on the page and wire them to the service."""
     with gr.Row(elem_id="draw-room"):
         with gr.Column(elem_id="draw-ask"):
-            prompt = _prompt()
+            box = PromptBox(service)
             bar = job_bar("draw", "Draw")
         with gr.Column(elem_id="draw-rest"):
             rows = subject_rows(service)
             words = gr.HTML(elem_id="draw-words")
+            styles = style_control()
             compare, embed = _switches()
             upload = gr.UploadButton("Add a subject's file", size="sm", elem_id="draw-upload")
-            origin = FromPicture(service)
+            origin, held_to = FromPicture(service), HeldTo(service)
             with gr.Accordion("Settings", open=False, elem_id="draw-settings"):
                 seed, random_seed, reuse = seed_controls(service)
                 shape = gr.Radio([*RATIOS], label="Shape", info="Sizes that the base knows", elem_id="draw-shape")
@@ -105,39 +126,28 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
                 elem_id="draw-drop",
             )
         with gr.Column(elem_id="draw-result"):
-            start, gallery = Start(service), _result()
+            start, gallery, slider = Start(service), _result(), _slider()
             history = HistoryPanel(service)
-    controls = Controls(prompt, rows, {"seed": seed, **fields, **fine}, random_seed, layers, origin)
-    stage = Stage(bar, start.panel, gallery, gr.State(0))
+    controls = Controls(box.text, rows, {"seed": seed, **fields, **fine}, random_seed, layers, origin, held_to, styles)
+    stage = Stage(bar, start.panel, gallery, slider, gr.State(0))
     drawn = _wire_drawing(service, page, controls, stage, (compare, embed))
-    _wire_subjects(service, [page.load, tab.select], controls, words)
+    _wire_subjects(service, [page.load, tab.select], controls, words, box)
     sides = [fields["width"], fields["height"]]
     origin.wire(sides)
-    restored, news = _wire_files(service, controls, bar.status, upload, drop)
+    restored, news = _wire_files(service, controls, bar.status, upload, drop, box)
     start.wire(restored, news, tab.parent)
     history.wire(restored, news, origin, [drawn])
-    _keep(page, prompt)
+    box.wire(page, rows, controls.fields, styles)
+    page.load(partial(_styles, service), None, styles, **QUIET)
+    draw_with.receive(tab, [row.name for row in rows], lambda name: choose(service.library.find(), name))
     shape.input(lambda ratio: size_of(ratio, service.studio.size, service.studio.multiple), shape, sides, **QUIET)
     reuse.click(lambda last: (last, False), stage.last, [seed, random_seed], **QUIET)
 
 
-def _prompt() -> gr.Textbox:
-    return gr.Textbox(  # of one line that grows: Enter draws, Shift+Enter begins a new line
-        "",
-        label="Prompt",
-        info="What you want to see; a subject comes by the words that call it up",
-        placeholder="a photo of a dog on a beach",
-        max_lines=6,
-        autofocus=True,
-        elem_id="draw-prompt",
-    )
-
-
-def _keep(page: gr.Blocks, prompt: gr.Textbox) -> None:
-    """What is being written survives that the page is loaded again: the browser keeps it, for this page alone."""
-    kept = gr.BrowserState("", storage_key="coeff-diffusion-prompt", secret="not a secret")
-    prompt.change(None, prompt, kept, js="(text) => text", **QUIET)
-    page.load(lambda text: text or gr.skip(), kept, prompt, **QUIET)
+def _styles(service: StudioService) -> Any:
+    """The styles that there are now."""
+    found = [*or_refusal(service.drawings.templates.styles)]
+    return gr.Dropdown(found, visible=bool(found))
 
 
 def _switches() -> tuple[gr.Checkbox, gr.Checkbox]:
@@ -173,6 +183,19 @@ def _result() -> gr.Gallery:
     )
 
 
+def _slider() -> gr.ImageSlider:
+    """The base and the subject, one over the other, where one of each is drawn."""
+    return gr.ImageSlider(
+        label="Left the base, right the subject",
+        type="filepath",
+        format="png",
+        visible=False,
+        interactive=False,
+        buttons=[],
+        elem_id="draw-slider",
+    )
+
+
 # --- what happens when ------------------------------------------------------------------------------------------------
 
 
@@ -202,8 +225,10 @@ def _wire_drawing(
     return drawn
 
 
-def _wire_subjects(service: StudioService, moments: Iterable[Any], controls: Controls, words: gr.HTML) -> None:
-    """Rows and their controls come as they are needed, and say what calls their subjects up."""
+def _wire_subjects(
+    service: StudioService, moments: Iterable[Any], controls: Controls, words: gr.HTML, box: PromptBox
+) -> None:
+    """Rows and their controls come as they are needed, say what calls their subjects up, and write it."""
     names = [row.name for row in controls.rows]
 
     def refresh(*chosen: str) -> list[Any]:
@@ -211,39 +236,42 @@ def _wire_subjects(service: StudioService, moments: Iterable[Any], controls: Con
         # Choices alone where it will do: on a slow machine someone may have chosen already when this answer comes.
         return [choose(there, name) if name and name not in there else offer(there) for name in chosen]
 
-    def arrange(prompt: str, *chosen: str) -> dict[Any, Any]:
+    def arrange(prompt: str, before: list[str], *chosen: str) -> dict[Any, Any]:
         used = [number for number, name in enumerate(chosen) if name]
         shown = 1 + max(used, default=-1)
-        sentences, first = _words(service, [chosen[number] for number in used])
-        news: dict[Any, Any] = {words: status_line(*sentences)}
+        sentences = _words(service, [chosen[number] for number in used])
+        news: dict[Any, Any] = {words: status_line(*sentences), box.before: list(chosen)}
         for number, row in enumerate(controls.rows):
             visible = bool(chosen[number])
             news |= {row.box: gr.Row(visible=number <= shown)}
             news |= {row.use: gr.Checkbox(visible=visible), row.strength: gr.Slider(visible=visible)}
-        begin = first and not prompt.strip()  # what someone is writing stays as it is
-        return news | ({controls.prompt: first} if begin else {})
+        return news | {box.proposal: box.write(prompt, before, chosen)}
 
     for moment in moments:
         moment(refresh, names, names, **QUIET)
     gr.on(
         [name.change for name in names],
         arrange,
-        [controls.prompt, *names],
-        [*(part for row in controls.rows for part in (row.box, row.use, row.strength)), words, controls.prompt],
+        [controls.prompt, box.before, *names],
+        [
+            *(part for row in controls.rows for part in (row.box, row.use, row.strength)),
+            words,
+            box.proposal,
+            box.before,
+        ],
         **QUIET,
     )
 
 
-def _words(service: StudioService, names: Iterable[str]) -> tuple[list[str], str]:
-    """A sentence about each subject, also where it is gone or damaged by now, and a prompt to begin with."""
-    sentences, prompts = [], [""]
+def _words(service: StudioService, names: Iterable[str]) -> list[str]:
+    """A sentence about each subject, also where it is gone or damaged by now."""
+    sentences = []
     for name in names:
         try:
             sentences.append(service.drawings.describe(name))
-            prompts.append(service.drawings.first_prompt(name))
         except REFUSALS as error:
             sentences.append(str(error))
-    return sentences, next(filter(None, prompts), "")
+    return sentences
 
 
 def _wire_files(
@@ -252,6 +280,7 @@ def _wire_files(
     status: gr.HTML,
     upload: gr.UploadButton,
     drop: gr.File,
+    box: PromptBox,
 ) -> tuple[Callable[[str], Iterator[Any]], list[Any]]:
     """A subject's file joins the library and the drawing; a picture puts its settings into the controls.
 
@@ -261,22 +290,28 @@ def _wire_files(
     names = [row.name for row in controls.rows]
 
     def add(file: str, *chosen: str) -> dict[Any, Any]:
+        before = service.library.find()
         name = service.drawings.add(file)
         there, rows = list(service.library.find()), list(chosen)
-        if "" in rows:
+        if "" in rows and name not in rows:
             rows[rows.index("")] = name
-        note = f"{name!r} joined the library." + ("" if name in rows else " Choose it in one of the rows.")
+        note = f"{name!r} joined the library." if name not in before else f"This is {name!r}, which is there already."
+        more = "" if name in rows else " Choose it in one of the rows."
         return {row: choose(there, chosen) for row, chosen in zip(names, rows, strict=True)} | {
-            status: status_line(note)
+            status: status_line(note + more)
         }
 
     def restore(file: str) -> dict[Any, Any]:
         settings = service.drawings.settings_of(file)
         about = f"{Path(file).name}: {'its settings are in the controls' if settings.request else 'a subject alone'}"
         shown = controls.put(settings, service.library.find())
+        if settings.request is not None:  # its prompt is as it was drawn
+            chosen = [*settings.subjects, *[""] * len(names)][: len(names)]
+            there = service.library.find()
+            shown[box.before] = [name if name in there else "" for name in chosen]
         return shown | {status: status_line(about, *settings.notes), drop: None}
 
     upload.upload(with_status(add, status), [upload, *names], [*names, status], **QUIET)
-    restored, news = with_status(restore, status), [*controls.outputs(), status, drop]
+    restored, news = with_status(restore, status), [*controls.outputs(), status, drop, box.before]
     drop.upload(restored, drop, news, **QUIET)
     return restored, news

@@ -10,6 +10,7 @@ from ..images.drawing_settings import LAYERS, SETTINGS, DrawRequest
 from ..service import MAX_SUBJECTS, Drawings, Settings, StudioService
 from ..subject.layer_strengths import STRENGTH_REACH, LayerStrengths
 from .from_picture import FromPicture
+from .held_to import HeldTo
 from .setting_control import control_of, shown, value_of
 
 Values = dict[Any, Any]
@@ -41,34 +42,38 @@ class Controls:
     random_seed: gr.Checkbox
     layers: dict[str, gr.Slider]
     start: FromPicture
+    control: HeldTo
+    styles: gr.Dropdown
 
     def inputs(self) -> set[Any]:
         """All of them, for an event."""
         of_rows = {control for row in self.rows for control in (row.use, row.name, row.strength)}
-        plain = {self.prompt, self.random_seed, *self.fields.values(), *self.layers.values()}
-        return plain | of_rows | self.start.inputs()
+        plain = {self.prompt, self.styles, self.random_seed, *self.fields.values(), *self.layers.values()}
+        return plain | of_rows | self.start.inputs() | self.control.inputs()
 
     def outputs(self) -> list[Any]:
         """What `put` may change."""
-        return list(self.inputs() | set(self.start.outputs()))
+        return list(self.inputs() | {*self.start.outputs(), *self.control.outputs()})
 
     def request(self, drawings: Drawings, values: Values) -> DrawRequest:
         """What the controls ask for.
 
         Raises:
-            StudioError: a subject stands in two rows.
-            DatasetError, PictureError: the picture to start from cannot be read, or its mask does not fit.
+            StudioError: a subject stands in two rows, or a style or wildcard cannot be read.
+            DatasetError, PictureError: a picture cannot be read, or something does not go with it or is missing.
         """
         given = {name: value_of(SETTINGS[name], values[control]) for name, control in self.fields.items()}
         if values[self.random_seed]:
             given["seed"] = None
-        return DrawRequest(
+        asked = DrawRequest(
             prompt=values[self.prompt],
             subjects=drawings.strengths((values[r.name], values[r.strength]) for r in self.rows if values[r.use]),
             layers=LayerStrengths(**{name: values[control] for name, control in self.layers.items()}),
             **given,
             **self.start.given(values),
+            **self.control.given(values),
         )
+        return drawings.templates.applied(asked, values[self.styles] or ())
 
     def put(self, settings: Settings, names: Iterable[str]) -> dict[Any, Any]:
         """What to show for the settings of a picture.
@@ -83,12 +88,12 @@ class Controls:
         request = settings.request
         if request is None:
             return news
-        news |= {self.prompt: request.prompt, self.random_seed: request.seed is None}
+        news |= {self.prompt: request.prompt, self.styles: [], self.random_seed: request.seed is None}
         for name, control in self.fields.items():
             if (value := getattr(request, name)) is not None:
                 news[control] = shown(SETTINGS[name], value)
         news |= {control: getattr(request.layers, name) for name, control in self.layers.items()}
-        return news | self.start.put(request)
+        return news | self.start.put(request) | self.control.put(request)
 
 
 def offer(names: Iterable[str]) -> Any:
@@ -140,6 +145,18 @@ def subject_rows(service: StudioService) -> list[SubjectRow]:
     return rows
 
 
+def style_control() -> gr.Dropdown:
+    """The styles of the folder, once the page is loaded; hidden where there are none."""
+    return gr.Dropdown(
+        [],
+        multiselect=True,
+        visible=False,
+        label="Styles",
+        info="From styles.csv: words around the prompt",
+        elem_id="draw-styles",
+    )
+
+
 def seed_controls(service: StudioService) -> tuple[gr.Number, gr.Checkbox, gr.Button]:
     """The seed, whether it is random, and the button that takes the last one again."""
     with gr.Row():
@@ -156,7 +173,7 @@ def plain_controls(service: StudioService) -> dict[str, Any]:
     """The plain settings, by the field of `DrawRequest` that each one sets; the seed has controls of its own."""
     found = {"negative_prompt": control_of(SETTINGS["negative_prompt"], service, "draw")}
     aside = ("seed", *found)
-    others = [one for one in SETTINGS.values() if one.label and not one.fine | one.start and one.name not in aside]
+    others = [one for one in SETTINGS.values() if one.label and not (one.fine or one.of) and one.name not in aside]
     for first in range(0, len(others), 2):  # two in a row
         with gr.Row():
             for one in others[first : first + 2]:

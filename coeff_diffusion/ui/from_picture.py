@@ -33,11 +33,11 @@ class FromPicture:
         self.service = service
         self.sides: list[Any] = []
         with gr.Accordion("Start from a picture", open=False, elem_id="draw-from") as self.box:
-            self.picture = self._file("Picture", "draw-from-picture")
+            self.picture = picture_file("Picture", "draw-from-picture")
             self.fields = {
                 one.name: control_of(one, service, "draw", value=USUAL[one.name])
                 for one in SETTINGS.values()
-                if one.start and one.label
+                if one.of == "start" and one.label
             }
             gr.Markdown("Paint over what shall change; with nothing painted, all of it does.")
             self.paint = gr.ImageEditor(
@@ -54,21 +54,13 @@ class FromPicture:
                 elem_id="draw-paint",
             )
             with gr.Accordion("A mask from a file", open=False, elem_id="draw-mask-file"):
-                self.mask = self._file("Mask: white changes; what is painted wins", "draw-mask")
+                self.mask = picture_file("Mask: white changes; what is painted wins", "draw-mask")
             self.embed = gr.Checkbox(
                 True,
                 label="Put it into what is drawn",
-                info="That can be drawn again from its file alone",
+                info="A control picture, too; that can be drawn again from its file alone",
                 elem_id="draw-from-embed",
             )
-
-    @staticmethod
-    def _file(label: str, elem_id: str) -> gr.Image:
-        """A picture that stays the very file it came as."""
-        return gr.Image(
-            label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
-            height=220, buttons=[], elem_id=elem_id,
-        )  # fmt: skip
 
     def inputs(self) -> set[Any]:
         """All of it, for an event."""
@@ -137,6 +129,14 @@ class FromPicture:
         except DatasetError:  # said when it is drawn
             return [gr.skip(), gr.skip()]
         return [*size_from(start, self.service.studio.size, self.service.studio.multiple)]
+
+
+def picture_file(label: str, elem_id: str) -> gr.Image:
+    """A picture that stays the very file it came as."""
+    return gr.Image(
+        label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
+        height=220, buttons=[], elem_id=elem_id,
+    )  # fmt: skip
 
 
 def _brush(side: int) -> gr.Brush:

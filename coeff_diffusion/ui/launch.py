@@ -36,6 +36,7 @@ def open_page(config: PageConfig, block: bool = True) -> str:
         from ..families.load import load_base
         from ..images.files import check_folder
         from ..inference.studio import Studio
+        from ..inference.templates import check_templates
         from ..service import Bases, StudioService
         from ..sources.library import Library
         from ..training.reports import unbroken
@@ -52,9 +53,11 @@ def open_page(config: PageConfig, block: bool = True) -> str:
         "vae": config.pretrained_vae_model_name_or_path,
         "quantization": config.quantization,
     }
+    templates = check_templates(config.styles_dir)
     service = StudioService(Studio(load_base(config.base, **options)), Library(config.subjects_dir), output_dir)
+    service.drawings.templates = templates
     # Who reaches the page from outside names no folders of this computer, and fills no disk.
-    service.import_export.folders = not (config.listen or config.share)
+    service.import_export.folders = service.drawings.folders = not (config.listen or config.share)
     bases = Bases(service, config.base, options, anyone=service.import_export.folders)
     bases.remember()
     with ending_once(unbroken(print)) if block else nullcontext():

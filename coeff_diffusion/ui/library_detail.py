@@ -8,6 +8,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from ..service import Entry, Export, PushRequest, ReplaceError, StudioService
+from . import draw_with
 from .common import QUIET, REFUSALS, or_refusal, refusal, status_line, with_status
 
 Values = dict[Any, Any]
@@ -19,6 +20,7 @@ class Detail:
     def __init__(self) -> None:
         with gr.Column(visible=False, elem_id="library-detail") as self.panel:
             self.facts = gr.HTML("", elem_id="library-facts")
+            self.draw = gr.Button(draw_with.LABEL, variant="primary", elem_id="library-draw")
             with gr.Row(equal_height=False):
                 self.name = gr.Textbox(
                     "",
@@ -49,8 +51,8 @@ class Detail:
             with gr.Accordion("Push to the Hub", open=False, elem_id="library-push") as self.push_fold:
                 self._build_push()
         self.outputs = [
-            self.panel, self.facts, self.name, self.file, self.share, self.push_fold, self.picture, self.made,
-            self.replace,
+            self.panel, self.facts, self.draw, self.name, self.file, self.share, self.push_fold, self.picture,
+            self.made, self.replace,
         ]  # fmt: skip
 
     def _build_push(self) -> None:
@@ -79,6 +81,7 @@ class Detail:
         return {
             self.panel: gr.Column(visible=True),
             self.facts: _table(entry.name, entry.remark, entry.facts()),
+            self.draw: gr.Button(interactive=not entry.problem),
             self.name: entry.name.rpartition("/")[2],
             self.file: gr.DownloadButton(value=file, interactive=file is not None),
             self.share: gr.Accordion(visible=file is not None),
@@ -106,6 +109,7 @@ class Detail:
         def make_qr(name: str, picture: str | None) -> Values:
             return self._made(service.import_export.qr(name, picture), status)
 
+        draw_with.send(self.draw, chosen)
         asked = [search, chosen, self.name]
         gr.on([self.rename.click, self.name.submit], with_status(rename, status), asked, changed, **QUIET)
         self.delete.click(with_status(delete, status), [search, chosen], changed, **QUIET)

@@ -39,7 +39,7 @@ def control_of(setting: Setting, service: StudioService, tab: str, **changes: An
 
 def shown(setting: Setting, value: Any) -> Any:
     """What the control shows for a value."""
-    return round(100 * value, 6) if setting.percent else value
+    return round(100 * value, 6) if setting.percent and value is not None else value
 
 
 def value_of(setting: Setting, shown: Any) -> Any:

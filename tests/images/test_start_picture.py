@@ -11,7 +11,7 @@ from coeff_diffusion.images.errors import PictureError
 from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.images.photo import DatasetError
 from coeff_diffusion.images.png import with_chunks
-from coeff_diffusion.images.start_picture import CHUNK, MAX_PIXELS, StartPicture, read_start
+from coeff_diffusion.images.start_picture import MAX_PIXELS, StartPicture, read_start
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -133,7 +133,7 @@ STRANGE = {
 def test_strangers_pictures_are_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     content, reason = STRANGE[kind]
     path = tmp_path / "a.png"
-    path.write_bytes(with_chunks(png(Image.new("RGB", (8, 8))), [(CHUNK, content)]))
+    path.write_bytes(with_chunks(png(Image.new("RGB", (8, 8))), [(StartPicture.chunk, content)]))
     with pytest.raises(PictureError, match=reason) as caught:
         StartPicture.read(path)
     assert str(caught.value).startswith(f"{path} carries a picture to start from that cannot be read: ")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from coeff_diffusion.inference.trigger import contains_trigger, replace_trigger
+from coeff_diffusion.inference.trigger import contains_trigger, replace_trigger, with_trigger, without_trigger
 
 WITH = [
     "sks dog",
@@ -37,3 +37,19 @@ def test_any_words_can_be_a_trigger(trigger: str) -> None:
 
 def test_replace_keeps_the_rest_as_it_was() -> None:
     assert replace_trigger("A Sks  DOG,  and a Cat", "sks dog", r"\1 dog") == r"A \1 dog,  and a Cat"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "written", "taken_out"),
+    [
+        ("a dog on grass", "a sks dog on grass", "a dog on grass"),
+        ("two DOGS and a Dog, one dog", "two DOGS and a sks dog, one dog", "two DOGS and a dog, one dog"),
+        ("on grass,", "on grass, sks dog", "on grass"),
+        ("", "sks dog", "dog"),
+        ("a my dog and a cat", "a my dog and a cat, sks dog", "a my dog and a cat"),  # another subject's words
+        ("a Sks  dog", "a Sks  dog", "a dog"),
+    ],
+)
+def test_a_trigger_is_written_and_taken_out(prompt: str, written: str, taken_out: str) -> None:
+    assert with_trigger(prompt, "sks dog", "dog", ["my dog"]) == written
+    assert without_trigger(written, "sks dog", "dog") == taken_out

@@ -123,8 +123,9 @@ def test_words_that_call_a_subject_up(
 def test_files_and_cards_join_the_library(drawings: Drawings, library: Library, tmp_path: Path) -> None:
     subject = Coefficients.load(library.path("dog"))
     subject.save(tmp_path / "mine.safetensors")
-    card = picture(tmp_path / "card.png", None, subject)
-    assert [drawings.add(file) for file in (tmp_path / "mine.safetensors", card)] == ["mine", "card"]
+    card = picture(tmp_path / "card.png", None, subject.scaled(0.5))
+    assert [drawings.add(file) for file in (tmp_path / "mine.safetensors", card)] == ["dog", "card"]
+    assert drawings.add(card) == "card"  # the very same numbers
 
 
 def test_a_subject_of_another_base_is_refused_and_not_added(

@@ -288,8 +288,9 @@ def test_what_is_being_trained_stays(pipe: StableDiffusionPipeline, library: Lib
 def test_importing_files_cards_and_codes(import_export: ImportExport, tmp_path: Path, new_subject: Make) -> None:
     dog, cat = new_subject("Rex"), new_subject("", "sks cat", seed=2)
     dog.save(tmp_path / "my dog.safetensors")
-    dog.save(tmp_path / FILE_NAME)
-    save_picture(Image.new("RGB", (8, 8)), tmp_path / "00001-7.png", chunks=chunks([dog, cat]))
+    dog.scaled(0.5).save(tmp_path / FILE_NAME)
+    both = [dog.scaled(0.6), cat]
+    save_picture(Image.new("RGB", (8, 8)), tmp_path / "00001-7.png", chunks=chunks(both))
     code = of_stable_diffusion(name="code", trigger="sks code")
     make_qr(code).convert("RGB").save(tmp_path / "photo.jpg")
     assert import_export.add(tmp_path / "my dog.safetensors") == ["my-dog"]
@@ -300,9 +301,10 @@ def test_importing_files_cards_and_codes(import_export: ImportExport, tmp_path: 
     assert len(import_export.library_view.entries()) == 5
     for name, there in (("my dog.safetensors", "b.png"), ("00001-7.png", "c.safetensors"), ("photo.jpg", "d.ckpt")):
         (tmp_path / name).rename(tmp_path / there)
-    assert import_export.add(tmp_path / "b.png") == ["b"]
-    assert import_export.add(tmp_path / "c.safetensors") == ["Rex-3", "sks-cat-2"]
-    assert import_export.add(tmp_path / "d.ckpt") == ["code-2"]
+    assert import_export.add(tmp_path / "b.png") == ["my-dog"]  # they are there already
+    assert import_export.add(tmp_path / "c.safetensors") == ["Rex-2", "sks-cat"]
+    assert import_export.add(tmp_path / "d.ckpt") == ["code"]
+    assert len(import_export.library_view.entries()) == 5
 
 
 @pytest.mark.parametrize(

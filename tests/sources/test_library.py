@@ -32,13 +32,19 @@ def test_a_run_is_listed_under_its_folder(library: Library, dog: Path) -> None:
 
 
 def test_adding_copies_under_a_free_name(library: Library, dog: Path, tmp_path: Path) -> None:
-    assert [library.add(dog), library.add(dog)] == ["dog", "dog-2"]
+    subject = Coefficients.load(dog)
+
+    def add(file_name: str, strength: float) -> str:
+        subject.scaled(strength).save(tmp_path / file_name)
+        return library.add(tmp_path / file_name)
+
+    assert [library.add(dog), add("dog.safetensors", 0.5)] == ["dog", "dog-2"]
     assert list(library.find()) == ["dog", "dog-2"]
-    assert Coefficients.load(library.path("dog-2")) == Coefficients.load(dog)
-    strange = shutil.copy(dog, tmp_path / "..  ünï <b> $x.safetensors")
-    assert library.add(strange) == "ünï-b-x"
-    endless = shutil.copy(dog, tmp_path / f"{'a' * 200}.safetensors")
-    assert library.add(endless) == "a" * 80
+    assert Coefficients.load(library.path("dog-2")) == subject.scaled(0.5)
+    assert add("..  ünï <b> $x.safetensors", 0.6) == "ünï-b-x"
+    assert add(f"{'a' * 200}.safetensors", 0.7) == "a" * 80
+    assert add("again.safetensors", 0.7) == "a" * 80  # the very same numbers: it is there already
+    assert len(library.find()) == 4
 
 
 def test_what_is_not_listed_is_refused(library: Library, dog: Path, tmp_path: Path) -> None:
@@ -204,6 +210,7 @@ def test_new_names_do_not_meet_what_is_there(library: Library, run: Path, dog: P
 
 def test_two_threads_add_two_subjects(library: Library, dog: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        names = list(pool.map(library.add, [dog] * 8))
-    assert sorted(names) == sorted(library.find())
+        subjects = [Coefficients.load(dog).scaled(1 + number / 8) for number in range(8)]
+        names = list(pool.map(library.join, [*subjects, *subjects], ["dog"] * 16))
+    assert sorted({*names}) == sorted(library.find())
     assert len(set(names)) == 8

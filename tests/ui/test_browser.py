@@ -50,8 +50,13 @@ def subjects_dir(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def address(tiny_base_dir: Path, subjects_dir: Path, tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "styles").mkdir()
     config = PageConfig(
-        base=str(tiny_base_dir), subjects_dir=str(subjects_dir), output_dir=str(tmp_path / "pictures"), port=0
+        styles_dir=str(tmp_path / "styles"),
+        base=str(tiny_base_dir),
+        subjects_dir=str(subjects_dir),
+        output_dir=str(tmp_path / "pictures"),
+        port=0,
     )
     yield open_page(config, block=False)
     gradio.close_all()
@@ -126,6 +131,8 @@ def test_draw_and_draw_again(browser: Any, address: str, subjects_dir: Path, tmp
     draw.says("'cat' joined the library.")
     playwright.expect(draw.subject(2)).to_have_value("cat")
     playwright.expect(draw.subject(3)).to_be_visible()
+    playwright.expect(draw.prompt).to_have_value("a sks dog, sks cat")
+    _chips(draw)
     playwright.expect(draw.page.locator("#draw-words")).to_contain_text("dog: write “sks dog”")
     draw.number("strength-1").fill("0.5")
 
@@ -139,10 +146,11 @@ def test_draw_and_draw_again(browser: Any, address: str, subjects_dir: Path, tmp
     draw.prompt.fill(PROMPT)
     draw.prompt.press("Enter")
     picture = draw.picture("dog + cat, seed 5")
-    assert picture.evaluate("image => image.complete && image.naturalWidth") == 16
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 16
     left, right = (draw.picture(words).bounding_box() for words in ("base, seed 5", "dog + cat, seed 5"))
     assert (left["y"], left["x"] + left["width"] < right["x"]) == (right["y"], True)
     draw.says("00001-5-base.png, 00002-5.png")
+    assert draw.page.locator("#draw-slider img").count() == 2  # the one over the other
     base, saved = sorted((tmp_path / "pictures").iterdir())
     found = read_parameters(saved)
     assert (found.prompt, found.subjects, found.steps) == (PROMPT, {"dog": 0.5, "cat": 1.0}, 2)
@@ -184,7 +192,20 @@ def test_draw_and_draw_again(browser: Any, address: str, subjects_dir: Path, tmp
     drawn = next((tmp_path / "pictures").glob("00004-*"))
     playwright.expect(draw.number("seed")).to_have_value(str(read_parameters(drawn).seed))
 
+    # From the library to a drawing.
+    for number in (1, 2):
+        draw.page.locator(f"#draw-chip-{number}").click()
+        playwright.expect(draw.subject(number)).to_have_value("no subject")
+    draw.prompt.fill("a dog on grass")
+    draw.page.get_by_role("tab", name="Library").click()
+    draw.page.locator("#library-cards img").nth(1).click()
+    draw.page.locator("#library-draw").click()
+    playwright.expect(draw.subject(1)).to_have_value("dog")
+    playwright.expect(draw.prompt).to_have_value("a sks dog on grass")
+    draw.button.wait_for()
+
     assert draw.hosts <= {address.split("/")[2], ""}, "the page must not ask anyone else for anything"
+    _styles(draw, tmp_path / "styles")
     assert draw.problems == []
     draw.page.close()
 
@@ -257,6 +278,42 @@ def test_cancel_refusals_and_a_phone(
         _cancel(draw, service)
     finally:
         blocks.close()
+
+
+def _styles(draw: Draw, folder: Path) -> None:
+    """A style and a wildcard of the folder are written out, and the picture brings back what came out."""
+    (folder / "wildcards").mkdir(parents=True)
+    (folder / "styles.csv").write_text("name,prompt,negative_prompt\nOil,oil painting of {prompt},\n")
+    (folder / "wildcards" / "colour.txt").write_text("red\n")
+    draw.page.reload()
+    draw.unfold("settings")
+    draw.number("steps").fill("2")
+    draw.page.locator("#draw-styles input").click()
+    draw.page.get_by_role("option", name="Oil", exact=True).click()
+    draw.prompt.fill("a __colour__ dog")
+    draw.button.click()
+    draw.says("drawn as: oil painting of a red dog")
+
+
+def _chips(draw: Draw) -> None:
+    """The word of each subject stands in the prompt, goes and comes by its chip, and is missed before drawing."""
+    first, second = (draw.page.locator(f"#draw-chip-{number}") for number in (1, 2))
+    reading = draw.page.locator("#draw-reading")
+    playwright.expect(first).to_have_text("sks dog ✕")
+    playwright.expect(reading).to_have_text("6/77 tokens")  # learned words count as their vectors
+    draw.prompt.fill("a cat in the grass")
+    playwright.expect(reading).to_contain_text("the prompt does not contain 'sks dog', so 'dog' does not act")
+    second.click()  # adds it
+    playwright.expect(draw.prompt).to_have_value("a sks cat in the grass")
+    second.click()
+    playwright.expect(draw.subject(2)).to_have_value("no subject")
+    playwright.expect(draw.prompt).to_have_value("a cat in the grass")
+    playwright.expect(second).to_be_hidden()
+    draw.choose(2, "cat")
+    playwright.expect(draw.prompt).to_have_value("a sks cat in the grass")
+    draw.prompt.fill("a cat " * 80)
+    playwright.expect(reading).to_contain_text("162/77 tokens")
+    playwright.expect(reading).to_contain_text("are cut off, the text encoder does not read 'cat a cat")
 
 
 def _phone(draw: Draw) -> None:

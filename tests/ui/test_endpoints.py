@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from control_nets import make_net
 from PIL import Image
 
 gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 
+from coeff_diffusion.images.control_picture import ControlPicture  # noqa: E402
 from coeff_diffusion.images.files import read_parameters  # noqa: E402
 from coeff_diffusion.images.start_picture import StartPicture  # noqa: E402
 from coeff_diffusion.inference.outside import draw_request  # noqa: E402
@@ -66,6 +68,15 @@ def test_draw_from_a_picture(client: Any, service: StudioService, tmp_path: Path
     with Image.open(files[0]) as found:
         assert found.crop((0, 0, 8, 16)).getcolors() == [(128, (255, 0, 0))]
         assert found.crop((8, 0, 16, 16)).getcolors() != [(128, (255, 0, 0))]
+    net = make_net(service.studio.pipe.unet, tmp_path / "edges")
+    settings = {"steps": 2, "seed": 1, "controlnet_conditioning_scale": 0.5}
+    files, _ = client.predict("a cat", None, settings, False, None, None, given["photo"], str(net), api_name="/draw")
+    held = ControlPicture.read(Path(files[0]))
+    assert held is not None
+    assert held.image == photo
+    assert read_parameters(files[0]).controlnet == "edges"
+    with pytest.raises(Exception, match="holds the drawing to control_image; give both, or none"):
+        client.predict("a cat", None, None, False, None, None, given["photo"], "", api_name="/draw")
     with pytest.raises(Exception, match="mask says what of init_image is drawn anew; give both"):
         client.predict("a cat", None, None, False, None, given["mask"], api_name="/draw")
 

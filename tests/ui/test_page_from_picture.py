@@ -7,10 +7,13 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio")
 
+from coeff_diffusion.images.control_picture import ControlPicture  # noqa: E402
+from coeff_diffusion.images.drawing_settings import DrawRequest  # noqa: E402
 from coeff_diffusion.images.errors import PictureError  # noqa: E402
 from coeff_diffusion.images.start_picture import StartPicture  # noqa: E402
 from coeff_diffusion.service import StudioService  # noqa: E402
 from coeff_diffusion.ui.from_picture import FromPicture, painted  # noqa: E402
+from coeff_diffusion.ui.held_to import HeldTo  # noqa: E402
 
 
 def layer(width: int, height: int, *box: int) -> Image.Image:
@@ -48,3 +51,23 @@ def test_what_is_asked_for(service: StudioService, tmp_path: Path) -> None:
     assert controls.given(values)["start"].mask.getpixel((8, 8)) == 0
     with pytest.raises(PictureError, match="a mask says what of a picture changes; put the picture in, too"):
         controls.given({**values, controls.picture: None})
+
+
+def test_what_it_is_held_to(service: StudioService, tmp_path: Path) -> None:
+    photo = Image.new("RGB", (16, 16), "red")
+    photo.save(tmp_path / "edges.png")
+    with gradio.Blocks():
+        controls = HeldTo(service)
+    values = {controls.picture: None, controls.net: " ", **dict.fromkeys(controls.fields.values(), 0.5)}
+    assert controls.given(values) == {}
+    values |= {controls.picture: str(tmp_path / "edges.png")}
+    with pytest.raises(PictureError, match="give both, or take out the other"):
+        controls.given(values)
+    given = controls.given({**values, controls.net: "user/canny "})
+    assert given["control"] == ControlPicture(photo, net="user/canny")
+    assert (given["controlnet_conditioning_scale"], given["control_guidance_end"]) == (0.5, 0.005)  # of percent
+    shown = controls.put(DrawRequest("a dog", **given))
+    assert (shown[controls.picture], shown[controls.net]) == (photo, "user/canny")
+    assert shown[controls.fields["control_guidance_end"]] == 0.5
+    folder = ControlPicture(photo, net="canny", net_digits="0" * 12)  # whose place is not known
+    assert controls.net not in controls.put(DrawRequest("a dog", control=folder))

@@ -1,0 +1,80 @@
+"""What `generate` is given of pictures: to start from, and to be held to by a ControlNet."""
+
+from dataclasses import replace
+
+from ..images.control_picture import read_control
+from ..images.start_picture import StartPicture, read_mask, read_start
+from ..inference.replay import Replay
+from ..inference.request import DrawRequest, StudioError
+from ..inference.studio import Studio
+
+
+def started(
+    request: DrawRequest, replay: Replay | None, init_image: str | None, mask: str | None
+) -> tuple[DrawRequest, list[str]]:
+    """The request with the picture to start from that is given, and notes for the user.
+
+    Raises:
+        StudioError: there is a mask alone, or none of the two where the replay was drawn from one.
+        PictureError, DatasetError: it cannot be read, or the mask does not fit.
+    """
+    if init_image is not None:
+        start, notes = read_start(init_image, mask)
+    elif replay is not None and replay.lacks_start:
+        raise StudioError(
+            f"{replay.path} was drawn from a picture that it does not carry; give it with --init_image, and with "
+            "--mask if there was one"
+        )
+    elif mask is None:
+        return request, []
+    elif request.start is None:
+        raise StudioError("--mask says what of --init_image is drawn anew; give both")
+    else:
+        start, notes = StartPicture(request.start.image, read_mask(mask)), []
+    if replay is not None:
+        size = (request.width, request.height)
+        again = start if None in size else start.fitted((request.width or 0, request.height or 0))
+        if replay.parameters.start_digits != again.digits:
+            notes.append(f"{replay.path} was not drawn from this picture; it will not be the same")
+    return replace(request, start=start), notes
+
+
+def controlled(
+    request: DrawRequest, replay: Replay | None, control_image: str | None, source: str | None, studio: Studio
+) -> tuple[DrawRequest, list[str]]:
+    """The request with the control picture and the ControlNet that are given, and notes for the user.
+
+    Args:
+        source: the ControlNet: a folder, file or Hub id.
+
+    Raises:
+        StudioError: one of the two is lacking, or the ControlNet does not fit.
+        DatasetError: the picture cannot be read.
+    """
+    lacks = replay is not None and replay.lacks_control
+    if source is None:
+        if replay is not None and replay.parameters.control_digits is not None:
+            also = " and its picture with --control_image" if lacks and control_image is None else ""
+            raise StudioError(
+                f"{replay.path} was held to a picture by {replay.controlnet}; give it with --controlnet{also}"
+            )
+        if control_image is not None:
+            raise StudioError("--control_image is what a ControlNet holds the drawing to; name that with --controlnet")
+        return request, []
+    controlnet, notes = studio.controlnet(source), list[str]()
+    if control_image is not None:
+        control, notes = read_control(control_image, source)
+    elif request.control is not None:
+        control = replace(request.control, net=source, net_digits="")
+    elif lacks:
+        assert replay is not None
+        raise StudioError(f"{replay.path} was held to a picture that it does not carry; give it with --control_image")
+    else:
+        raise StudioError("--controlnet holds the drawing to --control_image; give both")
+    if replay is not None:
+        p = replay.parameters
+        size = (request.width, request.height)
+        again = control if None in size else control.fitted((request.width or 0, request.height or 0))
+        if (p.control_digits, p.controlnet_hash) != (again.digits, controlnet.digits):
+            notes.append(f"{replay.path} was not held to this picture by this ControlNet; it will not be the same")
+    return replace(request, control=control), notes
