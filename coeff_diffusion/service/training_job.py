@@ -57,6 +57,11 @@ class TrainingJob:
         return self.state in ("done", "stopped", "failed")
 
     @property
+    def drawable(self) -> bool:
+        """Whether there is a subject of it to draw with."""
+        return self.state in ("done", "stopped") and self.step > 0 and not self.advice
+
+    @property
     def step(self) -> int:
         """Steps done."""
         return len(self.losses)

@@ -10,6 +10,7 @@ from PIL import Image
 from ..inference.request import StudioError
 from ..service import StudioService, TrainingForm, TrainingJob
 from ..training.config import ConfigError
+from . import draw_with
 from .common import QUIET, status_line, with_status
 from .loss_plot import curve_data, curve_plot
 from .notify import AT_WORK
@@ -83,6 +84,7 @@ class View:
         with gr.Row():
             self.stop = gr.Button(STOP, variant="stop", interactive=False, min_width=150, scale=3, elem_id="train-stop")
             self.sooner = gr.Button("Sooner", visible=False, min_width=90, scale=1, elem_id="train-sooner")
+            self.draw = gr.Button(draw_with.LABEL, variant="primary", visible=False, elem_id="train-draw")
         self.line = gr.Radio(
             [],
             label="Trainings",
@@ -103,10 +105,11 @@ class View:
         self.log = gr.Textbox(
             label="What the trainer says", lines=3, max_lines=8, interactive=False, elem_id="train-log"
         )
-        self.seen = gr.State(Seen())
+        self.seen, self.name = gr.State(Seen()), gr.State("")
         self.timer = gr.Timer(SECONDS, active=False)
         self.outputs = [
-            self.status, self.stop, self.sooner, self.line, self.curve, self.previews, self.log, self.seen, self.timer
+            self.status, self.stop, self.sooner, self.draw, self.name, self.line, self.curve, self.previews, self.log,
+            self.seen, self.timer,
         ]  # fmt: skip
 
     def wire(self, page: gr.Blocks, tab: gr.Tab) -> None:
@@ -133,6 +136,7 @@ class View:
         self.line.input(self.choose, asked, self.outputs, queue=False, **QUIET)
         for button, press in ((self.stop, stop), (self.sooner, sooner)):
             button.click(press, asked, self.outputs, queue=False, **QUIET)
+        draw_with.send(self.draw, self.name)
 
     def choose(self, number: int | None, seen: Seen) -> News:
         """What is new of the training that the radio says."""
@@ -166,6 +170,8 @@ class View:
         if other or status != seen.status:
             news[self.status] = status_line(status) + ("" if job.over else AT_WORK)
             news[self.sooner] = gr.Button(visible=place > 1)
+            news[self.draw] = gr.Button(visible=job.drawable and job.name in self.service.library.find())
+            news[self.name] = job.name
             news[self.stop] = gr.Button(
                 "Take out of the line" if job.state == "queued" else STOP,
                 interactive=not (job.over or job.stop.is_set()),

@@ -78,9 +78,7 @@ def test_from_five_pictures_to_a_drawn_subject(browser: Any, address: str, tmp_p
     assert Coefficients.load(tmp_path / "subjects" / "my-cat").info.train_steps == 12
 
     # Draw it beside the base.
-    page.get_by_role("tab", name="Draw", exact=True).click()
-    page.get_by_label("Subject 1", exact=True).click()
-    page.get_by_role("option", name="my-cat", exact=True).click()
+    page.locator("#train-draw").click()
     playwright.expect(page.locator("#draw-prompt textarea")).to_have_value("a sks cat")
     page.locator("#draw-compare input").check()
     page.locator("#draw-button").click()

@@ -15,6 +15,7 @@ gradio = pytest.importorskip("gradio")
 from coeff_diffusion import Coefficients  # noqa: E402
 from coeff_diffusion.inference.studio import Studio  # noqa: E402
 from coeff_diffusion.service import Bases, StudioService, TrainingForm  # noqa: E402
+from coeff_diffusion.service.presets import PRESETS  # noqa: E402
 from coeff_diffusion.sources.library import Library  # noqa: E402
 from coeff_diffusion.ui import PageConfig, api, timeline, train  # noqa: E402
 from coeff_diffusion.ui.page import launch  # noqa: E402
@@ -111,7 +112,8 @@ def test_train_reload_scrub_and_keep(
     page.get_by_role("radio", name="careful").check()
     page.get_by_role("button", name="More").click()
     expect(box("train-max-train-steps")).to_have_value("600")
-    expect(box("train-validation-steps")).to_have_value("150")
+    for name in ("validation-steps", "lr-warmup-steps"):  # all of it is there, or it would come over what is typed
+        expect(box(f"train-{name}")).to_have_value(str(PRESETS["careful"][name.replace("-", "_")]))
     box("train-max-train-steps").fill("5000")
     box("train-validation-steps").fill("15")
     box("train-num-validation-images").fill("1")
@@ -174,6 +176,7 @@ def test_train_reload_scrub_and_keep(
     info = Coefficients.load(service.library.path("rex-i-the-i-dog")).info
     assert (info.train_steps, info.name) == (10, "Rex <i>the</i> dog")
     assert list(service.library.find()) == ["rex-i-the-i-dog"]
+    expect(page.get_by_role("button", name="Draw with it")).to_be_visible()
     assert problems == []
     page.close()
 
