@@ -61,7 +61,7 @@ def controlled(
         if control_image is not None:
             raise StudioError("--control_image is what a ControlNet holds the drawing to; name that with --controlnet")
         return request, []
-    controlnet, notes = studio.controlnet(source), list[str]()
+    notes = list[str]()
     if control_image is not None:
         control, notes = read_control(control_image, source)
     elif request.control is not None:
@@ -71,6 +71,7 @@ def controlled(
         raise StudioError(f"{replay.path} was held to a picture that it does not carry; give it with --control_image")
     else:
         raise StudioError("--controlnet holds the drawing to --control_image; give both")
+    controlnet = studio.controlnet(control)
     if replay is not None:
         p = replay.parameters
         size = (request.width, request.height)

@@ -141,7 +141,7 @@ def base_name(pipe: Any) -> str:
 
 
 def short_name(name: str) -> str:
-    """What is called so when it is loaded by this name; see `base_name`."""
+    """What `base_name` makes of the name that a base, or a network beside it, is loaded by."""
     if not name or (is_hub_id(name) and not Path(name).exists()):
         return name or "unknown"
     path = Path(name)

@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..families.controlnets import ControlNet, load_controlnet
-from ..families.load import BaseModelError, base_name
+from ..families.controlnets import ControlNet
+from ..families.load import base_name
 from ..families.registry import family_of, tokenizers_of
 from ..families.usual import usual_of
 from ..images.control_picture import ControlPicture
@@ -23,6 +23,7 @@ from ..images.generation_info import format_parameters
 from ..images.start_picture import StartPicture
 from ..subject.coefficients import Coefficients
 from ..subject.errors import shown
+from .controlled import ControlNets
 from .from_picture import USUAL_BLUR, USUAL_CONTROL, USUAL_STRENGTH, pipeline_for, size_from, taken_by
 from .pipeline_subjects import load_coefficients, loaded_coefficients, unload_coefficients
 from .preview import Preview
@@ -76,7 +77,7 @@ class Studio:
         self._lock = threading.RLock()
         self._preview: Any = Preview(pipe)
         self.reader, self.upscaler = PromptReader(pipe), Upscaler()
-        self._controlnet: tuple[str, ControlNet] | None = None  # the last one, by what it was asked for as
+        self._controlnets: Any = ControlNets(pipe)
 
     @property
     def base(self) -> str:
@@ -120,8 +121,7 @@ class Studio:
         """Hold the base no longer. Whoever wants something of it from now on is told why it is gone."""
         with self._lock:
             unload_coefficients(self.pipe)
-            self.forget_controlnet()
-            self.pipe = self._preview = Gone(why)
+            self.pipe = self._preview = self._controlnets = Gone(why)
 
     def load(self, source: str | Path | Coefficients, name: str | None = None) -> str:
         """Load a subject (file, folder, card, Hub id) and return its name. It acts in the drawings that ask for it.
@@ -141,28 +141,16 @@ class Studio:
                 raise StudioError(f"no subject {name!r} is loaded; loaded are {_names(self.subjects)}")
             unload_coefficients(self.pipe, name)
 
-    def controlnet(self, source: str) -> ControlNet:
-        """The ControlNet of this folder, file or Hub id. It stays in memory until another one is asked for.
-
-        Args:
-            source: or the name of the one that is loaded.
-
-        Raises:
-            StudioError: there is none, it is damaged, or it is made for another kind of base.
-        """
+    def controlnet(self, control: ControlPicture) -> ControlNet:
+        """See `ControlNets.get`."""
         with self._lock:
-            if self._controlnet is None or source not in (self._controlnet[0], self._controlnet[1].name):
-                self._controlnet = None  # two of them may be more than the memory holds
-                try:
-                    self._controlnet = source, load_controlnet(source, self.pipe)
-                except BaseModelError as error:
-                    raise StudioError(str(error)) from error
-            return self._controlnet[1]
+            found: ControlNet = self._controlnets.get(control)
+            return found
 
     def forget_controlnet(self) -> None:
         """Give back the memory of the ControlNet that was used last; it is loaded again where it is asked for."""
         with self._lock:
-            self._controlnet = None
+            self._controlnets.forget()
 
     def notes(self, request: DrawRequest) -> list[str]:
         """What is probably not meant: one sentence each, for the user, before or after drawing.
@@ -296,7 +284,7 @@ class Studio:
         """
         scheduler = make_scheduler(requests[0].scheduler, self.pipe.scheduler)
         control = requests[0].control
-        controlnet = None if control is None else self.controlnet(control.net)
+        controlnet = None if control is None else self.controlnet(control)
         images = sample(self.pipe, scheduler, requests, on_step, should_stop, controlnet)
         pictures = []
         for place, (image, request) in enumerate(zip(images, requests, strict=True)):
@@ -341,7 +329,7 @@ class Studio:
         usual = self.usual | {"seed": secrets.randbelow(MAX_SEED - max(0, request.batch_size))}
         if request.control is not None:
             usual |= USUAL_CONTROL | self._size_from(request.control)
-            request = replace(request, control=self._known(request.control))
+            request = replace(request, control=self._controlnets.named(request.control))
         if request.start is not None:
             usual |= self._size_from(request.start) | {"denoising_strength": USUAL_STRENGTH}
             usual |= {} if request.start.mask is None else {"mask_blur": USUAL_BLUR}
@@ -373,18 +361,8 @@ class Studio:
         return replace(request, start=start and start.fitted(size), control=control and control.fitted(size))
 
     def _pipeline_for(self, request: DrawRequest) -> Any:
-        controlnet = None if request.control is None else self.controlnet(request.control.net)
+        controlnet = None if request.control is None else self.controlnet(request.control)
         return pipeline_for(self.pipe, request, controlnet)
-
-    def _known(self, control: ControlPicture) -> ControlPicture:
-        """The control picture with its ControlNet by the name and the digits that pictures record."""
-        controlnet = self.controlnet(control.net)
-        if control.net_digits not in ("", controlnet.digits):
-            raise StudioError(
-                f"the ControlNet {control.net!r} that is loaded is another one ({controlnet.digits}) than was asked "
-                f"for ({control.net_digits}); name its folder, file or Hub id"
-            )
-        return replace(control, net=controlnet.name, net_digits=controlnet.digits)
 
     def _size_from(self, picture: StartPicture) -> dict[str, Any]:
         """Width and height where they are left out."""

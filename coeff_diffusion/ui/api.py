@@ -48,7 +48,7 @@ def build(bases: Bases) -> None:
         return job.report(bases.current.training_queue.place(job))
 
     def status() -> list[dict[str, Any]]:
-        """Every training that is remembered, in the order they were asked for."""
+        """Every training that is remembered; those that wait in the order of the line."""
         return [report(job) for job in bases.current.training_queue.jobs]
 
     def stop(number: int) -> dict[str, Any]:

@@ -126,10 +126,23 @@ def test_a_single_file_is_the_same(tiny_pipe: Any, net: Path, tmp_path: Path) ->
     file = tmp_path / "usual.safetensors"
     save_file(dict(embedding.state_dict()), file)
     studio = Studio(tiny_pipe)
-    first, second = (studio.controlnet(str(one)) for one in (tmp_path / "usual", file))
+    first, second = (studio.controlnet(ControlPicture(picture(), net=str(one))) for one in (tmp_path / "usual", file))
     assert first == second
     assert first.name == "usual"
-    assert first.digits != studio.controlnet(str(net)).digits
+    assert first.digits != studio.controlnet(ControlPicture(picture(), net=str(net))).digits
+
+
+def test_a_name_alone_means_no_other_that_is_called_so(
+    tiny_pipe: Any, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio, elsewhere = Studio(tiny_pipe), tmp_path / "elsewhere"
+    first = studio.draw(request(net))[0]
+    make_net(tiny_pipe.unet, elsewhere / "edges", seed=6)
+    monkeypatch.chdir(elsewhere)
+    second = studio.draw(request(Path("edges")))[0]
+    assert not same(first.image, second.image)
+    with pytest.raises(StudioError, match=r"the ControlNet 'edges' is another one \(\w{12}\) than was asked for"):
+        studio.draw(first.request)
 
 
 def test_what_does_not_fit_is_said_in_a_sentence(tiny_pipe: Any, tiny_xl_pipe: Any, net: Path, tmp_path: Path) -> None:
