@@ -16,7 +16,36 @@ from .common import REFUSALS, or_refusal, refusal
 
 def build(bases: Bases) -> None:
     """Add the endpoints to the page that is being built."""
+    _drawing(bases)
+    _training(bases)
 
+    def base(name: str = "") -> dict[str, Any]:
+        """Draw with another base from now on; without a name, say which one is drawn with and which can be."""
+        try:
+            if name:
+                for _ in bases.watch(name):
+                    pass
+        except REFUSALS as error:
+            raise refusal(error) from error
+        return {"base": bases.shown(), "about": bases.about(), "choices": [value for _, value in bases.choices()]}
+
+    def subjects() -> list[dict[str, Any]]:
+        return [
+            {
+                "name": entry.name,
+                "trigger": entry.info.trigger,
+                "class_word": entry.info.class_word,
+                "bytes": entry.size,
+                "problem": entry.problem,
+            }
+            for entry in or_refusal(bases.current.library_view.entries)
+        ]
+
+    gr.api(subjects, api_name="subjects")
+    gr.api(base, api_name="base")
+
+
+def _drawing(bases: Bases) -> None:
     def draw(
         prompt: str,
         subjects: Any,
@@ -39,6 +68,23 @@ def build(bases: Bases) -> None:
             "parameters": [picture.parameters for picture in (*drawing.base, *drawing.pictures)],
         }
 
+    with gr.Row(visible=False):
+        given = [
+            gr.Textbox(label="prompt"),
+            gr.JSON(label="subjects"),
+            gr.JSON(label="settings"),
+            gr.Checkbox(False, label="compare"),
+            gr.File(label="init_image"),
+            gr.File(label="mask"),
+            gr.File(label="control_image"),
+            gr.Textbox(label="controlnet"),
+        ]
+        files, answer = gr.File(label="files", file_count="multiple"), gr.JSON(label="answer")
+        start = gr.Button()
+    start.click(draw, given, [files, answer], api_name="draw", concurrency_id="draw", show_progress="hidden")
+
+
+def _training(bases: Bases) -> None:
     def train(files: list[str] | None, name: str, word: str, preset: str, changes: dict[str, Any] | None) -> Any:
         paths = [Path(file) for file in files or []]
         form = TrainingForm(paths, name, word, preset, changes or {})
@@ -56,51 +102,15 @@ def build(bases: Bases) -> None:
         job = bases.current.training_queue.find(number)
         return {} if job is None else report(job)
 
-    def base(name: str = "") -> dict[str, Any]:
-        """Draw with another base from now on; without a name, say which one is drawn with and which can be."""
-        try:
-            if name:
-                for _ in bases.watch(name):
-                    pass
-        except REFUSALS as error:
-            raise refusal(error) from error
-        return {
-            "base": bases.shown(), "about": bases.about(), "choices": [value for _, value in bases.choices()]
-        }  # fmt: skip
-
-    def subjects() -> list[dict[str, Any]]:
-        return [
-            {
-                "name": entry.name,
-                "trigger": entry.info.trigger,
-                "class_word": entry.info.class_word,
-                "bytes": entry.size,
-                "problem": entry.problem,
-            }
-            for entry in or_refusal(bases.current.library_view.entries)
-        ]
-
     with gr.Row(visible=False):
-        prompt, strengths = gr.Textbox(label="prompt"), gr.JSON(label="subjects")
-        settings, compare = gr.JSON(label="settings"), gr.Checkbox(False, label="compare")
-        init_image, mask = gr.File(label="init_image"), gr.File(label="mask")
-        control_image, controlnet = gr.File(label="control_image"), gr.Textbox(label="controlnet")
-        files, answer = gr.File(label="files", file_count="multiple"), gr.JSON(label="answer")
-        pictures = gr.File(label="pictures", file_count="multiple")
-        name, word, preset = (
+        given = [
+            gr.File(label="pictures", file_count="multiple"),
             gr.Textbox(label="name"),
             gr.Textbox(label="class word"),
             gr.Radio([*PRESETS], label="preset"),
-        )
-        changes, training = gr.JSON({}, label="settings"), gr.JSON(label="training")
-        start, start_training = gr.Button(), gr.Button()
-    start.click(
-        draw, [prompt, strengths, settings, compare, init_image, mask, control_image, controlnet], [files, answer],
-        api_name="draw",
-        concurrency_id="draw", show_progress="hidden",
-    )  # fmt: skip
-    start_training.click(
-        train, [pictures, name, word, preset, changes], training, api_name="train", show_progress="hidden"
-    )
-    for call in (subjects, status, stop, base):
-        gr.api(call, api_name=call.__name__)
+            gr.JSON({}, label="settings"),
+        ]
+        training, start = gr.JSON(label="training"), gr.Button()
+    start.click(train, given, training, api_name="train", show_progress="hidden")
+    gr.api(status, api_name="status")
+    gr.api(stop, api_name="stop")

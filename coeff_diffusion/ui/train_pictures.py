@@ -58,7 +58,7 @@ class Pictures:
     def __init__(self, service: StudioService) -> None:
         self.service = service
         self.files = gr.File(
-            label="Pictures: drop about five, with captions and masks if there are any",
+            label="Drop about five pictures (captions, masks)",
             file_count="multiple",
             file_types=["image", ".heic", ".heif", ".avif", *SUFFIXES, *(Path(name).suffix for name in TABLES)],
             height=140,
