@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from typing import Any
 
 import pytest
 
@@ -26,4 +27,25 @@ def find_chromium() -> str:
         if os.environ.get("CI", "").lower() == "true":
             pytest.fail(message)
         pytest.skip(message)
+    return found
+
+
+BROKEN_OFF = ("AbortError", "Connection errored out")  # a request, as the page was loaded again while it was answered
+
+
+def complaints(page: Any, console: bool = False) -> list[str]:
+    """A list that takes down what the scripts of a page fail of from now on.
+
+    Args:
+        console: take down errors of the browser's console as well.
+    """
+    found: list[str] = []
+
+    def note(text: str) -> None:
+        if not any(words in text for words in BROKEN_OFF):
+            found.append(text)
+
+    page.on("pageerror", lambda error: note(f"{error} {error.stack}"))
+    if console:
+        page.on("console", lambda line: note(line.text) if line.type == "error" else None)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browsing import find_chromium
+from browsing import complaints, find_chromium
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from subject_maker import make_subject
@@ -69,21 +69,14 @@ class Draw:
         self.page = browser.new_page(viewport={"width": width, "height": height})
         self.page.set_default_timeout(PATIENCE)
         self.hosts: set[str] = set()
-        self.problems: list[str] = []
+        self.problems = complaints(self.page, console=True)
         self.page.on("request", lambda sent: self.hosts.add(sent.url.split("/")[2] if "://" in sent.url else ""))
-        self.page.on("pageerror", lambda error: self.noted(str(error)))
-        self.page.on("console", lambda line: self.noted(line.text) if line.type == "error" else None)
         self.page.goto(address)
         self.button = self.page.locator("#draw-button")
         self.status = self.page.locator("#draw-status")
         self.prompt = self.page.locator("#draw-prompt textarea")
         self.button.wait_for()
         self.page.locator(".main > [data-testid=status-tracker]").wait_for(state="hidden")
-
-    def noted(self, problem: str) -> None:
-        """Take down what the browser complains of, but for requests that a reload of the page broke off."""
-        if not any(words in problem for words in ("signal is aborted", "Connection errored out")):
-            self.problems.append(problem)
 
     def number(self, name: str) -> Any:
         return self.page.locator(f"#draw-{name} input[type=number]")

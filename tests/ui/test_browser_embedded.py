@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import complaints
 
 from coeff_diffusion import Coefficients
 from coeff_diffusion.images.files import read_parameters
@@ -47,8 +48,7 @@ def test_from_five_pictures_to_a_drawn_subject(browser: Any, address: str, tmp_p
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE)
     playwright.expect.set_options(timeout=PATIENCE)
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
+    problems = complaints(page)
     page.goto(address)
     page.locator("#draw-button").wait_for()
     page.locator(".main > [data-testid=status-tracker]").wait_for(state="hidden")  # now it has all its values

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import complaints
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
@@ -58,8 +59,7 @@ def test_explore(browser: Any, address: str, service: StudioService, tmp_path: P
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(60_000)
     playwright.expect.set_options(timeout=60_000)  # on a busy machine the page itself takes its time
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
+    problems = complaints(page)
     page.goto(address)
     draw, cancel = page.locator("#explore-button"), page.locator("#explore-cancel")
     draw.wait_for()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from browsing import complaints
 from diffusers import StableDiffusionPipeline
 from subject_maker import make_subject
 
@@ -45,8 +46,7 @@ def choose(page: Any, name: str) -> None:
 
 def test_inspect_a_subject_and_a_word(browser: Any, address: str) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
+    problems = complaints(page)
     page.goto(address)
     heat, norms = page.get_by_alt_text("Heat maps of the coefficients"), page.get_by_alt_text("Bars of the norm")
     maps, picture = page.get_by_alt_text("The word's attention maps"), page.get_by_alt_text("The picture that was")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import complaints
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from subject_maker import of_stable_diffusion
@@ -69,8 +70,7 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     """The tab, opened, on a page whose scripts made no mistake in the end."""
     playwright.expect.set_options(timeout=20_000)  # on a busy machine
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
+    problems = complaints(page)
     page.goto(address)
     page.get_by_role("tab", name="Library").click(timeout=30_000)
     playwright.expect(cards(page)).to_have_count(4)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import complaints
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
@@ -68,9 +69,8 @@ def test_train_reload_scrub_and_keep(
     browser: Any, address: str, service: StudioService, photos: list[str], tmp_path: Path
 ) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    problems: list[str] = []
+    problems = complaints(page)
     box = lambda name: page.locator(f"#{name} input, #{name} textarea")  # noqa: E731
-    page.on("pageerror", lambda error: problems.append(f"{error} {error.stack}"))
     page.goto(address)
     start = page.get_by_role("button", name="Start training")
     start.wait_for(timeout=WAIT)
