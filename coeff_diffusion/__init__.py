@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         CoeffConfig,
         activate,
         attach,
+        attach_heads,
         collect,
         detach,
         layer_heads,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from .method.kernels import recombined_attention
     from .method.override import CoeffAttnProcessor
     from .method.recombination import recombine
+    from .method.sites import Site
+    from .method.traced_sites import trace_sites
     from .subject.blend import blend
     from .subject.coefficients import Coefficients
     from .subject.errors import CoefficientsError
@@ -47,11 +50,13 @@ __all__ = [
     "CoefficientsError",
     "CoefficientsInfo",
     "LayerStrengths",
+    "Site",
     "Studio",
     "UserError",
     "__version__",
     "activate",
     "attach",
+    "attach_heads",
     "blend",
     "check_fits",
     "collect",
@@ -64,6 +69,7 @@ __all__ = [
     "recombine",
     "recombined_attention",
     "set_coefficients",
+    "trace_sites",
     "train",
     "train_many",
     "trainable_parameters",
@@ -73,7 +79,7 @@ __all__ = [
 _HOME = {
     name: module
     for module, names in {
-        "method.attachment": "AttachmentError CoeffConfig activate attach collect detach layer_heads "
+        "method.attachment": "AttachmentError CoeffConfig activate attach attach_heads collect detach layer_heads "
         "trainable_parameters",
         "method.override": "CoeffAttnProcessor",
         "subject.blend": "blend",
@@ -84,6 +90,8 @@ _HOME = {
         "method.kernels": "recombined_attention",
         "families.load": "load_base",
         "method.recombination": "recombine",
+        "method.sites": "Site",
+        "method.traced_sites": "trace_sites",
         "subject.layer_strengths": "LayerStrengths",
         "inference.studio": "Studio",
         "inference.pipeline_subjects": "load_coefficients loaded_coefficients set_coefficients unload_coefficients",

@@ -136,11 +136,12 @@ def attach_heads(
     """What `attach` does, to layers of any network.
 
     A layer is any module that calls PyTorch's `scaled_dot_product_attention` once in each of its forwards, whatever
-    else it does.
+    else it does. What is learned is kept as `Coefficients(collect(module), denoiser="transformer")`, and acts again
+    with `attach_heads(module, sites, trainable=False)` and `activate(module, Coefficients.load(file))`.
 
     Args:
         module: the network that is called as a whole; all other functions of this file take the same.
-        sites: its layers.
+        sites: its layers; `trace_sites` finds them in any network.
         dropout: probability of dropping an entry of the coefficients in a training step.
         trainable: see `attach`.
 

@@ -34,6 +34,15 @@ class Call(NamedTuple):
     scale: float | None = None
     enable_gqa: bool = False
 
+    def misfit(self) -> str | None:
+        """What of it has no maps that heads could share; None where nothing is wrong."""
+        if self.query.ndim != 4:
+            return f"a query of {list(self.query.shape)}, expected [batch, heads, tokens, channels]"
+        heads, keys = self.query.shape[1], self.key.shape[-3] if self.key.ndim > 2 else 1
+        if keys not in (1, heads) and (not self.enable_gqa or heads % keys):
+            return f"{heads} heads of queries, but {keys} of keys, expected as many or, grouped, a divisor of them"
+        return None
+
     def plain(self) -> Tensor:
         """What PyTorch makes of it, `[B, H, N, E]`; what else intercepts the layer gets to see it."""
         return scaled_dot_product_attention(**self._asdict())

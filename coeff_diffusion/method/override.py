@@ -58,12 +58,12 @@ class Override(Interceptor):
         return call.plain().index_copy(0, acting.rows, part)
 
     def _fitted(self, acting: Acting, call: Call) -> Acting:
-        shape, coeff = list(call.query.shape), acting.coeff
-        if len(shape) != 4:
-            raise AttachmentError(f"{self.path} has a query of {shape}, expected [batch, heads, tokens, channels]")
+        coeff = acting.coeff
+        if misfit := call.misfit():
+            raise AttachmentError(f"{self.path} has {misfit}")
         if call.dropout_p:
             raise AttachmentError(f"{self.path} drops entries of its maps (dropout_p={call.dropout_p}), expected 0")
-        batch, heads = shape[:2]
+        batch, heads = call.query.shape[:2]
         if coeff.shape[-1] != heads:
             raise AttachmentError(f"{self.path} has {heads} heads, but the coefficients are for {coeff.shape[-1]}")
         if coeff.ndim == 2 or len(coeff) == batch:

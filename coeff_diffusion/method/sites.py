@@ -43,7 +43,8 @@ def find_sites(model: Any) -> dict[str, Site]:
     if not found:
         raise AttachmentError(
             f"{type(model).__name__} has no attention layers that are known from diffusers, expected a UNet or "
-            "transformer of diffusers; to recombine another network, give its layers to attach_heads()"
+            "transformer of diffusers; to recombine another network, give its layers to attach_heads(), and let "
+            "trace_sites() find them"
         )
     return {
         path: Site(path, module, _heads(path, module), _kind(path, module), stage_of(path)) for path, module in found
