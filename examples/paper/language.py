@@ -1,6 +1,6 @@
 """A frozen causal language model moved to another kind of text: what coefficients reach, alone and with adapters.
 
-    python examples/paper/language.py           # 20 minutes on one core; goes on where it was stopped
+    python examples/paper/language.py           # under half an hour; goes on where it was stopped
     python examples/paper/language.py --quick   # a look: no search, one seed, few steps
 
 A small Llama of transformers learns the characters of Python's manual here first (`pydoc_data.topics`, which comes with

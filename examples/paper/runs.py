@@ -37,7 +37,7 @@ class Results:
         return self.found[name]
 
 
-def best_rate(score: Callable[[float], float], start: float, most: int = 4) -> float:
+def best_rate(score: Callable[[float], float], start: float, most: int = 6) -> float:
     """The learning rate of the highest score, by climbing from `start` in steps of `FACTOR`; of equal ones the lowest.
 
     Args:
