@@ -26,10 +26,7 @@ from tuning import COEFFICIENTS, METHODS, STARTS, Learner, adapters, best_rates,
 from coeff_diffusion.cli import guarded, parse
 
 PER_CLASS, CLASSES, BATCH = 40, 10, 32
-POOL, VALIDATION = (
-    700,
-    1000,
-)  # digits before the first are labelled or not, then come those of the search, then the test
+POOL, VALIDATION = 700, 1000  # digits before the first may be labelled, then come those of the search, then the test
 ADAPTERS = adapters(norms=r".*layernorm.*", last="fc2")
 HEAD_START = 1e-2
 
