@@ -196,7 +196,7 @@ def search(settings: Settings, method: str, results: Results) -> tuple[list[Run]
     Without any runs and rates it waits for the losses of the base.
     """
     start, subjects = METHODS[method].start, settings.search_subjects()
-    if not subjects:
+    if not subjects or not start:
         return [], start
 
     def runs_at(point: Point) -> list[Run]:

@@ -182,6 +182,13 @@ def test_the_search_comes_before_the_runs_that_count(settings: Settings) -> None
     assert {run.rates for run in results if run.drawn and run.rates} == {(rate_at(best),)}
 
 
+def test_what_train_does_has_no_rates_to_search(settings: Settings) -> None:
+    """Its rates are the defaults of `train`, so that it runs where others are searched first."""
+    now, later = plan(replace(settings, method=["all", "lora1"], sweep_subjects=2), {})
+    assert {(run.method, run.drawn) for run in now} == {(NOTHING, True), ("lora1", False)}
+    assert {run.rates for run in later if run.method == "all"} == {()}
+
+
 def test_an_interrupted_benchmark_goes_on(settings: Settings) -> None:
     settings = replace(settings, method=[NOTHING])
 
