@@ -18,10 +18,15 @@ from .folders import INDEX, weight_files
 from .load import kind_of_base
 
 EMA = "model_ema."  # how the tensors of a checkpoint begin that are not loaded
+TABLES = ("token_embedding.weight", "position_embedding.weight")  # of two dimensions, and no linear layers
 
 
-def bytes_in_memory(name: str, dtype: torch.dtype, revision: str | None = None) -> int | None:
+def bytes_in_memory(name: str, dtype: torch.dtype, revision: str | None = None, quantization: str = "no") -> int | None:
     """Bytes of a base's weights once they are loaded; None for one of the Hub that is not on this computer yet.
+
+    Args:
+        dtype: of what has no other.
+        quantization: see `quantize`; while a base is read it takes as much as with "no".
 
     Raises:
         BaseModelError: it is no base, or a file of its weights cannot be read.
@@ -40,7 +45,11 @@ def bytes_in_memory(name: str, dtype: torch.dtype, revision: str | None = None) 
             if not isinstance(index, str):
                 return None
             files = weight_files(Path(index).parent, name)
-    return sum(map(math.prod, _shapes(files))) * dtype.itemsize
+    rounded = quantization != "no"
+    return sum(
+        math.prod(shape) * (1 if rounded and _is_linear(tensor, shape) else dtype.itemsize)
+        for tensor, shape in _shapes(files)
+    )
 
 
 def free_memory(device: torch.device) -> int:
@@ -50,15 +59,20 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _shapes(files: Iterable[Path]) -> list[list[int]]:
-    """Of every tensor that is loaded."""
+def _is_linear(tensor: str, shape: list[int]) -> bool:
+    """Whether a tensor, called as in a folder or in a checkpoint, is the weight of a linear layer."""
+    return len(shape) == 2 and tensor.endswith("weight") and not tensor.endswith(TABLES)
+
+
+def _shapes(files: Iterable[Path]) -> list[tuple[str, list[int]]]:
+    """The name and the shape of every tensor that is loaded."""
     shapes = []
     for path in files:
         check_file(path, error=BaseModelError)
         try:
             with safe_open(path, framework="pt") as file:
                 names = [name for name in list(file.keys()) if not name.startswith(EMA)]
-                shapes += [file.get_slice(name).get_shape() for name in names]
+                shapes += [(name, file.get_slice(name).get_shape()) for name in names]
         except (SafetensorError, OSError) as error:
             raise BaseModelError(f"{str(path)!r} is not a readable .safetensors file: {one_line(error)}") from error
     return shapes

@@ -111,7 +111,7 @@ class Bases:
         repo, revision = _split(found)
         if found == self.name:
             return f"{short_name(repo)} is the base that is drawn with: {self.about()}."
-        size = bytes_in_memory(repo, self._dtype, revision)
+        size = bytes_in_memory(repo, self._dtype, revision, self._options.get("quantization", "no"))
         where = _called(self._device) if self._device.type == "cuda" else "this computer"
         free = f"{_gigabytes(free_memory(self._device))} are free on {where}"
         if size is None:

@@ -181,3 +181,13 @@ def test_memory_is_what_the_weights_take(tiny_base_dir: Path, dtype: torch.dtype
     pipe = load_base(tiny_base_dir, dtype=dtype)
     taken = sum(p.nbytes for part in (pipe.unet, pipe.text_encoder, pipe.vae) for p in part.parameters())
     assert memory.bytes_in_memory(str(tiny_base_dir), dtype) == taken
+
+
+def test_memory_of_rounded_weights_is_told_nearly() -> None:
+    """Scales, and the few layers that stay whole, are not counted: less than two percent."""
+    pipe = load_base("embedded", dtype=torch.float16, quantization="int8")
+    parts = (pipe.unet, pipe.text_encoder, pipe.vae)
+    taken = sum(one.nbytes for part in parts for one in (*part.parameters(), *part.buffers()))
+    told = memory.bytes_in_memory("embedded", torch.float16, quantization="int8")
+    assert told == pytest.approx(taken, rel=0.02)
+    assert told < 0.9 * (memory.bytes_in_memory("embedded", torch.float16) or 0)
