@@ -12,23 +12,28 @@ from ..sources.image_card import choose, extract
 from ..sources.open import locate, open_subject, picture_kind, read
 from ..subject.blend import blend
 from ..subject.coefficients import Coefficients
-from ..subject.errors import shown
+from ..subject.errors import CoefficientsError, shown
+from ..subject.pruning import keep_strongest
 from .output import check_output
 
 
 @dataclass
 class ConvertConfig:
-    """Write a subject again as a file, with wider or narrower numbers."""
+    """Write a subject again as a file: with wider or narrower numbers, or with its strongest layers alone."""
 
     file: str = field(metadata={"positional": True})
     """The subject: file, folder, card or Hub id."""
     output: str = field(metadata={"short": "-o"})
     """The .safetensors file to write."""
-    dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Of the numbers in the file. float32 keeps every bit; the others take half the size and round, float16 to about 3
-    digits, bfloat16 to about 2. Every reader widens them again."""
+    digits, bfloat16 to about 2. Every reader widens them again. auto is float16 where that keeps every bit, float32
+    else."""
     overwrite: bool = False
     """Replace the output where it exists."""
+    keep: str = "100%"
+    """Leave out all but the layers whose coefficients are the strongest, as many as fit into this share of their
+    numbers: 50%. At 0% only the learned word is left."""
 
 
 @dataclass
@@ -50,11 +55,14 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Path:
     """Write the file that `config` asks for and return it.
 
     Raises:
-        CoefficientsError: the subject cannot be read, or a number is too large for the type.
+        CoefficientsError: the subject cannot be read, a number is too large for the type, or `keep` is no share or
+            leaves nothing.
         OutputError, OSError: the output exists or cannot be written; what was there is as before.
     """
-    path = check_output(config.output, ".safetensors", config.overwrite)
-    subject, dtype = _any_version(config.file), getattr(torch, config.dtype)
+    path, share = check_output(config.output, ".safetensors", config.overwrite), _share(config.keep)
+    whole = _any_version(config.file)
+    subject = keep_strongest(whole, share)
+    dtype = subject.narrowest if config.dtype == "auto" else getattr(torch, config.dtype)
     written = Coefficients.from_bytes(subject.to_bytes(dtype)).named_tensors()
     before = torch.cat([tensor.flatten() for tensor in subject.named_tensors().values()]).double()
     after = torch.cat([written[name].flatten() for name in subject.named_tensors()]).double()
@@ -64,8 +72,18 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Path:
     if error:
         share = float((after - before).norm() / before.norm())
         rounded += f" by more than {error:.2g}, and all together by {share:.2%}"
-    say(f"{path}: {path.stat().st_size:,} bytes, {config.dtype}; {rounded}")
+    of_layers = "" if len(subject) == len(whole) else f"{len(subject)} of {len(whole)} layers, "
+    say(f"{path}: {path.stat().st_size:,} bytes, {of_layers}{str(dtype).removeprefix('torch.')}; {rounded}")
     return path
+
+
+def _share(text: str) -> float:
+    """50% or 0.5."""
+    number = text.strip().removesuffix("%")
+    try:
+        return float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        raise CoefficientsError(f"--keep is {shown(text)}, expected a share, as 50% or 0.5") from None
 
 
 def _any_version(source: str) -> Coefficients:

@@ -190,19 +190,22 @@ class Coefficients(Mapping[str, Tensor]):
         narrow = {name: tensor.half() for name, tensor in self._named()}
         return Coefficients.from_named_tensors(narrow, self.info)
 
+    @property
+    def narrowest(self) -> torch.dtype:
+        """float16 where that keeps every bit, as of `rounded` numbers, and float32 else."""
+        exact = all(torch.equal(tensor.half().float(), tensor) for _, tensor in self._named())
+        return torch.float16 if exact else torch.float32
+
     def to_bytes(self, dtype: torch.dtype | None = None) -> bytes:
         """The content of a file of format version 1.
 
         Args:
-            dtype: of its numbers. float16 and bfloat16 round to half the size of float32; None takes float16 where that
-                keeps every bit, as of `rounded` numbers, and float32 else.
+            dtype: of its numbers. float16 and bfloat16 round to half the size of float32; None takes the `narrowest`.
 
         Raises:
             CoefficientsError: no such dtype in a file.
         """
-        if dtype is None:
-            exact = all(torch.equal(tensor.half().float(), tensor) for _, tensor in self._named())
-            dtype = torch.float16 if exact else torch.float32
+        dtype = dtype or self.narrowest
         if dtype not in DTYPES.values():
             raise CoefficientsError(f"files hold {', '.join(map(str, DTYPES.values()))}, not {dtype}")
         return file_bytes({name: tensor.to(dtype) for name, tensor in self._named()}, self.info)

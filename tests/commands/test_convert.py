@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, blend
+from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, blend, check_fits
 from coeff_diffusion.commands.convert import BlendConfig, ConvertConfig, blend_files, convert
 from coeff_diffusion.commands.output import OutputError
 from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.inference.request import StudioError
 from coeff_diffusion.sources.image_card import CHUNK, embed
 from coeff_diffusion.subject.coefficients import MAX_MAGNITUDE
+from coeff_diffusion.subject.pruning import keep_strongest, strength
 from coeff_diffusion.subject.safetensors_file import DTYPES, serialize
 
 Subject = Callable[..., Coefficients]
@@ -114,6 +115,44 @@ def test_a_card_is_converted_too(dog: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     convert(ConvertConfig(str(tmp_path / "card.png"), str(out), "float32"))
     assert Coefficients.load(out) == Coefficients.load(dog)
+
+
+def test_the_strongest_layers_are_kept_and_fit_the_base(new_subject: Subject, tiny_pipe: Any, tmp_path: Path) -> None:
+    """One is made the weakest, one the strongest for its heads; `info.blocks` names what is left, so that it loads."""
+    whole = new_subject("my dog", vectors=1)
+    paths = list(whole)
+    coeffs = {path: torch.full_like(coeff, 0.02 + 0.01 * number) for number, (path, coeff) in enumerate(whole.items())}
+    whole = whole.replace(coeffs=coeffs).rounded()
+    whole.save(file := tmp_path / "whole.safetensors")
+    out = tmp_path / "half.safetensors"
+    line = run(convert, ConvertConfig(str(file), str(out), keep="50%"))
+    kept, values = Coefficients.load(out), sum(coeff.numel() for coeff in whole.values())
+    assert f"{len(kept)} of {len(paths)} layers, float16; no number changed" in line
+    assert values / 4 < sum(coeff.numel() for coeff in kept.values()) <= values / 2
+    assert min(map(strength, kept.values())) > max(strength(whole[path]) for path in paths if path not in kept)
+    assert all(torch.equal(kept[path], whole[path]) for path in kept)
+    assert kept.info.blocks == tuple(kept)
+    assert torch.equal(kept.tokens["text_encoder"], whole.tokens["text_encoder"])
+    assert out.stat().st_size < file.stat().st_size
+    check_fits(kept, tiny_pipe.unet)
+    run(convert, ConvertConfig(str(file), str(out), overwrite=True, keep="1"))
+    assert Coefficients.load(out) == whole
+    run(convert, ConvertConfig(str(file), str(out), overwrite=True, keep="0%"))
+    assert not Coefficients.load(out)
+    assert Coefficients.load(out).tokens
+    with pytest.raises(CoefficientsError, match="it has no learned word; keep more"):
+        keep_strongest(Coefficients(coeffs), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [("half", "--keep is 'half', expected a share, as 50% or 0.5"), ("50", "is 5000%, expected 0 to 100%"),
+     ("-1%", "is -1%, expected"), ("nan", "is nan%, expected")],
+)  # fmt: skip
+def test_what_is_no_share_is_an_error(keep: str, message: str, dog: Path, tmp_path: Path) -> None:
+    with pytest.raises(CoefficientsError, match=message):
+        convert(ConvertConfig(str(dog), str(tmp_path / "out.safetensors"), keep=keep))
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 @pytest.mark.parametrize("command", ["convert", "blend"])
