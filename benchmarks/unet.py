@@ -54,9 +54,9 @@ def make_unet(topology: str, dtype: torch.dtype, device: str) -> UNet2DCondition
     return unet.to(device, dtype).requires_grad_(False).eval()
 
 
-def make_inputs(unet: UNet2DConditionModel, batch: int) -> dict[str, Any]:
-    """What a step gets: latents of the size the base was trained at, and a text of 77 tokens (embedded base: 40)."""
-    side, channels = unet.config.sample_size, unet.config.in_channels
+def make_inputs(unet: UNet2DConditionModel, batch: int, side: int | None = None) -> dict[str, Any]:
+    """What a step gets: latents, of the size the base is made for or another, and 77 tokens of text (embedded: 40)."""
+    side, channels = side or unet.config.sample_size, unet.config.in_channels
     length = 40 if unet.config.cross_attention_dim < 512 else 77
     options: dict[str, Any] = {"dtype": unet.dtype, "device": unet.device}
     inputs: dict[str, Any] = {
