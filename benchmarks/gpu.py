@@ -1,13 +1,14 @@
 """All that is to be known of a GPU, in one go: whether results are right, then what steps cost beside the base's.
 
-    python benchmarks/gpu.py --output gpu.jsonl                                # at most eight minutes
+    python benchmarks/gpu.py --output gpu.jsonl                                # eight minutes and a bit
     python benchmarks/gpu.py --topology sd15 --dtype bfloat16 --minutes 3      # the first rows
     python benchmarks/gpu.py --topology embedded --dtype float32 --side 16     # anywhere: whether the script works
 
-What matters most comes first, each row is printed and written as soon as it is known, and what the time did not suffice
-for is named at the end. Errors are the largest of an output and its gradients against float64, as shares of the largest
-number; plain attention's stand beside. Weights are random: time does not depend on them. Ratios are taken turn by turn
-against the first column; "first" is the first step, with all that is compiled or tuned for it.
+What matters most comes first; each row is printed and written as soon as it is known. After `--minutes` no comparison
+is begun any more, and those that are left are named. Errors are the largest of an output and its gradients against
+float64, as shares of the largest number, in multiples of plain attention's. Weights are random: time does not depend on
+them. Ratios are taken turn by turn against the first column; "first" is the first step, with all that is compiled or
+tuned for it.
 """
 
 import argparse
@@ -158,7 +159,13 @@ def check(args: argparse.Namespace, report: Report, device: str) -> bool:
         if args.side and shape[2] > args.side**2:
             continue  # a look at a small size needs no large layers
         for dtype in dict.fromkeys([*args.dtype, "float32"]):
-            found = errors(layer, getattr(torch, dtype), device)
+            try:
+                found = errors(layer, getattr(torch, dtype), device)
+            except torch.OutOfMemoryError as error:  # float64 maps of the largest layers take gigabytes
+                _free()
+                line = f"| {layer} | {dtype} | – | – | does not fit into memory |"
+                report.row({"layer": layer, "dtype": dtype, "error": str(error)}, line)
+                continue
             fine = max(found.values()) <= LIMIT
             right &= fine
             cells = " | ".join(f"{error:.2f}" for error in found.values())
@@ -178,12 +185,12 @@ def measure(args: argparse.Namespace, report: Report, device: str, deadline: flo
         if time.perf_counter() > deadline:
             left.append(case)
             continue
-        if made != (case.topology, case.dtype):
-            unet = None
-            _free()
-            unet = make_unet(case.topology, getattr(torch, case.dtype), device)
-            made = (case.topology, case.dtype)
         try:
+            if made != (case.topology, case.dtype):
+                unet = None
+                _free()
+                unet = make_unet(case.topology, getattr(torch, case.dtype), device)
+                made = (case.topology, case.dtype)
             for row in timed(case, unet, args.repeats):
                 report.row(
                     row,

@@ -8,7 +8,7 @@ from .coefficients import Coefficients
 from .errors import CoefficientsError
 
 
-def strength(coeff: Tensor) -> float:
+def average_change(coeff: Tensor) -> float:
     """How much a layer's coefficients `[H, H]` change a head's map on average: `||C||_F / sqrt(H)`.
 
     Layers of many and of few heads can be compared by it; the identity would have 1.
@@ -17,7 +17,7 @@ def strength(coeff: Tensor) -> float:
 
 
 def keep_strongest(subject: Coefficients, share: float) -> Coefficients:
-    """The subject with the strongest of its layers (see `strength`), as many as fit into a share of its coefficients.
+    """The subject with the strongest of its layers (see `average_change`): as many as fit into a share of its numbers.
 
     Layers are kept or left out as a whole: single zeros in a matrix make no file smaller. What the trigger has learned
     stays.
@@ -30,16 +30,16 @@ def keep_strongest(subject: Coefficients, share: float) -> Coefficients:
     """
     if not 0 <= share <= 1:
         raise CoefficientsError(f"the share to keep is {share:.0%}, expected 0 to 100%")
-    room = share * sum(coeff.numel() for coeff in subject.values())
+    room = round(share * sum(coeff.numel() for coeff in subject.values()), 6)  # 29 % of 100 are 29
     kept = set()
-    for path in sorted(subject, key=lambda path: strength(subject[path]), reverse=True):
+    for path in sorted(subject, key=lambda path: average_change(subject[path]), reverse=True):
         if (room := room - subject[path].numel()) < 0:
             break
         kept.add(path)
     if len(kept) == len(subject):
         return subject
     if not kept and not subject.tokens:
-        first = max(subject, key=lambda path: strength(subject[path]))
+        first = max(subject, key=lambda path: average_change(subject[path]))
         raise CoefficientsError(
             f"{share:.0%} of its coefficients is less than its strongest layer, {first}, and it has no learned word; "
             "keep more"

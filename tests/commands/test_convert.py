@@ -17,7 +17,7 @@ from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.inference.request import StudioError
 from coeff_diffusion.sources.image_card import CHUNK, embed
 from coeff_diffusion.subject.coefficients import MAX_MAGNITUDE
-from coeff_diffusion.subject.pruning import keep_strongest, strength
+from coeff_diffusion.subject.pruning import average_change, keep_strongest
 from coeff_diffusion.subject.safetensors_file import DTYPES, serialize
 
 Subject = Callable[..., Coefficients]
@@ -129,7 +129,8 @@ def test_the_strongest_layers_are_kept_and_fit_the_base(new_subject: Subject, ti
     kept, values = Coefficients.load(out), sum(coeff.numel() for coeff in whole.values())
     assert f"{len(kept)} of {len(paths)} layers, float16; no number changed" in line
     assert values / 4 < sum(coeff.numel() for coeff in kept.values()) <= values / 2
-    assert min(map(strength, kept.values())) > max(strength(whole[path]) for path in paths if path not in kept)
+    left_out = [average_change(whole[path]) for path in paths if path not in kept]
+    assert min(map(average_change, kept.values())) > max(left_out)
     assert all(torch.equal(kept[path], whole[path]) for path in kept)
     assert kept.info.blocks == tuple(kept)
     assert torch.equal(kept.tokens["text_encoder"], whole.tokens["text_encoder"])
