@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from coeff_diffusion.method.kernels import blocked, native, native_build, recombined_attention
+from coeff_diffusion.method.kernels.build_error import BuildError
 from coeff_diffusion.method.kernels.native import native_attention
-from coeff_diffusion.method.kernels.native_build import BuildError
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ import pytest
 import torch
 from exactness import assert_as_exact_as_plain, error, exact
 
-from coeff_diffusion.method.kernels import native, native_build, recombined_attention
-from coeff_diffusion.method.kernels.native_build import BuildError
+from coeff_diffusion.method.kernels import native, native_build, recombined_attention, sealed_cache
+from coeff_diffusion.method.kernels.build_error import BuildError
 
 COPIER = """#!/bin/sh
 # A compiler for tests: copies what a real one made. Its last argument is the place for it.
@@ -31,6 +31,10 @@ echo called >> "$0.calls"
 for place; do :; done
 cp "$0.library" "$place"
 """
+
+
+def is_sealed(library: Path) -> bool:
+    return sealed_cache.read(library, native_build.MOST) is not None
 
 
 @dataclass
@@ -53,7 +57,7 @@ class Place:
     def store(self, data: bytes | None = None, name: str | None = None) -> None:
         """Put a sealed library into the cache, whatever it is."""
         data = self.data if data is None else data
-        self.library.write_bytes(data + native_build._seal(Path(name or self.name), data))
+        self.library.write_bytes(data + sealed_cache._seal(Path(name or self.name), data))
 
     def other_compiler(self, body: str) -> None:
         """Whatever it does, it says the same version, so its library has the same name."""
@@ -101,7 +105,7 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if meant is None:
             pytest.skip("there is no kernel for this machine")
         (made,) = (folder / "coeff-diffusion").iterdir()  # nothing half done is left
-        assert native_build.is_sealed(made)
+        assert is_sealed(made)
         assert made.parent.stat().st_mode & 0o077 == 0
         before = made.stat().st_mtime_ns
         assert isinstance(native_build.load(), ctypes.CDLL)
@@ -109,7 +113,7 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = folder / "copier"
     script.write_text(COPIER)
     script.chmod(0o755)
-    Path(f"{script}.library").write_bytes(made.read_bytes()[: -native_build.SEAL])
+    Path(f"{script}.library").write_bytes(made.read_bytes()[: -sealed_cache.SEAL])
     return script
 
 
@@ -200,8 +204,8 @@ REBUILT: dict[str, Damage] = {
     "a bit of its code": damaged(lambda data: flipped(data, len(data) // 2)),
     "a bit of its header": damaged(lambda data: flipped(data, 0x20)),
     "a bit of its seal": damaged(lambda data: flipped(data, len(data) - 1)),
-    "without its seal": damaged(lambda data: data[: -native_build.SEAL]),
-    "nothing but its seal": damaged(lambda data: data[-native_build.SEAL :]),
+    "without its seal": damaged(lambda data: data[: -sealed_cache.SEAL]),
+    "nothing but its seal": damaged(lambda data: data[-sealed_cache.SEAL :]),
     "twice": damaged(lambda data: data + data),
     "text": damaged(lambda data: b"not a library"),
     "under another's name": lambda place: place.store(name="recombined-attention-0.so"),
@@ -263,7 +267,7 @@ def test_what_is_damaged_is_made_anew(damage: str, place: Place) -> None:
     REBUILT[damage](place)
     assert right_numbers() == ""
     assert place.calls == 2  # compiled and linked
-    assert native_build.is_sealed(place.library)
+    assert is_sealed(place.library)
     assert list(place.cache.iterdir()) == [place.library]
     assert right_numbers() == ""
     assert place.calls == 2
@@ -299,7 +303,7 @@ def child(folder: Path, compiler: Path, half: int) -> None:
         place = place_in(folder / name, compiler, "")
         place.name = library_name()
         damage(place)
-        print(right_numbers(), name, native_build.is_sealed(place.library), place.calls, flush=True)
+        print(right_numbers(), name, is_sealed(place.library), place.calls, flush=True)
     (folder / f"full {half}").mkdir()
     place = place_in(folder / f"full {half}", compiler, "")
     if half:  # its disk has room for what is compiled, not for what is stored
@@ -334,7 +338,7 @@ def test_a_process_does_not_end_of_it(compiler: Path, tmp_path: Path) -> None:
         assert last.endswith(" []")  # nothing half is left
     assert "takes no larger file" in printed[1][0]
     (made,) = (shared / "coeff-diffusion").iterdir()
-    assert native_build.is_sealed(made)
+    assert is_sealed(made)
     assert len((shared / "copier.calls").read_text().splitlines()) == 4  # they did build at the same time
 
 

@@ -140,6 +140,7 @@ def test_nothing_waits_for_a_pipe_that_takes_a_files_place(tmp_path: Path) -> No
 OWN_FILES = {
     "subject/user_file": "the place itself",
     "subject/atomic_write": "writes a file that it makes itself",
+    "method/kernels/cuda_build": "the package's own sources",
     "method/kernels/native_build": "the package's own sources",
     "sources/shared_folder": "bounded by itself; only what `is_file` says is one",
     "families/parts": "weights, as large as they are, of what `kind_of_file` says is a safetensors file",

@@ -6,7 +6,8 @@ Every way computes `coeff_diffusion.method.recombination.recombined_attention` e
 | --- | --- |
 | `plain` | coefficients that are zero or a diagonal matrix (recognized by `attachment`, when they are chosen) |
 | `compiled` | in `torch.compile`, as one operator that does at run time what follows |
-| `triton_attention` | on CUDA |
+| `cuda_attention` | on CUDA, in half precision, without a mask, where nothing learns |
+| `triton_attention` | on CUDA, else |
 | `native` | on CPUs with AVX2 or AVX-512, where there is a compiler |
 | `blocked` | everywhere else |
 | `recombination` | a mask that learns, and nothing to compute; and what all others are tested against |

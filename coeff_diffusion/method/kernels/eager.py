@@ -4,10 +4,11 @@ import functools
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import recombination
-from . import native
+from . import cuda_attention, native
 from .blocked import blocked_attention
 
 
@@ -28,6 +29,11 @@ def eager_attention(
     """See `kernels.recombined_attention`; the inputs fit each other."""
     if (attn_mask is not None and attn_mask.requires_grad) or 0 in (*query.shape, key.shape[2], value.shape[3]):
         return recombination.recombined_attention(query, key, value, coeff, attn_mask, scale)
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, coeff))
+    if query.is_cuda and attn_mask is None and not learns:
+        factor = query.shape[3] ** -0.5 if scale is None else scale
+        if cuda_attention.supports(query, key, value, factor):
+            return cuda_attention.cuda_attention(query, key, value, coeff, factor)[0]
     kernels = _triton_kernels() if query.is_cuda else None
     if kernels is not None and kernels.supports(query, key, value, attn_mask):
         output: Tensor = kernels.triton_attention(query, key, value, coeff, attn_mask, scale)

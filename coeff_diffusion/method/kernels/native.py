@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import recombination
-from .native_build import BuildError, load
+from .build_error import BuildError
+from .native_build import load
 from .native_interface import Shape, View
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

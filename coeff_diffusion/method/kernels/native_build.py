@@ -1,11 +1,8 @@
 """Compiles `native.cpp` for the CPU at hand, once, and loads it: on Linux, where the CPU has AVX2 or AVX-512.
 
-The library lies in the user's cache (`$XDG_CACHE_HOME` or `~/.cache`, folder `coeff-diffusion`), named after what it
-was made from: source, compiler and flags. `CXX` chooses the compiler; `COEFF_DIFFUSION_NATIVE=0` does without.
-
-Loading a damaged library ends the process, and no `except` helps. So a library is sealed: a hash of all of it stands
-behind its last byte, in the same file, which appears whole or not at all. It gets there only after it has been tried in
-a process of its own, and is loaded only where the hash is right. What is not right is made anew.
+The library lies in the user's cache, named after what it was made from: source, compiler and flags. `CXX` chooses the
+compiler; `COEFF_DIFFUSION_NATIVE=0` does without. It gets there only after it has been tried in a process of its own,
+and is loaded only where its seal is right (`sealed_cache`). What is not right is made anew.
 """
 
 import ctypes
@@ -22,9 +19,8 @@ from pathlib import Path
 
 import torch
 
-from ...subject.atomic_write import atomic_write
-from ...subject.user_file import read_file
-from . import native_interface
+from . import native_interface, sealed_cache
+from .build_error import BuildError
 
 SOURCE = Path(__file__).with_name("native.cpp")
 HEADERS = sorted(SOURCE.parent.glob("native_*.h"))
@@ -38,14 +34,6 @@ CPU_FLAGS = {
 }
 TIMEOUT = 120  # seconds
 MOST = 16 * 1024 * 1024  # bytes of a library
-SEAL = hashlib.sha256().digest_size
-
-
-class BuildError(Exception):
-    """The kernel could not be compiled or loaded; the message is one line."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
 
 
 def load() -> ctypes.CDLL | None:
@@ -59,7 +47,7 @@ def load() -> ctypes.CDLL | None:
         return None
     try:
         compiler = _compiler()
-        return _library(compiler, flags, _cache() / f"recombined-attention-{_name(compiler, flags)}.so")
+        return _library(compiler, flags, sealed_cache.folder() / f"recombined-attention-{_name(compiler, flags)}.so")
     except BuildError:
         raise
     except Exception as error:  # of any kind: attention needs none of this
@@ -86,15 +74,6 @@ def _compiler() -> str:
     return found
 
 
-def _cache() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coeff-diffusion"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise BuildError(f"others than you may write to {folder}: code is not loaded from there")
-    return folder
-
-
 def _name(compiler: str, flags: list[str]) -> str:
     version = _run([compiler, "--version"], compiler)
     sources = [path.read_bytes() for path in (SOURCE, *HEADERS)]
@@ -109,24 +88,11 @@ def _openmp() -> Path | None:
 
 
 def _library(compiler: str, flags: list[str], path: Path) -> ctypes.CDLL:
-    if is_sealed(path):
+    if sealed_cache.read(path, MOST) is not None:
         with suppress(OSError, AttributeError):  # made beside other libraries than those of today
             return native_interface.open_library(str(path))
     _build(compiler, flags, path)
     return native_interface.open_library(str(path))
-
-
-def is_sealed(path: Path) -> bool:
-    """Whether a file is the library that was stored under its name, to the last bit."""
-    try:
-        data = read_file(path, MOST)
-    except OSError:
-        return False
-    return data[-SEAL:] == _seal(path, data[:-SEAL])
-
-
-def _seal(path: Path, data: bytes) -> bytes:
-    return hashlib.sha256(os.fsencode(path.name) + b"\0" + data).digest()
 
 
 def _build(compiler: str, flags: list[str], library: Path) -> None:
@@ -139,9 +105,7 @@ def _build(compiler: str, flags: list[str], library: Path) -> None:
         if not sys.executable or hasattr(sys, "frozen"):
             raise BuildError("there is no Python to try it with")
         _run([sys.executable, "-I", native_interface.__file__, str(built), *openmp], "a trial of what was compiled")
-        data = built.read_bytes()
-        with atomic_write(library) as file:
-            file.write(data + _seal(library, data))
+        sealed_cache.write(library, built.read_bytes())
 
 
 def _run(command: list[str], name: str) -> str:
