@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
+from coeff_diffusion.method import short_way
 from coeff_diffusion.method.interception import Call, Interceptor, pop_interrupted
 from coeff_diffusion.method.recombination import recombined_attention
 
@@ -50,11 +51,16 @@ def plain(x: Tensor) -> Tensor:
     return scaled_dot_product_attention(x, x, x)
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Any:
+@pytest.fixture(autouse=True, params=["any layer", "short way"])
+def _nothing_is_left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """All of this holds for a layer of any kind, and for one that calls what diffusers' own processors call."""
+    if request.param == "short way":
+        monkeypatch.setattr(short_way, "leads_to", lambda layer: True)
+        monkeypatch.setitem(globals(), "scaled_dot_product_attention", short_way.scaled_dot_product_attention)
     assert _get_current_function_mode_stack() == []
     yield
     assert _get_current_function_mode_stack() == []
+    assert not short_way.running.any()
 
 
 # --- what is intercepted ----------------------------------------------------------------------------------------------
@@ -80,9 +86,7 @@ def test_arguments_by_position_and_by_name_are_the_same() -> None:
     marked.register(layer)
     for call in (
         lambda x: scaled_dot_product_attention(x, x, x, mask, 0.0, False, scale=0.3, enable_gqa=True),
-        lambda x: torch._C._nn.scaled_dot_product_attention(
-            query=x, key=x, value=x, attn_mask=mask, scale=0.3, enable_gqa=True
-        ),
+        lambda x: scaled_dot_product_attention(query=x, key=x, value=x, attn_mask=mask, scale=0.3, enable_gqa=True),
     ):
         layer.call = call
         layer(x)
@@ -204,7 +208,7 @@ def test_what_ctrl_c_leaves_does_nothing_and_is_taken_away(before: bool) -> None
     layer.call = lambda x: fail(KeyboardInterrupt) if before else (plain(x), fail(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         layer(x)
-    assert len(_get_current_function_mode_stack()) == 1  # PyTorch calls no hook then
+    assert len(_get_current_function_mode_stack()) + len(short_way.running.takers) == 1  # PyTorch calls no hook then
     expected = scaled_dot_product_attention(x, x, x, scale=8**-0.5)
     assert torch.equal(plain(x), expected)
     layer.call = plain
