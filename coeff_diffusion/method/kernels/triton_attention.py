@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import cuda_attention
 from .triton_kernels import mix_kernel, score_grad_kernel, stats_kernel
 from .triton_maps import INTERPRETED, LOG2_E, Coefficients, Heads, Mask
 from .triton_tiles import FEW, Tiles, split_channels, tiles_of
@@ -145,6 +146,8 @@ def _forward(
     query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, mask: Tensor | None, scale: float, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
     """out [B, H, N, D], and if it is to be kept for the backward, stats [B, H, 2, N]. The mask is [B, H, N, M]."""
+    if mask is None and cuda_attention.supports(query, key, value, scale):
+        return cuda_attention.cuda_attention(query, key, value, coeff, scale, with_stats=keep)
     (batch, heads, n, _), m = query.shape, key.shape[2]
     layer = _layer(mask, keep, query, key, value, coeff)
     out = _empty_like(query)
