@@ -26,7 +26,7 @@ demo: $(VENV)/.ready-demo
 	TRANSFORMERS_VERBOSITY=error $(BIN)/python examples/demo.py
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 style: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .

@@ -18,12 +18,14 @@ from diffusers import (
 )
 from hub_server import WRITER, HubServer
 from huggingface_hub import constants
+from moulds import Mould
 from PIL import Image, ImageDraw
 from subject_maker import make_subject
 from tiny_tokenizer import tiny_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from coeff_diffusion import Coefficients, CoefficientsInfo, describe_base, layer_heads
+from coeff_diffusion.training import validation
 
 # What runs in the background of a shell has Ctrl-C and the end of the terminal switched off; the tests are about them.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):
@@ -36,6 +38,12 @@ torch.set_num_threads(1)  # models this small only lose time to a second thread,
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_are_measured() -> None:
+    """What a training of a few steps learned is measured on as few noised pictures as are allowed."""
+    validation.MOST = validation.LEAST
 
 
 @pytest.fixture(scope="session")
@@ -82,12 +90,17 @@ def tiny_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def tiny_pipe(tiny_base_dir: Path) -> StableDiffusionPipeline:
-    """A fresh pipeline from `tiny_base_dir`, in evaluation mode, without a progress bar."""
+@pytest.fixture(scope="session")
+def _tiny_mould(tiny_base_dir: Path) -> Mould:
     pipe = StableDiffusionPipeline.from_pretrained(tiny_base_dir)
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return Mould(pipe)
+
+
+@pytest.fixture
+def tiny_pipe(_tiny_mould: Mould) -> StableDiffusionPipeline:
+    """A fresh pipeline as from `tiny_base_dir`, in evaluation mode, without a progress bar."""
+    return _tiny_mould.cast()
 
 
 XL_WIDTHS = {"text_encoder": 32, "text_encoder_2": 48}  # of text: unlike each other, as CLIP's are

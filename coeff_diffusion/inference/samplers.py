@@ -5,7 +5,9 @@ timestep spacing and zero terminal SNR survive the change of sampler. One that c
 """
 
 import inspect
+import json
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -176,7 +178,13 @@ def steps_near(base: SchedulerMixin, steps: int) -> int:
 
 def _largest_sigma(base: SchedulerMixin) -> float:
     """Of the base's noise schedule: noise over signal at the last training timestep; infinite where nothing is left."""
-    last = float(DDIMScheduler.from_config(base.config).alphas_cumprod[-1])
+    return _largest_sigma_of(base.to_json_string())
+
+
+@lru_cache
+def _largest_sigma_of(config: str) -> float:
+    """As `_largest_sigma`, of a config in JSON. A page asks for every sampler in every control; it takes its time."""
+    last = float(DDIMScheduler.from_config(json.loads(config)).alphas_cumprod[-1])
     return math.sqrt((1 - last) / last) if last > 0 else math.inf
 
 

@@ -16,7 +16,10 @@ def settings(**changes: Any) -> Namespace:
     return Namespace(**{**usual, **changes})
 
 
-def test_it_checks_times_and_writes_each_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_checks_times_and_writes_each_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "BATCHES", (2,))
     with (tmp_path / "gpu.jsonl").open("w") as file:
         report = gpu.Report(file)
         assert gpu.check(settings(), report, "cpu")

@@ -64,7 +64,7 @@ def test_parsers_are_built_in_many_threads_while_others_parse_python() -> None:
     done = threading.Event()
 
     def build(command: str) -> None:
-        for _ in range(6):
+        for _ in range(2):
             try:
                 found = read(command)
             except BaseException as error:  # noqa: BLE001 - all of it is what is looked for

@@ -36,7 +36,7 @@ def studio(tiny_pipe: StableDiffusionPipeline) -> Studio:
     return Studio(tiny_pipe)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     changes=st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in ODD.items()}),
     on_page=st.booleans(),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from small_networks import TOKENS, output_of, small_network
 from torch import Tensor
 
 from coeff_diffusion.method.errors import AttachmentError
@@ -121,16 +122,18 @@ def test_a_gradient_reaches_the_vectors(unet: UNet2DConditionModel, given: tuple
     assert bool(vectors.grad.abs().sum(1).gt(0).all())
 
 
-def test_a_compiled_network_notices(unet: UNet2DConditionModel, given: tuple[Tensor, Tensor, Tensor]) -> None:
+@torch.no_grad()
+def test_a_compiled_network_notices() -> None:
+    unet, arguments = small_network("stable_diffusion")
     compiled = torch.compile(unet, backend="eager")
-    before = run(compiled, given)
-    attach_offsets(compiled, STAGES)
-    set_offsets(compiled, {"mid_block": torch.ones(7, 32)})
-    found = run(compiled, given)
-    assert torch.allclose(found, run(unet, given), atol=1e-6)
+    before = output_of(compiled, arguments)
+    attach_offsets(compiled, ["mid_block"])
+    set_offsets(compiled, {"mid_block": torch.ones(TOKENS, 32)})
+    found = output_of(compiled, arguments)
+    assert torch.allclose(found, output_of(unet, arguments), atol=1e-6)
     assert not torch.allclose(found, before)
     detach_offsets(compiled)
-    assert torch.allclose(run(compiled, given), before, atol=1e-6)
+    assert torch.allclose(output_of(compiled, arguments), before, atol=1e-6)
 
 
 def test_vectors_stand_at_their_places() -> None:

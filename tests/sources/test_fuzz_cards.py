@@ -180,11 +180,12 @@ def worst_cards() -> dict[str, bytes]:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process' peak of memory")
 def test_the_worst_cards_stay_below_100_mb(tmp_path: Path) -> None:
-    for name, data in worst_cards().items():
+    worst = worst_cards()
+    for name, data in worst.items():
         (tmp_path / f"{name}.png").write_bytes(data)
     script = Path(__file__).parents[1] / "memory_of_reading.py"
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=280, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found.keys() == worst_cards().keys()
+    assert found.keys() == worst.keys()
     assert {kind: most for kind, most in found.items() if most > MOST_MEMORY} == {}
     assert found["header of entries"] > 20 * 10**6  # the measure sees what there is

@@ -165,7 +165,7 @@ def test_after_a_kill_or_a_stop_it_goes_on_to_the_very_same_files(
 ) -> None:
     run("whole", subjects_per_batch=2)
     whole = subjects(tmp_path / "whole")
-    for step in (1, 2, 4):
+    for step in (2, 4):
         seen: list[ManyReport] = []
 
         def kill(report: ManyReport, seen: list[ManyReport] = seen, step: int = step) -> None:
@@ -177,10 +177,7 @@ def test_after_a_kill_or_a_stop_it_goes_on_to_the_very_same_files(
         with pytest.raises(KillError):
             run(out.name, on_step=kill, subjects_per_batch=2)
         assert subjects(out) == {}
-        checkpoints = out / ".runs/rex/checkpoints"
-        assert checkpoints.is_dir() == (step > 1)
-        if step > 1:  # as if the kill had come while these were being written
-            max(checkpoints.iterdir()).unlink()
+        max((out / ".runs/rex/checkpoints").iterdir()).unlink()  # as if the kill had come while it was being written
         run(out.name, subjects_per_batch=2)
         assert subjects(out) == whole
 

@@ -14,8 +14,10 @@ from training_runs import train_and_kill
 
 from coeff_diffusion.images.photo import DatasetError
 from coeff_diffusion.subject.coefficients import Coefficients
+from coeff_diffusion.training import validation
 from coeff_diffusion.training.checkpoint import CheckpointError
 from coeff_diffusion.training.config import ConfigError, TrainConfig
+from coeff_diffusion.training.probe import MOST
 from coeff_diffusion.training.reports import StepReport, TrainResult
 from coeff_diffusion.training.timeline import load_timeline, load_validation
 from coeff_diffusion.training.trainer import Trainer, train
@@ -46,7 +48,8 @@ def test_what_counts_as_an_improvement() -> None:
     assert measurements_since({}, None) == 0
 
 
-def test_measuring_costs_a_tenth_of_the_time() -> None:
+def test_measuring_costs_a_tenth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "MOST", MOST)
     assert probe_size(TrainConfig(validate_every_n_steps=20, train_batch_size=4)) == 18
     assert probe_size(TrainConfig(validate_every_n_steps=20, train_batch_size=2, with_prior_preservation=True)) == 18
     assert probe_size(TrainConfig(validate_every_n_steps=1000)) == probe_size(TrainConfig()) == 40

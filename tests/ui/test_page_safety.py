@@ -116,14 +116,14 @@ def test_an_upload_that_is_too_large_is_refused(page: str) -> None:
     assert b"path" not in answer.lower() or b"exceed" in answer.lower()
 
 
-@pytest.mark.parametrize("name", ["../../../escaped.png", "/etc/escaped.png", "..\\escaped.png", "a" * 9_000 + ".png"])
-def test_no_name_of_an_upload_becomes_a_path(page: str, name: str, service: StudioService) -> None:
-    status, answer = upload(page, name, b"x")
-    if status == 200:
-        (path,) = json.loads(answer)
-        assert Path(path).resolve().is_relative_to(Path(gradio.utils.get_upload_folder()).resolve())
-        assert ".." not in Path(path).parts
-        assert len(Path(path).name) < 256
+def test_no_name_of_an_upload_becomes_a_path(page: str, service: StudioService) -> None:
+    for name in ("../../../escaped.png", "/etc/escaped.png", "..\\escaped.png", "a" * 9_000 + ".png"):
+        status, answer = upload(page, name, b"x")
+        if status == 200:
+            (path,) = json.loads(answer)
+            assert Path(path).resolve().is_relative_to(Path(gradio.utils.get_upload_folder()).resolve()), name
+            assert ".." not in Path(path).parts
+            assert len(Path(path).name) < 256
     assert not Path("/etc/escaped.png").exists()
     assert not list(service.library.folder.parent.rglob("*escaped*"))
 
