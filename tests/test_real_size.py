@@ -152,6 +152,14 @@ def test_a_training_leaves_its_files(run: Path, base: Path) -> None:
     assert main(["verify", str(run), "--base", str(base)]) == 0
 
 
+def test_a_killed_training_goes_on_exactly(run: Path, base: Path, tmp_path: Path) -> None:
+    checkpoint = run / "checkpoints" / "step_000002.safetensors"
+    train(base, run.parent / "photos", tmp_path / "again", resume_from_checkpoint=checkpoint)
+    assert (tmp_path / "again" / "coefficients.safetensors").read_bytes() == (
+        run / "coefficients.safetensors"
+    ).read_bytes()
+
+
 def test_pictures_come_again_bit_by_bit(run: Path, base: Path, tmp_path: Path) -> None:
     asked = ["--prompt", PROMPT, "--num_inference_steps", 2, "--seed", 3, "--subject", f"{run}:0.8"]
     alone, drawn = generate(base, tmp_path / "drawn", *asked, "--compare")

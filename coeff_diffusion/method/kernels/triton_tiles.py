@@ -36,8 +36,8 @@ def tiles_of(kernel: str, heads: int, channels: int, itemsize: int, capability: 
     """The tiles of a kernel for a layer; None for a wide kernel that does not fit, or where another takes less time.
 
     Args:
-        kernel: "stats", "mix", "dvalue" (`mix_kernel` over keys), "score_grad", "shares", "wide", "wide_few" (for at most
-            `FEW` columns) or "wide_score_grad".
+        kernel: "stats", "mix", "dvalue" (`mix_kernel` over keys), "score_grad", "shares", "wide", "wide_few" (for at
+            most `FEW` columns) or "wide_score_grad".
         heads: H.
         channels: D.
         itemsize: of the inputs, in bytes.
