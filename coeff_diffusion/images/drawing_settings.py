@@ -103,8 +103,8 @@ class DrawRequest:
     )
     """Factors on the strength of every subject, by kind of attention layer."""
     adapter_strength: float = setting(
-        1.0, text="Adapter strength", low=0, high=2, label="Strength of the adapter", fine=True,
-        hint="Times the subject's own; 0: without", called="strength of the adapter",
+        1.0, text="Adapter strength", low=0, high=2, label="Strength of the adapter",
+        hint="Times the subject's own; 0 is without it", called="strength of the adapter",
     )  # fmt: skip
     """Factor on the strength of every subject, for the adapter that it learned with, 0 to 2; left out, 1. At 0 subjects
     act without their adapters."""
