@@ -14,7 +14,8 @@ from typing import Any
 from ..images.drawing_facts import drawing_facts, in_words
 from ..images.files import find_drawing
 from ..images.generation_info import PictureError
-from ..sources.open import extract_any, locate, picture_kind, read
+from ..sources.open import extract_any, locate, picture_kind, read, with_adapter_from_hub
+from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut
 from ..subject.file_kind import kind_of_file
@@ -57,7 +58,7 @@ def collect_facts(source: str | Path) -> Facts:
     path = locate(source)
     if picture_kind(path):
         return picture_facts(path)
-    subject = read(path)
+    subject = with_adapter_from_hub(read(path), source)
     return subject_facts(subject, path.stat().st_size)
 
 
@@ -88,10 +89,21 @@ def subject_facts(subject: Coefficients, size: int) -> Facts:
             stage: {"vectors": token.shape[0], "width": token.shape[1], "norm": float(token.norm())}
             for stage, token in subject.stage_tokens.items()
         },
+        "adapter": _adapter(subject),
         "quantized": _quantized(subject.info.extra.get("quantized")),
         "size": size,
         "sha256": subject.sha256,
     }
+
+
+def _adapter(subject: Coefficients) -> Facts | None:
+    """The adapter that a subject learned with; without `values` and `size` it is not there."""
+    if not subject.info.adapter:
+        return None
+    facts: Facts = {"kind": subject.info.adapter, "file": ADAPTER_FILE, "sha256": subject.info.adapter_sha256}
+    if subject.adapter is not None:
+        facts |= {"values": subject.adapter.values, "size": len(subject.adapter.data)}
+    return facts
 
 
 def picture_facts(path: Path) -> Facts:
@@ -182,6 +194,7 @@ def _subject_page(facts: Facts) -> str:
             for owner, token in facts["tokens"].items()
         },
         "stage tokens": _stages(facts["stage_tokens"]),
+        "adapter": _adapter_line(facts["adapter"]),
         "rounded": rounded
         and f"to {rounded['bits']} bits, no number is off by more than {rounded['largest_error']:.2g}",
         "licence": info["license"],
@@ -190,6 +203,15 @@ def _subject_page(facts: Facts) -> str:
         "hash": facts["sha256"],
     }
     return "\n\n".join(filter(None, [_lines(shown), _table(facts["norms"], facts["norm"])]))
+
+
+def _adapter_line(adapter: Facts | None) -> str | None:
+    if adapter is None:
+        return None
+    there = "NOT THERE: draw with it beside the subject's file"
+    if "values" in adapter:
+        there = f"{adapter['values']:,} values, {adapter['size']:,} bytes"
+    return f"{adapter['kind']}, {adapter['file']} (SHA-256 {adapter['sha256'][:12]}...), {there}"
 
 
 def _stages(tokens: Mapping[str, Mapping[str, float]]) -> str | None:

@@ -13,6 +13,7 @@ from .. import __version__
 from ..hub import HubError, api, asking, find_token, listing, page, split_id
 from ..publishing.shareable import prepare
 from ..sources.shared_folder import README, SAMPLE, check, check_target, fetch, read_folder, write_folder
+from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut, shown
 from ..subject.printable import printable
@@ -25,7 +26,8 @@ Say = Callable[[str], None]
 
 @dataclass
 class PushConfig:
-    """Upload a subject to the Hub: its coefficients, its card and the pictures of its last preview, nothing else."""
+    """Upload a subject to the Hub: its coefficients, the adapter that learned with them, its card and the pictures of
+    its last preview, nothing else."""
 
     subject: str = field(metadata={"positional": True})
     """The subject: folder of a training run, .safetensors file or card (a PNG that carries it)."""
@@ -141,6 +143,7 @@ def _upload(files: Mapping[str, bytes], config: PushConfig, say: Say, token: str
     others = sorted(set(before.sizes) - NEW_REPOSITORY)
     if others and FILE_NAME not in before.sizes:
         raise HubError(f"{repo} holds something else ({', '.join(map(shown, others[:3]))}); take another name")
+    old = [name for name in before.sizes if name == ADAPTER_FILE or SAMPLE.fullmatch(name)]  # of the last version
     title = _title(Coefficients.from_bytes(files[FILE_NAME]))
     with tempfile.TemporaryDirectory() as folder:
         write_folder(files, Path(folder), replace=True)
@@ -148,7 +151,7 @@ def _upload(files: Mapping[str, bytes], config: PushConfig, say: Say, token: str
             after = hub.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
-                delete_patterns=list(filter(SAMPLE.fullmatch, before.sizes)) or None,  # those of the last version
+                delete_patterns=old or None,
                 commit_message=config.message or f"{title} (coeff-diffusion {__version__})",
                 parent_commit=before.commit,
             )

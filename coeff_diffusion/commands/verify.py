@@ -63,6 +63,8 @@ def verify(config: VerifyConfig, say: Callable[[str], None] = print) -> None:
     holds = f"{len(subject)} layers" + "".join(f", a token of {t.shape[1]} channels" for t in subject.tokens.values())
     if subject.stage_tokens:
         holds += f", tokens of {len(subject.stage_tokens)} stages"
+    if subject.adapter is not None:
+        holds += f", an adapter ({subject.adapter.kind}, its hash is right)"
     if layout is None or base is None:
         why = f"{shown(base)} is neither embedded nor in the Hub's cache" if base else "it does not say for which"
         say(f"{config.file} is sound ({holds}), but was not checked against a base: {why}; give --base")

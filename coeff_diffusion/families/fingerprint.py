@@ -8,9 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..method.attachment import CoeffConfig
+from ..method.errors import AttachmentError
+from ..method.low_rank import check_low_rank, projections
 from ..method.sites import text_stages, unwrapped
+from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, cut, listed
+from ..subject.safetensors_file import FILE_NAME
 from ..subject.weight_sample import other_weights as other_weights
 from ..subject.weight_sample import same_weights as same_weights
 from ..subject.weight_sample import spread as spread
@@ -129,6 +133,25 @@ def check_fits(coefficients: Coefficients, unet: Any) -> None:
         raise CoefficientsError(
             f"the subject is for {base} ({family}, {len(coefficients)} layers), this base is {architecture(unet)} with "
             f"{len(heads)} layers: {listed(wrong)}"
+        )
+
+
+def check_adapter_fits(coefficients: Coefficients, denoiser: Any) -> None:
+    """Make sure that the adapter a subject learned with, if there is one, is at hand and belongs to a base.
+
+    Raises:
+        CoefficientsError: it is missing, or changes other projections than those of this denoiser's attention layers.
+    """
+    info, adapter = coefficients.info, coefficients.adapter
+    if adapter is not None:
+        try:
+            check_low_rank([adapter.factors], projections(sites_of(denoiser).values()))
+        except AttachmentError as error:
+            raise CoefficientsError(str(error)) from error
+    elif info.adapter:
+        raise CoefficientsError(
+            f"the subject learned with an adapter ({info.adapter}), which is not there: put its file, {ADAPTER_FILE} "
+            f"(SHA-256 {info.adapter_sha256[:12]}...), beside the subject's own, {FILE_NAME}"
         )
 
 

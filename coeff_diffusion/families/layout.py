@@ -20,7 +20,7 @@ from ..subject.errors import cut, shown
 from ..subject.user_file import read_file
 from .errors import BaseModelError
 from .family import Config, Family
-from .fingerprint import architecture, check_fits, check_tokens_fit, fingerprint
+from .fingerprint import architecture, check_adapter_fits, check_fits, check_tokens_fit, fingerprint
 from .folders import MAX_CONFIG, check_model_index
 from .registry import EXPECTED, FAMILIES, by_denoiser, denoiser_of, encoders_of, sites_of
 
@@ -60,13 +60,14 @@ class Layout:
         return Layout(_on_meta(type(self.denoiser), dict(self.denoiser.config)), self.widths)
 
     def check_fits(self, subject: Coefficients) -> None:
-        """Make sure that a subject, its learned tokens included, belongs to this base.
+        """Make sure that a subject, its learned tokens and its adapter included, belongs to this base.
 
         Raises:
-            CoefficientsError: it does not; the message names both sides.
+            CoefficientsError: it does not, or its adapter is missing; the message names both sides.
         """
         check_fits(subject, self.denoiser)
         check_tokens_fit(subject, self.widths)
+        check_adapter_fits(subject, self.denoiser)
 
 
 def layout_of(pipe: Any) -> Layout:

@@ -102,6 +102,12 @@ class DrawRequest:
         default_factory=LayerStrengths, metadata={"setting": Setting(text="Layer strengths")}
     )
     """Factors on the strength of every subject, by kind of attention layer."""
+    adapter_strength: float = setting(
+        1.0, text="Adapter strength", low=0, high=2, label="Strength of the adapter",
+        hint="Times the subject's own; 0 is without it", called="strength of the adapter",
+    )  # fmt: skip
+    """Factor on the strength of every subject, for the adapter that it learned with, 0 to 2; left out, 1. At 0 subjects
+    act without their adapters."""
     begin: float = setting(
         0.0, flag="act_from", text="Act from", low=0, high=1, percent=True, label="Acts from %",
         hint="0: from pure noise on", fine=True, called="beginning",

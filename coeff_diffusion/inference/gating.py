@@ -31,6 +31,7 @@ class Choice:
     Attributes:
         strengths: by name, one mapping for all pictures or, with `per_sample`, one for each.
         gate: overrides the gate of every subject; None leaves each its own.
+        layers, adapter_strength: factors on the strengths.
     """
 
     strengths: Sequence[Mapping[str, float]] = ({},)
@@ -38,6 +39,7 @@ class Choice:
     gate: Gate | None = None
     guidance_rows: GuidanceRows = "both"
     layers: LayerStrengths = field(default_factory=LayerStrengths)
+    adapter_strength: float = 1.0
 
     def check(self, loaded: Mapping[str, Subject]) -> None:
         """Whether these subjects can act so.
@@ -55,6 +57,8 @@ class Choice:
         wrong = {name: value for one in self.strengths for name, value in one.items() if not math.isfinite(value)}
         if wrong:
             raise CoefficientsError(f"expected finite strengths, got {wrong}")
+        if not math.isfinite(self.adapter_strength):
+            raise CoefficientsError(f"adapter_strength is {self.adapter_strength}, expected a finite number")
         if problems := self.layers.problems():
             raise CoefficientsError("; ".join(problems))
         if self.gate not in (None, "trigger", "always"):

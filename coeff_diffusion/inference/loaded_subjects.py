@@ -22,10 +22,12 @@ from ..families.fingerprint import other_weights, weight_sample
 from ..families.layout import layout_of
 from ..families.registry import FamilyError, denoiser_of, encoders_of, family_of, tokenizer_name
 from ..method.attachment import activate, attach_heads, detach, unwrapped
+from ..method.low_rank import detach_low_rank, set_low_rank
 from ..method.sites import stage_of, text_stages
 from ..method.text_offsets import at_positions, attach_offsets, detach_offsets, set_offsets
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
+from .adapters import acting_adapters, attach_adapter
 from .cut_off import cut_trigger, warn
 from .gating import Choice, GuidanceRows, Subject
 from .prompt_watch import PromptWatch, Texts
@@ -98,6 +100,7 @@ class Subjects(OfPipelines):
         if users is None:
             attach_heads(self.denoiser, self.sites, trainable=False)
             attach_offsets(self.denoiser, text_stages(self.sites.values()))
+        attach_adapter(self.denoiser, subject.coefficients, self.sites)
         try:
             self.keys[name] = self._add_tokens(name, subject.coefficients)
         except CoefficientsError:
@@ -185,6 +188,7 @@ class Subjects(OfPipelines):
             self._detach()
 
     def _detach(self) -> None:
+        detach_low_rank(self.denoiser)
         detach_offsets(self.denoiser)
         detach(self.denoiser)
 
@@ -243,6 +247,8 @@ class Subjects(OfPipelines):
         activate(self.denoiser, blended, sample.device)
         offsets = self._offsets(rows, weights, pictures)
         set_offsets(self.denoiser, {stage: offset.to(sample.device) for stage, offset in offsets.items()})
+        subjects = [self.loaded[name].coefficients for name in names]
+        set_low_rank(self.denoiser, acting_adapters(subjects, weights, self.choice.adapter_strength))
         self._made_for = made_for
 
     def _offsets(self, rows: int, weights: Tensor, pictures: Sequence[Texts | None] | None) -> dict[str, Tensor]:

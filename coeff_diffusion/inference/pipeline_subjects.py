@@ -33,7 +33,8 @@ def load_coefficients(
         source: a file, a folder that holds `coefficients.safetensors`, a Hub id ("user/repo"), or `Coefficients`.
         name: what to call it in `set_coefficients`; default: the name it was saved under, or its trigger.
         strength: 1 is as trained, 0 is the base, which then reads the class word in the trigger's place, bitwise. It is
-            a factor on coefficients and stage tokens, and how far the trigger is from the class word's embedding.
+            a factor on coefficients, stage tokens and adapter, and how far the trigger is from the class word's
+            embedding.
         gate: act on pictures whose prompt holds the trigger ("trigger"), or on all ("always"); default: as saved.
         trigger: call it up by these words instead of its own.
         guidance_rows: see `set_coefficients`.
@@ -64,6 +65,7 @@ def set_coefficients(
     gate: Gate | None = None,
     guidance_rows: GuidanceRows | None = None,
     layers: LayerStrengths | None = None,
+    adapter_strength: float = 1.0,
 ) -> None:
     """Choose how strongly each loaded subject acts, as diffusers' `set_adapters` does for LoRAs.
 
@@ -76,6 +78,8 @@ def set_coefficients(
             unconditional branch to the base ("cond"). None leaves the setting as it is.
         layers: factors on all of these strengths by kind of layer; None is 1 everywhere. Where a layer's factor is 0,
             it is the base's, bitwise.
+        adapter_strength: a factor on all of these strengths for the adapters that subjects learned with; at 0 subjects
+            act without.
 
     Raises:
         CoefficientsError: an unknown name, a strength or factor that is not finite, or both or none of `strengths` and
@@ -93,6 +97,7 @@ def set_coefficients(
             gate=gate,
             guidance_rows=subjects.choice.guidance_rows if guidance_rows is None else guidance_rows,
             layers=layers or LayerStrengths(),
+            adapter_strength=adapter_strength,
         )
     )
 

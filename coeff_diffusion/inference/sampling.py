@@ -152,8 +152,8 @@ def _let_act(pipe: Any, requests: Sequence[DrawRequest], step: int) -> None:
     if loaded_coefficients(pipe):
         strengths = [{name: float(value) for name, value in request.subjects.items()} for request in requests]
         # The prompts are read once, before the first step: the words have their strengths in any case.
-        layers = first.layers if first.acts_in(step) else NO_LAYER
-        set_coefficients(pipe, per_sample=strengths, gate=first.gate, layers=layers)
+        layers, adapter = (first.layers, first.adapter_strength) if first.acts_in(step) else (NO_LAYER, 0.0)
+        set_coefficients(pipe, per_sample=strengths, gate=first.gate, layers=layers, adapter_strength=adapter)
 
 
 def _generator(request: DrawRequest) -> torch.Generator:

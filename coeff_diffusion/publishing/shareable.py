@@ -1,7 +1,8 @@
 """What of a subject is shown to others, and what stays at home.
 
-Others get the coefficients, a model card, and pictures that were drawn, which they need to judge and to draw again.
-They do not get settings, logs, checkpoints, the timeline or photos, and nothing that names a folder of this computer:
+Others get the coefficients, the adapter that learned with them, a model card, and pictures that were drawn, which they
+need to judge and to draw again. They do not get settings, logs, checkpoints, the timeline or photos, and nothing that
+names a folder of this computer:
 `config.yaml` consists of such names, and what else it says (steps, rates, seed) is in the card and in the file.
 """
 
@@ -21,6 +22,7 @@ from ..images.generation_info import Parameters, PictureError, format_parameters
 from ..images.photo import read_image
 from ..sources.open import open_subject, picture_kind
 from ..sources.shared_folder import MAX_BYTES, MAX_SAMPLE, MAX_SAMPLES, README, check, is_ours
+from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, UserError
 from ..subject.safetensors_file import FILE_NAME
@@ -59,7 +61,8 @@ def prepare(source: Path, license: str | None = None, say: Say = print) -> dict[
         for key in ("license", "license_name"):
             own.data[key] = new.data.get(key)
         card = str(own)
-    files = {FILE_NAME: subject.to_bytes(), README: card.encode(), **samples}
+    adapter = {} if subject.adapter is None else {ADAPTER_FILE: subject.adapter.data}
+    files = {FILE_NAME: subject.to_bytes(), **adapter, README: card.encode(), **samples}
     check(files, str(source))
     return files
 

@@ -12,7 +12,7 @@ from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError
 from ..inference.templates import Templates
 from ..sources.image_card import chunks
 from ..sources.open import open_subject
-from ..subject.errors import shown
+from ..subject.errors import CoefficientsError, shown
 from ..subject.hub_id import is_hub_id
 from ..subject.user_file import user_path
 from .loading import SubjectLoader
@@ -147,6 +147,7 @@ class Drawings:
         """One line about a subject of the library: the words that call it up, and what may make it look different."""
         info = open_subject(self.loader.library.path(name)).info
         called = f"{name}: write “{info.trigger}”" if info.trigger else f"{name}: acts on every prompt"
+        called += f", with an adapter ({info.adapter})" if info.adapter else ""
         unet = denoiser_of(self.loader.studio.pipe)
         if info.base_fingerprint not in (
             "",
@@ -155,6 +156,13 @@ class Drawings:
             return called
         difference = other_weights(info, weight_sample(unet))
         return f"{called}; {difference}" if difference else called
+
+    def has_adapter(self, name: str) -> bool:
+        """Whether a subject of the library learned with an adapter. One that is gone, or cannot be read, has none."""
+        try:
+            return bool(open_subject(self.loader.library.path(name)).info.adapter)
+        except CoefficientsError:
+            return False
 
     def first_prompt(self, name: str) -> str:
         """What to draw with a subject of the library to see it: the prompt it was trained on."""

@@ -14,6 +14,7 @@ from ..hub import TOKEN, HubError, api, asking, split_id
 from ..images.generation_info import PictureError
 from ..sources.library import plain_name
 from ..sources.open import extract_any, open_subject, picture_kind
+from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..subject.safetensors_file import FILE_NAME, MAX_FILE
@@ -122,7 +123,10 @@ class ImportExport:
         Raises:
             CoefficientsError: there is none of this name, or it is damaged.
         """
-        return Export(_file_name(name, ".safetensors"), read_file(self._readable(name).path, MAX_FILE), [])
+        entry = self._readable(name)
+        lacks = [f"it draws with its adapter alone, which is a file of its own: {entry.path.with_name(ADAPTER_FILE)}"]
+        notes = lacks if entry.info.adapter else []
+        return Export(_file_name(name, ".safetensors"), read_file(entry.path, MAX_FILE), notes)
 
     def card(self, name: str, picture: str | Path | None = None) -> Export:
         """A PNG that carries the subject.

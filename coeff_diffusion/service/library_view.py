@@ -15,6 +15,7 @@ from ..families.registry import denoiser_of
 from ..inference.studio import Studio
 from ..sources.library import Deleted, Library, LibraryError
 from ..sources.open import open_subject
+from ..subject.adapter import ADAPTER_FILE
 from ..subject.errors import CoefficientsError, cut
 from ..subject.info import CoefficientsInfo, not_learned
 from .thumbnails import best_sample, greyed, stand_in, thumbnail
@@ -77,6 +78,7 @@ class Entry:
             "Class word": info.class_word,
             "Named by its maker": info.name if info.name != self.name else "",
             "Base": f"{info.base_model or 'unknown'}{family}" if not self.damaged else "",
+            "Adapter": info.adapter,
             "Strength": f"{strength:g}" if type(strength) in (int, float) else "",
             "Training": f"{info.train_steps:,} steps" if info.train_steps else "",
             "Licence": info.license,
@@ -152,11 +154,13 @@ class LibraryView:
             stat = path.lstat()
         except OSError:
             return None
-        content = self._look(path, stat.st_mtime_ns, stat.st_size)
+        beside = path.with_name(ADAPTER_FILE)
+        adapter = beside.lstat().st_mtime_ns if beside.exists() else 0
+        content = self._look(path, stat.st_mtime_ns, stat.st_size, adapter)
         modified = datetime.fromtimestamp(stat.st_mtime)
         return Entry(name, path, size=stat.st_size, modified=modified, **content)
 
-    def _look_at(self, path: Path, modified: int, size: int) -> dict[str, Any]:
+    def _look_at(self, path: Path, modified: int, size: int, adapter: int) -> dict[str, Any]:
         """The fields of `Entry` that only the content of a file tells. The checks take a few milliseconds each."""
         try:
             subject = open_subject(path)

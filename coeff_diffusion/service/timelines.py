@@ -13,7 +13,7 @@ from ..subject.errors import CoefficientsError
 from ..subject.printable import printable
 from ..training.config import ConfigError, TrainConfig
 from ..training.run_folder import RunFolder
-from ..training.timeline import keep_step, load_losses, load_timeline, load_validation
+from ..training.timeline import keep_step, load_losses, load_timeline, load_validation, subject_of_step
 from ..training.validation import best_step
 from .loading import SubjectLoader
 from .training_queue import TrainingQueue
@@ -148,9 +148,9 @@ class Timelines:
         """
         timeline = self.read(name)
         step = timeline.nearest(step)
-        subject = timeline.subjects[step]
         if (moment := self.drawn(name, step, prompt, seed)) is not None:
             return moment
+        subject = subject_of_step(RunFolder(self._path(name).parent), step, timeline.subjects[step])
         side = subject.info.resolution
         request = DrawRequest(prompt, subjects={name: 1.0}, seed=seed, width=side, height=side)
         with self.loader.using((), {name: subject}) as studio:

@@ -74,13 +74,19 @@ def chunks(subjects: Sequence[Coefficients]) -> list[tuple[bytes, bytes]]:
     """The chunks that carry these subjects: kind and content.
 
     Raises:
-        CoefficientsError: a subject twice, more than 16 of them, or more than 4 MiB: no reader would take them.
+        CoefficientsError: a subject twice, more than 16 of them, or more than 4 MiB: no reader would take them; or one
+            that learned with an adapter.
     """
     twice = [subject for number, subject in enumerate(subjects) if subject in subjects[:number]]
     if twice:
         raise CoefficientsError(f"a picture carries each subject once, but {called(twice[0])} is there twice")
     if len(subjects) > MAX_SUBJECTS:
         raise CoefficientsError(f"a picture carries at most {MAX_SUBJECTS} subjects, not {len(subjects)}")
+    if joined := [subject for subject in subjects if subject.info.adapter]:
+        raise CoefficientsError(
+            f"a picture has no room for the adapter that {called(joined[0])} learned with ({joined[0].info.adapter}); "
+            "share its folder, as push does"
+        )
     found = [(CHUNK, subject.to_bytes()) for subject in subjects]
     size = sum(len(content) for _, content in found)
     if size > MAX_BYTES:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, listed, shown
 from ..subject.printable import printable
@@ -23,7 +24,9 @@ STAMP = "%Y%m%d-%H%M%S-%f"  # of a deletion, local time
 MAX_NAME = 80  # characters
 MAX_NAME_BYTES = 200  # a file system takes 255, and a file that is being written has a longer name for a moment
 # Files and folders of these names are not listed, or mean something else in a folder of subjects.
-OWN_NAMES = {"coefficients", "timeline", "checkpoints", "samples", "pictures"}
+NO_SUBJECTS = {f"timeline{SUFFIX}", ADAPTER_FILE}
+NO_FOLDERS = {"checkpoints", "adapters"}
+OWN_NAMES = {"coefficients", "timeline", "samples", "pictures", *NO_FOLDERS, ADAPTER_FILE.removesuffix(SUFFIX)}
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}  # of Windows
 
 
@@ -51,8 +54,8 @@ class Library:
     """The subjects in `folder` and below it.
 
     A file `my-dog.safetensors` is listed as "my-dog"; the folder of a training run, which holds
-    `coefficients.safetensors`, under its own name. A run's timeline and checkpoints are not subjects. Safe to call from
-    several threads.
+    `coefficients.safetensors`, under its own name. A run's timeline, checkpoints and adapters are not subjects. Safe to
+    call from several threads.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -67,7 +70,7 @@ class Library:
         found: dict[str, Path] = {}
         for path in sorted(self.folder.glob(f"**/*{SUFFIX}")):
             inside = path.relative_to(self.folder)
-            if path.name == f"timeline{SUFFIX}" or inside.parent.name == "checkpoints":
+            if path.name in NO_SUBJECTS or inside.parent.name in NO_FOLDERS:
                 continue
             if any(part.startswith(".") for part in inside.parts):
                 continue
@@ -135,7 +138,11 @@ class Library:
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True)
             name = self.free_name(name)
-            subject.save(self.folder / f"{name}{SUFFIX}")
+            file = self.folder / f"{name}{SUFFIX}"
+            if subject.info.adapter:  # which lies beside it
+                file = self.folder / name / FILE_NAME
+                file.parent.mkdir()
+            subject.save(file)
         return name
 
     def free_name(self, name: str) -> str:

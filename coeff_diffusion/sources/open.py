@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, listed, shown
 from ..subject.file_kind import Kind, kind_of_file
@@ -11,7 +12,7 @@ from ..subject.safetensors_file import FILE_NAME
 from ..subject.user_file import user_path
 from .image_card import CHUNK, choose, extract
 from .qr_code import read_qr
-from .shared_folder import fetch_coefficients
+from .shared_folder import fetch_file
 
 SUFFIXES = re.compile(r"(?i)\.(safetensors|png|jpe?g|jfif|webp|gif|bmp|tiff?|avif|hei[cf]|ckpt|pth?|bin|zip)")
 """How files are called; what is in one is told by its bytes alone."""
@@ -28,7 +29,7 @@ def open_subject(source: str | Path, name: str | None = None) -> Coefficients:
         CoefficientsError: it is missing, no regular file, too large, damaged, not of this format, or its values make no
             sense. The message names the first offenders and what was expected.
     """
-    return read(locate(source), name)
+    return with_adapter_from_hub(read(locate(source), name), source)
 
 
 Coefficients.opener = staticmethod(open_subject)
@@ -50,10 +51,26 @@ def locate(source: str | Path) -> Path:
             there = f"; it holds {listed(others)}: give the file itself" if others else ""
             raise CoefficientsError(f"the folder {path} holds no {FILE_NAME}{there}")
         return path / FILE_NAME
-    names_a_file = SUFFIXES.fullmatch(path.suffix)
-    if isinstance(source, str) and not names_a_file and HUB_ID.fullmatch(source) and not path.exists():
-        return fetch_coefficients(source)
-    return path
+    return fetch_file(str(source), FILE_NAME) if is_on_hub(source) else path
+
+
+def is_on_hub(source: str | Path) -> bool:
+    """Whether a subject is meant that lies on the Hub."""
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source):
+        return False
+    path = user_path(source)
+    return not SUFFIXES.fullmatch(path.suffix) and not path.exists()
+
+
+def with_adapter_from_hub(subject: Coefficients, source: str | Path) -> Coefficients:
+    """A subject with its adapter, where both lie on the Hub; any other just as it is.
+
+    Raises:
+        CoefficientsError: the adapter is another one, or the Hub does not give it.
+    """
+    if not subject.info.adapter or subject.adapter is not None or not is_on_hub(source):
+        return subject
+    return subject.with_adapter_of(fetch_file(str(source), ADAPTER_FILE))
 
 
 def read(path: str | Path, name: str | None = None) -> Coefficients:

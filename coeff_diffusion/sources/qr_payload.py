@@ -142,6 +142,8 @@ def _layout_for(subject: Coefficients) -> Layout:
             f"({', '.join(KNOWN)}), but this subject is for {base}{lacking}; {INSTEAD}"
         )
     layout.check_fits(subject)
+    if info.adapter:
+        raise CoefficientsError(f"a QR code has no room for the subject's adapter ({info.adapter}); share its folder")
     return layout
 
 

@@ -1,6 +1,7 @@
 """What a shared subject consists of, the same in a folder and in a repository of the Hub:
 
     coefficients.safetensors    the subject
+    pytorch_lora_weights.safetensors    the adapter that it learned with, where it did
     README.md                   its model card (may be missing)
     samples/*.png               pictures that show it (may be missing; also .jpg, .jpeg and .webp)
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from ..hub import HubError, HubUnreachableError, api, asking, listing, split_id
+from ..subject.adapter import ADAPTER_FILE, MAX_ADAPTER, Adapter
 from ..subject.atomic_write import errors_named
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, listed, shown
@@ -27,7 +29,7 @@ SAMPLE = re.compile(r"samples/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.(png|jpg|jpeg|we
 STARTS = {"png": rb"\x89PNG\r\n\x1a\n", "jpg": rb"\xff\xd8\xff", "jpeg": rb"\xff\xd8\xff", "webp": rb"RIFF.{4}WEBP"}
 
 MAX_SAMPLE = 8 * 2**20
-MAX_BYTES = {FILE_NAME: MAX_FILE, README: 2**20}  # and `MAX_SAMPLE` of each picture
+MAX_BYTES = {FILE_NAME: MAX_FILE, ADAPTER_FILE: MAX_ADAPTER, README: 2**20}  # and `MAX_SAMPLE` of each picture
 MAX_SAMPLES = 32
 
 
@@ -76,11 +78,21 @@ def check(files: Mapping[str, bytes], where: str) -> Coefficients:
             raise LayoutError(f"{where} is refused: {name} is not the kind of picture its name says")
     try:
         files.get(README, b"").decode()
-        return Coefficients.from_bytes(files[FILE_NAME])
+        subject = Coefficients.from_bytes(files[FILE_NAME])
     except UnicodeDecodeError as error:
         raise LayoutError(f"{where} is refused: {README} is not text in UTF-8") from error
     except CoefficientsError as error:
         raise LayoutError(f"{where}: {FILE_NAME}: {error}") from error
+    if bool(subject.info.adapter) != (ADAPTER_FILE in files):
+        one = f"learned with an adapter ({subject.info.adapter})" if subject.info.adapter else "learned without adapter"
+        there = "is there" if ADAPTER_FILE in files else "is not there"
+        raise LayoutError(f"{where} is refused: its subject {one}, but {ADAPTER_FILE} {there}")
+    if not subject.info.adapter:
+        return subject
+    try:
+        return subject.replace(adapter=Adapter.from_bytes(files[ADAPTER_FILE], subject.info.adapter_sha256))
+    except CoefficientsError as error:
+        raise LayoutError(f"{where}: {ADAPTER_FILE}: {error}") from error
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
@@ -92,7 +104,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     if not folder.is_dir():
         raise LayoutError(f"there is no folder {folder}")
     samples = sorted(path for path in folder.glob("samples/*") if is_ours(f"samples/{path.name}"))[: MAX_SAMPLES + 1]
-    paths = [folder / FILE_NAME, folder / README, folder / "samples", *samples]
+    paths = [folder / FILE_NAME, folder / ADAPTER_FILE, folder / README, folder / "samples", *samples]
     if links := [path.name for path in paths if path.is_symlink()]:
         raise LayoutError(f"the folder {folder} is refused: {listed(links)} is a symbolic link; give the file itself")
     files = {}
@@ -119,8 +131,11 @@ def fetch(text: str) -> dict[str, bytes]:
         return read_folder(Path(folder))
 
 
-def fetch_coefficients(text: str) -> Path:
-    """The file of coefficients of "user/repo" or "user/repo@revision", in the Hub's cache.
+def fetch_file(text: str, name: str) -> Path:
+    """A file of "user/repo" or "user/repo@revision", in the Hub's cache.
+
+    Args:
+        name: that of the subject, or of its adapter.
 
     Its size is known before it is fetched. Without a network the cached one is taken.
 

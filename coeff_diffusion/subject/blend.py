@@ -21,11 +21,16 @@ def blend(parts: Mapping[Coefficients, float] | Iterable[tuple[Coefficients, flo
         parts: coefficients and their weights. Weights need not sum to one.
 
     Raises:
-        CoefficientsError: nothing to blend, other head counts or bases, or tokens that cannot be averaged.
+        CoefficientsError: nothing to blend, other head counts or bases, tokens that cannot be averaged, or an adapter.
     """
     pairs = list(parts.items() if isinstance(parts, Mapping) else parts)
     if not pairs:
         raise CoefficientsError("there is nothing to blend; give at least one subject and its weight")
+    if joined := [part.info.name for part, _ in pairs if part.info.adapter]:
+        raise CoefficientsError(
+            f"{shown(joined[0])} learned with an adapter, which cannot be blended; load the subjects side by side "
+            "instead, each with its strength"
+        )
     for what in ("base_architecture", "base_fingerprint"):
         values = {getattr(part.info, what) for part, _ in pairs} - {""}
         if len(values) > 1:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .adapter import ADAPTER_FILE, Adapter, adapter_place
 from .atomic_write import atomic_write
 from .errors import CoefficientsError, cut, listed, shown
 from .info import CoefficientsInfo
@@ -42,6 +44,8 @@ class Coefficients(Mapping[str, Tensor]):
         denoiser: the component of the pipeline that the paths lead into, "unet" or "transformer".
         stage_tokens: what is added to the text that a stage of the denoiser reads, at the trigger's tokens:
             `[vectors, D]` by the stage's path ("down_blocks.0", "mid_block"), as many vectors as the trigger has.
+        adapter: what learned with it and lies beside its file; None where there is none, or `info` names one that is
+            not there.
 
     Raises:
         CoefficientsError: a name, shape or value is not valid; the message names the first offenders.
@@ -58,8 +62,10 @@ class Coefficients(Mapping[str, Tensor]):
         info: CoefficientsInfo | None = None,
         denoiser: str = "unet",
         stage_tokens: Mapping[str, Tensor] | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.info = info or CoefficientsInfo()
+        self.adapter = adapter
         self.denoiser = denoiser
         self._coeffs = {path: _own(coeff) for path, coeff in coeffs.items()}
         self._tokens = {owner: _own(token) for owner, token in (tokens or {}).items()}
@@ -92,6 +98,8 @@ class Coefficients(Mapping[str, Tensor]):
             problems.append("the tokens of stages and text encoders have different numbers of vectors")
         if self._stage_tokens and not self._tokens:
             problems.append("there are tokens of stages, but none of a text encoder, at whose places they are added")
+        if adapter is not None and (str(adapter.kind), adapter.sha256) != (self.info.adapter, self.info.adapter_sha256):
+            problems.append(f"the adapter is not the one that the info names ({shown(self.info.adapter)})")
         if self._tokens and not self.info.trigger:
             problems.append("there is a token, but info.trigger does not say for which words")
         problems += [
@@ -188,7 +196,7 @@ class Coefficients(Mapping[str, Tensor]):
     def rounded(self) -> "Coefficients":
         """A copy with every number rounded to float16, which a file then holds in half the size, exactly."""
         narrow = {name: tensor.half() for name, tensor in self._named()}
-        return Coefficients.from_named_tensors(narrow, self.info)
+        return Coefficients.from_named_tensors(narrow, self.info).replace(adapter=self.adapter)
 
     @property
     def narrowest(self) -> torch.dtype:
@@ -233,19 +241,30 @@ class Coefficients(Mapping[str, Tensor]):
 
     @classmethod
     def read(cls, path: Path, *, old_names: bool = False) -> "Coefficients":
-        """Read a `.safetensors` file.
+        """Read a `.safetensors` file, and the adapter beside it where it learned with one.
 
         Raises:
             CoefficientsError: it is missing, no regular file, or what `from_bytes` says; the message names the file.
+                Or there is another adapter than its own; one that is missing is missed where it is to act.
         """
         if path.is_symlink():
             raise CoefficientsError(f"{path} is a symbolic link to {path.readlink()}; give the file itself")
         with open_file(path, error=CoefficientsError) as file:
             data = file.read(MAX_FILE + 1)  # of what is too large the beginning tells what it is
         try:
-            return cls.from_bytes(data, old_names=old_names)
+            found = cls.from_bytes(data, old_names=old_names)
         except CoefficientsError as error:
             raise CoefficientsError(f"{path}: {error}") from error
+        return found.with_adapter_of(path.with_name(ADAPTER_FILE))
+
+    def with_adapter_of(self, file: Path) -> "Coefficients":
+        """The same with its adapter, if it has one and the file is there.
+
+        Raises:
+            CoefficientsError: the file holds another one.
+        """
+        adapter = Adapter.read(file, self.info.adapter_sha256) if self.info.adapter else None
+        return self if adapter is None else self.replace(adapter=adapter)
 
     @classmethod
     def load(cls, source: str | Path, name: str | None = None) -> "Coefficients":
@@ -264,17 +283,35 @@ class Coefficients(Mapping[str, Tensor]):
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write one `.safetensors` file of format version 1, whole or not at all; the same subject, the same bytes.
 
+        An adapter is written beside it.
+
         Args:
-            dtype: see `to_bytes`; by default no number changes.
+            dtype: see `to_bytes`; by default no number changes. An adapter keeps its own.
+
+        Raises:
+            CoefficientsError: there is an adapter, and the folder is not the subject's own (see `adapter_place`); or
+                it is missing.
         """
-        data = self.to_bytes(dtype)
+        if self.info.adapter and self.adapter is None:
+            raise CoefficientsError(
+                f"the subject learned with an adapter ({self.info.adapter}), which is not there, so only a part of it "
+                f"could be written; put {ADAPTER_FILE} beside its file"
+            )
+        data, place = self.to_bytes(dtype), adapter_place(Path(path)) if self.adapter is not None else None
         with atomic_write(path) as file:
             file.write(data)
+        if self.adapter is not None and place is not None:
+            self.adapter.save(place)
 
     def replace(self, **changes: Any) -> "Coefficients":
-        """A copy with other `coeffs`, `tokens`, `stage_tokens` or `info`."""
+        """A copy with other `coeffs`, `tokens`, `stage_tokens`, `adapter` or `info`, which says what adapter it is."""
         mine = {"coeffs": self._coeffs, "tokens": self._tokens, "info": self.info, "denoiser": self.denoiser}
-        return Coefficients(**{**mine, "stage_tokens": self._stage_tokens, **changes})
+        return Coefficients(**{**mine, "stage_tokens": self._stage_tokens, "adapter": self.adapter, **changes})
+
+    def joined(self, adapter: Adapter) -> "Coefficients":
+        """A copy that learned with this adapter."""
+        info = replace(self.info, adapter=str(adapter.kind), adapter_sha256=adapter.sha256)
+        return self.replace(adapter=adapter, info=info)
 
     def scaled(self, strength: float) -> "Coefficients":
         """A copy with every coefficient and stage token times `strength`. The token is a word; it does not scale."""

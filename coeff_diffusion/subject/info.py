@@ -80,6 +80,10 @@ class CoefficientsInfo:
     """How much the subject changes the prediction on its own pictures, relative to the base's."""
     strangeness: float | None = None
     """How many times as far off the base is with its pictures, after training, as with pictures that it knows."""
+    adapter: str = ""
+    """The adapter that learned with it and lies beside it (see `adapter`): its method and rank, such as "lora:4"."""
+    adapter_sha256: str = ""
+    """Hex SHA-256 of the adapter's file."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Fields that a newer version has written; kept as they are."""
 

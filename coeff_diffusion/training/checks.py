@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..inference.trigger import contains_trigger
+from ..subject.errors import CoefficientsError
 from ..subject.user_file import user_path
 from .settings import TrainSettings
 
@@ -20,6 +21,7 @@ def find_problems(config: TrainSettings) -> list[str]:
         *_number_problems(config),
         *_prompt_problems(config),
         *_validation_problems(config),
+        *_adapter_problems(config),
         *_environment_problems(config),
     ]
 
@@ -57,6 +59,8 @@ def _number_problems(config: TrainSettings) -> list[str]:
         "adam_beta2": ("at least 0 and below 1", 0 <= config.adam_beta2 < 1),
         "learning_rate": ("above 0", config.learning_rate > 0),
         "token_learning_rate": ("above 0", config.token_learning_rate > 0),
+        "stage_token_learning_rate": ("above 0", config.stage_token_learning_rate > 0),
+        "adapter_learning_rate": ("above 0", config.adapter_learning_rate > 0),
         "lr_power": ("above 0", config.lr_power > 0),
         "adam_epsilon": ("above 0", config.adam_epsilon > 0),
         "adam_weight_decay": ("at least 0", config.adam_weight_decay >= 0),
@@ -133,6 +137,19 @@ def _validation_problems(config: TrainSettings) -> list[str]:
     if config.keep_best and not config.timeline_steps:
         problems.append("--keep_best takes the best step from the timeline, and --timeline_steps is 0")
     return problems
+
+
+def _adapter_problems(config: TrainSettings) -> list[str]:
+    try:
+        kind = config.adapter_kind
+    except CoefficientsError as error:
+        return [f"--with: {error}"]
+    if kind is not None and kind.method == "dora" and config.quantization != "no":
+        return [
+            f"--with {kind} changes the base's own weights, which --quantization {config.quantization} rounds; "
+            "take lora, or the base whole"
+        ]
+    return []
 
 
 def _folder_problems(instance: Sequence[str] | str, class_folder: str) -> list[str]:

@@ -71,6 +71,8 @@ class TrainConfig(TrainSettings):
         free |= {"instance_data_dir", "dataloader_num_workers", "class_data_dir", "sample_batch_size"}
         free |= {"max_train_steps", "gradient_checkpointing", "gate"}
         free |= {"validation_data_dir", "keep_best", "early_stopping_patience", "early_stopping_threshold"}
+        if self.with_adapter is None:
+            free |= {"with_adapter", "adapter_learning_rate"}
         return {name: getattr(self, name) for name in field_help() if name not in free}
 
     def to_yaml(self) -> str:
@@ -79,7 +81,8 @@ class TrainConfig(TrainSettings):
         for section, names in sections().items():
             lines.append(f"# {'-' * 10} {section} {'-' * (100 - len(section))}")
             for name in names:
-                lines += [f"# {field_help()[name]}", yaml.safe_dump({name: getattr(self, name)}, width=1000).strip()]
+                value = yaml.safe_dump({flag_of(name): getattr(self, name)}, width=1000)
+                lines += [f"# {field_help()[name]}", value.strip()]
             lines.append("")
         return "\n".join(lines)
 
@@ -118,7 +121,7 @@ class ConfigParser(ArgumentParser):
         unknown = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: -*([\w.]+)", message)
         if unknown:
             wrong = unknown[1] or unknown[2]
-            near = difflib.get_close_matches(wrong.split(".")[-1], field_help(), n=1, cutoff=0.5)
+            near = difflib.get_close_matches(wrong.split(".")[-1], map(flag_of, field_help()), n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else "--help lists all settings"
             message = f"unknown setting '{wrong}'; {hint}"
         message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", " ".join(message.split()))
@@ -139,7 +142,7 @@ def train_parser(**kwargs: Any) -> ConfigParser:
     for section, names in sections().items():
         group = parser.add_argument_group(section)
         for name in names:
-            flag, shared = f"--{name}", {"default": defaults[name], "help": field_help()[name]}
+            flag, shared = f"--{flag_of(name)}", {"default": defaults[name], "help": field_help()[name]}
             if types[name] is bool:  # `--random_flip` alone means true, as diffusers has it
                 group.add_argument(flag, action=ActionYesNo(yes_prefix="", no_prefix="no_"), nargs="?", **shared)
             else:
@@ -149,7 +152,7 @@ def train_parser(**kwargs: Any) -> ConfigParser:
 
 def config_from_namespace(parsed: Namespace | Mapping[str, Any]) -> TrainConfig:
     """The config that `train_parser` parsed."""
-    return TrainConfig(**{f.name: parsed[f.name] for f in dataclasses.fields(TrainConfig)})
+    return TrainConfig(**{f.name: parsed[flag_of(f.name)] for f in dataclasses.fields(TrainConfig)})
 
 
 def parse_train_config(
@@ -191,6 +194,12 @@ def _with_paths(arguments: Sequence[str]) -> list[str]:
 def field_help() -> dict[str, str]:
     """The help of every setting: the text under its field, on one line."""
     return {f.name: field_texts(TrainSettings)[f.name] for f in dataclasses.fields(TrainConfig)}
+
+
+def flag_of(name: str) -> str:
+    """What the flag and the YAML key of a setting are called: as its field, where Python lets a field be called so."""
+    flags = {f.name: str(f.metadata.get("flag", f.name)) for f in dataclasses.fields(TrainConfig)}
+    return flags[name]
 
 
 def sections() -> dict[str, list[str]]:

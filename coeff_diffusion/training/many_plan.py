@@ -83,6 +83,10 @@ def _problems(config: TrainConfig, subjects_per_batch: int, on_cluster: bool) ->
         problems.append(f"--subjects_per_batch is {subjects_per_batch}, expected at least 1")
     if config.report_to != "none":
         problems.append("--report_to is of a single training")
+    if config.with_adapter is not None:
+        problems.append(
+            "--with is of a single training: many at once share one pass of the base, which adapters change"
+        )
     if config.enable_bucket and config.gradient_checkpointing:
         problems.append("--enable_bucket and --gradient_checkpointing exclude each other where many learn at once")
     if is_address(str(config.output_dir)) and not on_cluster:

@@ -26,6 +26,7 @@ from ..method.sites import text_stages
 from ..method.text_offsets import at_positions, attach_offsets, set_offsets
 from ..subject.coefficients import Coefficients
 from ..subject.info import CoefficientsInfo
+from .adapter import LearningAdapter, is_rounded
 from .config import ConfigError, TrainConfig
 from .probe import Effect
 
@@ -47,6 +48,7 @@ class Learner:
         coefficients: `[H, H]` float32 parameters by attention path; empty when only tokens are trained.
         tokens: `[vectors, D]` float32 parameters by text encoder; empty when only the coefficients are trained.
         stage_tokens: `[vectors, D]` float32 parameters by stage of the denoiser that reads the text; empty without.
+        adapter: the adapter that learns beside them; None without.
         info: what is known of the subject before it is trained.
     """
 
@@ -58,6 +60,7 @@ class Learner:
         self.coefficients: dict[str, nn.Parameter] = {}
         self.tokens: dict[str, nn.Parameter] = {}
         self.stage_tokens: dict[str, nn.Parameter] = {}
+        self.adapter: LearningAdapter | None = None
         which = training_layers(config, self.family, base_name(pipe))
         if config.trains_coefficients:
             sites = {path: site for path, site in self.family.sites(self.denoiser).items() if which.selects(site)}
@@ -68,6 +71,9 @@ class Learner:
                 self.tokens[name] = self._add_token(name, encoder.eval(), config)
         if config.trains_stage_tokens:
             self.stage_tokens = self._add_stage_tokens(which, config.num_vectors)
+        if kind := config.adapter_kind:
+            every = self.family.sites(self.denoiser).values()
+            self.adapter = LearningAdapter(self.denoiser, every, kind, config.seed, device)
         if config.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.info = CoefficientsInfo(
@@ -108,7 +114,8 @@ class Learner:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything that learns, by a name that is the same in every run."""
-        kinds = {"coeff": self.coefficients, "token": self.tokens, "stage": self.stage_tokens}
+        adapter = self.adapter.parameters if self.adapter else {}
+        kinds = {"coeff": self.coefficients, "token": self.tokens, "stage": self.stage_tokens, "adapter": adapter}
         return {f"{kind}/{name}": parameter for kind, found in kinds.items() for name, parameter in found.items()}
 
     def groups(self, config: TrainConfig) -> list[tuple[list[nn.Parameter], float]]:
@@ -117,6 +124,7 @@ class Learner:
             (list(self.coefficients.values()), config.learning_rate),
             (list(self.tokens.values()), config.token_learning_rate),
             (list(self.stage_tokens.values()), config.stage_token_learning_rate),
+            (list(self.adapter.parameters.values()) if self.adapter else [], config.adapter_learning_rate),
         ]
 
     def train(self, training: bool) -> None:
@@ -130,7 +138,7 @@ class Learner:
         """What is learned, as its file has it: rounded, and without dropout. Afterwards all is as it was, bitwise."""
         modules = list(attached_layers(self.denoiser).values()) if is_attached(self.denoiser) else []
         training = [module.training for module in modules]
-        learned = list(self.parameters.values())
+        learned = [parameter for name, parameter in self.parameters.items() if is_rounded(name)]
         exact = [parameter.detach().clone() for parameter in learned]
         try:
             self.train(False)
@@ -179,7 +187,8 @@ class Learner:
             strangeness=None if effect is None else effect.strangeness,
         )
         coeffs = collect(self.denoiser) if self.coefficients else {}
-        return Coefficients(coeffs, self.tokens, info, self.family.denoiser, self.stage_tokens).rounded()
+        found = Coefficients(coeffs, self.tokens, info, self.family.denoiser, self.stage_tokens).rounded()
+        return found if self.adapter is None else found.joined(self.adapter.snapshot())
 
 
 @torch.no_grad()

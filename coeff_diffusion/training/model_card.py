@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCardData
 
+from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.hub_id import is_hub_id
 from ..subject.info import CoefficientsInfo
+from ..subject.safetensors_file import FILE_NAME
 
 if TYPE_CHECKING:  # sharing a subject should not wait for diffusers
     from .config import TrainConfig
@@ -29,11 +31,12 @@ def model_card(coefficients: Coefficients, config: "TrainConfig", effect: "Effec
     """
     info = coefficients.info
     prior = f", with {config.num_class_images} pictures of {_code(str(config.class_prompt))}"
+    adapter = f", {config.adapter_learning_rate:g} (adapter)" if info.adapter else ""
     gain = f" ({effect.improvement:+.1%} better)" if effect.learned else ""
     training = f"""\
 {info.train_steps} steps of {config.train_batch_size * config.gradient_accumulation_steps} pictures at \
 {info.resolution} pixels{prior * config.with_prior_preservation}; learning rate {config.learning_rate:g} \
-(coefficients), {config.token_learning_rate:g} (token); seed {info.seed}.
+(coefficients), {config.token_learning_rate:g} (token){adapter}; seed {info.seed}.
 
 {"On pictures that it was not trained on" if config.holds_out else "On its own pictures"}, noised the same way, the \
 loss went from {effect.loss_before:.4f} to {effect.loss_after:.4f}{gain}; the subject changes the predictions by \
@@ -102,9 +105,11 @@ def _license(name: str) -> tuple[str, str | None]:
 def _page(coefficients: Coefficients, samples: Mapping[str, str]) -> str:
     info = coefficients.info
     values = sum(tensor.numel() for tensor in coefficients.named_tensors().values())
+    values += 0 if coefficients.adapter is None else coefficients.adapter.values
     parts = ["coefficients of the attention maps"] * bool(len(coefficients))
     parts += ["the embedding of the trigger"] * bool(coefficients.tokens)
     parts += ["what the stages of the UNet read there"] * bool(coefficients.stage_tokens)
+    parts += [f"an adapter of the attention layers, {info.adapter}, in a file of its own"] * bool(info.adapter)
     listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
     pictures = "".join(f"![{_plain(prompt)}]({sample})\n" for sample, prompt in samples.items())
     prompt = info.instance_prompt or info.trigger
@@ -117,7 +122,7 @@ A subject for Stable Diffusion{" XL" * _is_xl(coefficients)}, learned with
 ({listed}) that make the base draw this {_plain(info.class_word) or "subject"}.
 
 {_trigger(info)}
-
+{_adapter(info)}
 **Base:** {_base(info)}. Other bases of the same family may work; another family is refused when loading.
 
 ## Use
@@ -147,6 +152,15 @@ def _trigger(info: CoefficientsInfo) -> str:
     if info.gate == "trigger" and info.trigger:
         acts = f"Prompts without {_code(info.trigger)} give the base, unchanged."
     return f"**Trigger:** {_code(info.trigger)}. {acts}" if info.trigger else acts
+
+
+def _adapter(info: CoefficientsInfo) -> str:
+    if not info.adapter:
+        return ""
+    return f"""
+**Adapter:** `{ADAPTER_FILE}` ({_code(info.adapter)}) belongs beside `{FILE_NAME}` and is loaded with it. Alone, without
+the coefficients and the learned word, diffusers loads it: `pipe.load_lora_weights("the/folder/of/both")`.
+"""
 
 
 def _base(info: CoefficientsInfo) -> str:

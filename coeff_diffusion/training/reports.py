@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..families.usual import USUAL
 from ..inference.request import Picture
+from ..subject.adapter import ADAPTER_FILE, Adapter
 from ..subject.coefficients import Coefficients
 from ..subject.errors import UserError
 from .config import TrainConfig
@@ -212,6 +213,9 @@ def intent(config: TrainConfig, learner: Learner, base: str, pictures: int) -> s
     if learner.stage_tokens:
         values = sum(token.numel() for token in learner.stage_tokens.values())
         learned.append(f"{values:,} of what {len(learner.stage_tokens)} stages read there")
+    if learner.adapter:
+        values = sum(parameter.numel() for parameter in learner.adapter.parameters.values())
+        learned.append(f"{values:,} of an adapter ({learner.adapter.kind})")
     return (
         f"teaching {base!r} the {config.class_word} {config.trigger!r}: {', '.join(learned)}, from {pictures} "
         f"pictures at {config.resolution} pixels, {config.max_train_steps} steps on {learner.device}"
@@ -219,7 +223,13 @@ def intent(config: TrainConfig, learner: Learner, base: str, pictures: int) -> s
 
 
 def outcome(
-    step: int, config: TrainConfig, effect: Effect, file: Path, kept: int | None = None, is_early: bool = False
+    step: int,
+    config: TrainConfig,
+    effect: Effect,
+    file: Path,
+    kept: int | None = None,
+    is_early: bool = False,
+    adapter: Adapter | None = None,
 ) -> list[str]:
     """What a run has done, in a few lines, with advice where it learned nothing.
 
@@ -227,6 +237,7 @@ def outcome(
         step: steps done.
         kept: the step that was saved.
         is_early: whether it ended early because nothing improved.
+        adapter: that lies beside the file.
     """
     total, patience = config.max_train_steps, config.early_stopping_patience
     lines = []
@@ -244,4 +255,7 @@ def outcome(
     )
     if advice := effect.advice():
         lines.append(f"warning: {advice}")
-    return [*lines, f"saved {file} ({file.stat().st_size:,} bytes)"]
+    lines.append(f"saved {file} ({file.stat().st_size:,} bytes)")
+    if adapter is not None:
+        lines.append(f"saved {file.with_name(ADAPTER_FILE)} ({len(adapter.data):,} bytes): the adapter, {adapter.kind}")
+    return lines

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..subject.adapter import ADAPTER_FILE
 from ..subject.atomic_write import is_leftover
 from .config import ConfigError
 
@@ -29,6 +30,20 @@ class RunFolder:
     def coefficients(self) -> Path:
         """The subject."""
         return self.path / "coefficients.safetensors"
+
+    @property
+    def adapter(self) -> Path:
+        """What learned with the subject, where something did (see `adapter`)."""
+        return self.path / ADAPTER_FILE
+
+    @property
+    def adapters(self) -> Path:
+        """Folder of the adapters of the timeline's steps."""
+        return self.path / "adapters"
+
+    def adapter_of_step(self, step: int) -> Path:
+        """The adapter of a step: `adapters/step_000100.safetensors`."""
+        return self.adapters / f"step_{step:06d}.safetensors"
 
     @property
     def timeline(self) -> Path:
@@ -146,19 +161,19 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Delete files of a run that were being written when it was killed."""
-        for folder in (self.path, self.samples, self.checkpoints):
+        for folder in (self.path, self.samples, self.checkpoints, self.adapters):
             for path in folder.iterdir() if folder.is_dir() else ():
                 if is_leftover(path):
                     path.unlink(missing_ok=True)
 
     def clear(self, logging_dir: str) -> None:
         """Delete what an earlier run left, and nothing else that lies in the folder."""
-        for file in (self.coefficients, self.timeline, self.config, self.card):
+        for file in (self.coefficients, self.adapter, self.timeline, self.config, self.card):
             file.unlink(missing_ok=True)
-        for pattern in ("samples/step_*.png", "checkpoints/step_*.safetensors"):
+        for pattern in ("samples/step_*.png", "checkpoints/step_*.safetensors", "adapters/step_*.safetensors"):
             for file in self.path.glob(pattern):
                 file.unlink()
-        for folder in (self.samples, self.checkpoints):
+        for folder in (self.samples, self.checkpoints, self.adapters):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         for tracked in (self.path / logging_dir).rglob("events.out.tfevents.*"):

@@ -7,6 +7,7 @@ by measurement stands here and nowhere else.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..subject.adapter import AdapterKind
 from ..subject.info import Gate
 
 
@@ -93,6 +94,10 @@ class TrainSettings:
     stage_tokens: bool = True
     """Beside the trigger's embedding, learn what each stage of the UNet reads at the trigger: details that the text
     encoder cannot say, such as stripes and spots."""
+    with_adapter: str | None = field(default=None, metadata={"flag": "with"})
+    """An adapter of the attention layers that learns beside all this: "lora:4" or "dora:4", the number being its rank.
+    It is saved beside the subject as a file that diffusers loads by itself (`load_lora_weights`), and makes what is
+    shared much larger."""
     gate: Gate = "trigger"
     """How the file acts later: only on prompts with the trigger (all others are the base's, bit for bit), or always."""
 
@@ -111,6 +116,8 @@ class TrainSettings:
     """Of the trigger's embedding."""
     stage_token_learning_rate: float = 3e-2
     """Of what the stages read at the trigger. Lower learns fewer details in as many steps."""
+    adapter_learning_rate: float = 1e-4
+    """Of the adapter (`with`). diffusers' default for LoRAs; the small embedded base takes ten times as much."""
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = "constant"
@@ -193,6 +200,11 @@ class TrainSettings:
     """Where loss, learning rates and previews are tracked beside the console."""
     logging_dir: str = "logs"
     """Folder of the tracker, inside the output folder."""
+
+    @property
+    def adapter_kind(self) -> AdapterKind | None:
+        """What `with_adapter` asks for. Raises CoefficientsError: no such adapter."""
+        return None if self.with_adapter is None else AdapterKind.parse(self.with_adapter)
 
     @property
     def pictures_per_step(self) -> int:

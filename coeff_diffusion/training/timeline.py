@@ -4,7 +4,7 @@ One safetensors file. Tensors: `step_000010/<name>`, where `<name>` is what the 
 (`unet/<attention path>.coeff`, `text_encoder/token`). Metadata, all strings: `format` = `coeff-diffusion-timeline`,
 `format_version` = `1`, `infos` = JSON object of `CoefficientsInfo` by step, `losses` = JSON list of the training loss
 of every step from the first, and, where it was measured, `validation_losses` = JSON list of `[step, loss]` on pictures
-and noise that stay the same. Never pickle.
+and noise that stay the same. Never pickle. Adapters are larger: that of each step has a file of its own beside it.
 """
 
 import json
@@ -120,13 +120,34 @@ def keep_step(run: RunFolder, step: int) -> Coefficients:
         raise CoefficientsError(f"{timeline} has no step {step}; it has {', '.join(map(str, steps))}")
     if file.exists() and Coefficients.read(file).sha256 not in {kept.sha256 for kept in steps.values()}:
         raise CoefficientsError(f"{file} is on no step of {timeline} and would be lost; move or rename it first")
-    steps[step].save(file)
+    subject = subject_of_step(run, step, steps[step])
+    subject.save(file)
     if run.card.is_file() and not run.card.is_symlink():
         edited = read_file(run.card, MAX_CARD, CoefficientsError)  # by someone, perhaps in another encoding
         text = edited.decode("utf-8", errors="surrogateescape")
         with atomic_write(run.card) as card:
             card.write(card_of_step(text, step).encode("utf-8", errors="surrogateescape"))
-    return steps[step]
+    return subject
+
+
+def keep_adapter(run: RunFolder, step: int, subject: Coefficients) -> None:
+    """Write the adapter of a step, where the subject has one, to a file of its own."""
+    if subject.adapter is not None:
+        run.adapters.mkdir(exist_ok=True)
+        subject.adapter.save(run.adapter_of_step(step))
+
+
+def subject_of_step(run: RunFolder, step: int, subject: Coefficients) -> Coefficients:
+    """The subject of a step with its adapter, where it has one.
+
+    Raises:
+        CoefficientsError: its adapter is gone, or another one.
+    """
+    file = run.adapter_of_step(step)
+    found = subject.with_adapter_of(file)
+    if found.info.adapter and found.adapter is None:
+        raise CoefficientsError(f"{file} is gone: the adapter ({found.info.adapter}) of step {step}; put it back")
+    return found
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -62,7 +62,7 @@ from .reports import (
     unbroken,
 )
 from .run_folder import RunFolder
-from .timeline import load_timeline, save_timeline
+from .timeline import keep_adapter, load_timeline, save_timeline, subject_of_step
 from .validation import Validation
 
 
@@ -240,8 +240,13 @@ class Trainer:
         self.say(f"going on from step {self.step} of {config.max_train_steps}")
 
     def lost(self) -> list[int]:
-        """The steps up to the checkpoint's that were measured and are not on the timeline."""
-        kept = {step for step, subject in self.timeline.items() if subject.info.effect is not None}
+        """The steps up to the checkpoint's that were measured and are not on the timeline, or lack their adapter."""
+        kept = {
+            step
+            for step, subject in self.timeline.items()
+            if subject.info.effect is not None
+            and (not subject.info.adapter or self.output.adapter_of_step(step).is_file())
+        }
         return [step for step in self.validation.losses if step and step not in kept]
 
     # --- fit ----------------------------------------------------------------------------------------------------------
@@ -375,8 +380,10 @@ class Trainer:
 
     def keep(self) -> None:
         """Add the subject as it is now to the timeline."""
-        self.timeline[self.step] = self.snapshot(self.validation.effect_at(self.step))
+        kept = self.snapshot(self.validation.effect_at(self.step))
+        self.timeline[self.step] = kept.replace(adapter=None)
         if self.is_main:
+            keep_adapter(self.output, self.step, kept)
             save_timeline(self.output.timeline, self.timeline, self.losses, self.validation.losses)
 
     def checkpoint(self) -> None:
@@ -409,7 +416,7 @@ class Trainer:
         best = validation.best if self.config.keep_best else None
         if best is None or best == self.step:
             return self.snapshot(effect), effect
-        kept = self.timeline[best]
+        kept = subject_of_step(self.output, best, self.timeline[best])
         assert kept.info.effect is not None  # it was measured before it was kept
         # Whether the base knows such pictures does not hang on the step: it is asked with the last one.
         effect = replace(effect, change=kept.info.effect, loss_after=validation.losses[best])
@@ -461,7 +468,7 @@ class Trainer:
             shown = [] if not_learned(effect.strangeness) else self.output.newest_samples(kept)
             samples = [path.relative_to(self.output.path).as_posix() for path in shown]
             self.write(self.output.card, model_card(coefficients, config, effect, samples))
-            for line in outcome(self.step, config, effect, file, kept, is_early):
+            for line in outcome(self.step, config, effect, file, kept, is_early, coefficients.adapter):
                 self.say(line)
         if config.report_to != "none":
             self.accelerator.log({"change": effect.change, "improvement": effect.improvement}, step=self.step)

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..images.drawing_settings import SETTINGS
 from ..images.shapes import RATIOS, size_of
 from ..service import Drawing, Glimpse, StudioService
 from . import draw_with, prompt_box
@@ -29,6 +30,7 @@ from .held_to import HeldTo
 from .history import HistoryPanel
 from .job_bar import JobBar, job_bar
 from .prompt_box import PromptBox
+from .setting_control import control_of
 from .start import Start
 
 AT_ONCE = 16  # drawings that are at work or wait where everyone sees their place; more wait in gradio's own queue
@@ -109,6 +111,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             bar = job_bar("draw", "Draw")
         with gr.Column(elem_id="draw-rest"):
             rows = subject_rows(service)
+            adapter = control_of(SETTINGS["adapter_strength"], service, "draw", visible=False)
             words = gr.HTML(elem_id="draw-words")
             styles = style_control()
             compare, embed = _switches()
@@ -128,7 +131,8 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
         with gr.Column(elem_id="draw-result"):
             start, gallery, slider = Start(service), _result(), _slider()
             history = HistoryPanel(service)
-    controls = Controls(box.text, rows, {"seed": seed, **fields, **fine}, random_seed, layers, origin, held_to, styles)
+    fields |= {"seed": seed, "adapter_strength": adapter}
+    controls = Controls(box.text, rows, fields | fine, random_seed, layers, origin, held_to, styles)
     stage = Stage(bar, start.panel, gallery, slider, gr.State(0))
     drawn = _wire_drawing(service, page, controls, stage, (compare, embed))
     _wire_subjects(service, [page.load, tab.select], controls, words, box)
@@ -229,7 +233,7 @@ def _wire_subjects(
     service: StudioService, moments: Iterable[Any], controls: Controls, words: gr.HTML, box: PromptBox
 ) -> None:
     """Rows and their controls come as they are needed, say what calls their subjects up, and write it."""
-    names = [row.name for row in controls.rows]
+    names, adapter = [row.name for row in controls.rows], controls.fields["adapter_strength"]
 
     def refresh(*chosen: str) -> list[Any]:
         there = list(service.library.find())
@@ -240,7 +244,9 @@ def _wire_subjects(
         used = [number for number, name in enumerate(chosen) if name]
         shown = 1 + max(used, default=-1)
         sentences = _words(service, [chosen[number] for number in used])
+        joined = any(service.drawings.has_adapter(chosen[number]) for number in used)
         news: dict[Any, Any] = {words: status_line(*sentences), box.before: list(chosen)}
+        news |= {adapter: gr.Slider(visible=joined)}
         for number, row in enumerate(controls.rows):
             visible = bool(chosen[number])
             news |= {row.box: gr.Row(visible=number <= shown)}
@@ -256,6 +262,7 @@ def _wire_subjects(
         [
             *(part for row in controls.rows for part in (row.box, row.use, row.strength)),
             words,
+            adapter,
             box.proposal,
             box.before,
         ],

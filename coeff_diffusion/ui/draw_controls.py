@@ -170,9 +170,9 @@ def seed_controls(service: StudioService) -> tuple[gr.Number, gr.Checkbox, gr.Bu
 
 
 def plain_controls(service: StudioService) -> dict[str, Any]:
-    """The plain settings, by the field of `DrawRequest` that each one sets; the seed has controls of its own."""
+    """The plain settings, by the field of `DrawRequest` that each sets; seed and adapter have places of their own."""
     found = {"negative_prompt": control_of(SETTINGS["negative_prompt"], service, "draw")}
-    aside = ("seed", *found)
+    aside = ("seed", "adapter_strength", *found)
     others = [one for one in SETTINGS.values() if one.label and not (one.fine or one.of) and one.name not in aside]
     for first in range(0, len(others), 2):  # two in a row
         with gr.Row():

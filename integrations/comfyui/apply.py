@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from coeff_diffusion.method.hosts.layers import Place, check_fits, find_places, weight_sample
+from coeff_diffusion.method.hosts.layers import Place, beside, check_fits, find_places, weight_sample
 from coeff_diffusion.method.hosts.patches import LayerPatch, Options, Shared, patch_at, set_patches
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.errors import CoefficientsError, listed
@@ -82,8 +82,8 @@ def apply_subject(
     unet = model.get_model_object("diffusion_model")
     places = find_places(unet)
     check_fits(subject, places)
-    if difference := other_weights(subject.info, weight_sample(unet, places)):
-        logging.warning(difference)
+    for note in filter(None, (other_weights(subject.info, weight_sample(unet, places)), beside(subject.info))):
+        logging.warning(note)
     sampling = model.get_model_object("model_sampling")
     sigmas = (float(sampling.percent_to_sigma(begin)), float(sampling.percent_to_sigma(end)))
     gated = has_trigger and (gate or subject.info.gate) == "trigger"

@@ -142,6 +142,7 @@ def test_json_for_programs(dog: Path) -> None:
         },
         "tokens": {"text_encoder": {"vectors": 2, "width": 8, "norm": 1.0}},
         "stage_tokens": {},
+        "adapter": None,
         "quantized": None,
         "size": dog.stat().st_size,
         "sha256": DOG.sha256,

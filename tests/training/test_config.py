@@ -9,6 +9,7 @@ from coeff_diffusion.training.config import (
     ConfigError,
     TrainConfig,
     field_help,
+    flag_of,
     parse_train_config,
     sections,
     train_parser,
@@ -220,7 +221,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     assert TrainConfig.from_yaml(file) == config
     assert TrainConfig.from_yaml(file, seed=9) == dataclasses.replace(config, seed=9)
     for name, text in field_help().items():
-        assert f"# {text}\n{name}:" in file.read_text(encoding="utf-8")
+        assert f"# {text}\n{flag_of(name)}:" in file.read_text(encoding="utf-8")
 
 
 def test_paths_become_text(tmp_path: Path) -> None:
@@ -240,7 +241,7 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         train_parser().parse_args(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert all(f"--{name}" in shown for name in field_help())
+    assert all(f"--{flag_of(name)}" in shown for name in field_help())
     assert all(section in shown for section in sections())
 
 

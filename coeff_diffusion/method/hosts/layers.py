@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from ...subject.adapter import ADAPTER_FILE
 from ...subject.coefficients import Coefficients
 from ...subject.errors import CoefficientsError, cut, listed
+from ...subject.info import CoefficientsInfo
 from ...subject.safetensors_file import DTYPES
 from ...subject.weight_sample import spread
 from ..attachment import CoeffConfig
@@ -109,6 +111,16 @@ def widths(site: Site) -> tuple[int, int]:
     """The inner width and the context width of a layer."""
     layer: Any = site.module
     return layer.to_q.out_features, layer.to_k.in_features
+
+
+def beside(info: CoefficientsInfo) -> str:
+    """What a subject needs beside what is loaded here, as a sentence; empty where there is nothing."""
+    if not info.adapter:
+        return ""
+    return (
+        f"the subject learned with an adapter ({info.adapter}), which is not loaded with it here: load {ADAPTER_FILE}, "
+        "which lies beside its file, as a LoRA"
+    )
 
 
 def check_fits(subject: Coefficients, places: Mapping[str, Place]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coeff_diffusion.method.hosts.layers import check_fits, find_places, weight_sample
+from coeff_diffusion.method.hosts.layers import beside, check_fits, find_places, weight_sample
 from coeff_diffusion.method.hosts.patches import Options, Shared, set_patches
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.errors import CoefficientsError
@@ -72,15 +72,14 @@ def apply_subjects(
         CoefficientsError: a subject does not fit, something else is in its way, or it depends on a prompt that changes
             while it is drawn.
     """
-    patched, notes = sd_model.forge_objects.unet.clone(), []
+    patched, notes = sd_model.forge_objects.unet.clone(), list[str]()
     unet = patched.model.diffusion_model
     places = find_places(unet)
     for name, (subject, strength) in subjects.items():
         if not math.isfinite(strength):
             raise CoefficientsError(f"the strength of {name!r} is {strength}, expected a number")
         check_fits(subject, places)
-        if difference := other_weights(subject.info, weight_sample(unet, places)):
-            notes.append(difference)
+        notes += filter(None, (other_weights(subject.info, weight_sample(unet, places)), beside(subject.info)))
         set_patches(patched, places, _acting(sd_model, subject, strength, prompts, conditioning), plain_attention)
     return patched, notes
 

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from coeff_diffusion.sources.image_card import choose, extract
+from coeff_diffusion.subject.adapter import ADAPTER_FILE
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.errors import CoefficientsError
 from coeff_diffusion.subject.printable import printable
 from coeff_diffusion.subject.safetensors_file import FILE_NAME
 
 ENDINGS = {".safetensors", ".png"}
-NO_SUBJECTS = {"timeline.safetensors"}
-OWN_FOLDERS = {"checkpoints", "samples"}  # of a training
+NO_SUBJECTS = {"timeline.safetensors", ADAPTER_FILE}
+OWN_FOLDERS = {"adapters", "checkpoints", "samples"}  # of a training
 
 
 def find_subjects(folder: Path) -> dict[str, Path]:

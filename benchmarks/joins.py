@@ -1,0 +1,186 @@
+"""What do coefficients add to an adapter? LoRA and DoRA, each with and without them, on the same pictures and noise.
+
+    python benchmarks/joins.py                                          # two subjects, one seed; goes on where it was
+    python benchmarks/joins.py --subject cat --max_train_steps 100      # a look
+    python benchmarks/joins.py --table                                  # only what is measured so far
+
+All ways learn the same word (the trigger's embedding) for as many steps; each row is a line of `results.jsonl` in
+`outputs/joins`, and its files lie beside it. What the columns are, `docs/fidelity.md` says: the measures are those of
+`fidelity.py`, the drift with the gate open, as if what is learned acted on every prompt.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fidelity_measure import Measurement, grounds
+from fidelity_methods import Meter
+from fidelity_plan import Results, Run, read_results
+from fidelity_settings import NOTHING, Settings
+
+from coeff_diffusion.families.load import best_device, load_base
+from coeff_diffusion.inference.studio import Studio
+from coeff_diffusion.training.config import TrainConfig
+from coeff_diffusion.training.reports import own_random_state
+from coeff_diffusion.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Way:
+    """What learns beside the word."""
+
+    label: str
+    coefficients: bool = False
+    adapter: str | None = None
+
+
+WAYS = {
+    "word": Way("nothing"),
+    "coefficients": Way("coefficients", True),
+    "lora4": Way("LoRA of rank 4", False, "lora:4"),
+    "lora4+coefficients": Way("LoRA of rank 4 + coefficients", True, "lora:4"),
+    "dora4": Way("DoRA of rank 4", False, "dora:4"),
+    "dora4+coefficients": Way("DoRA of rank 4 + coefficients", True, "dora:4"),
+}
+
+
+def train_config(run: Run, settings: Settings, folder: str) -> TrainConfig:
+    """The settings of one training; `run.rates` is the adapter's learning rate, all others are the defaults."""
+    pictures, way = Path(settings.subjects_dir) / run.subject, WAYS[run.method]
+    about = yaml.safe_load((pictures / "subject.yaml").read_text(encoding="utf-8"))
+    return TrainConfig(
+        instance_data_dir=str(pictures),
+        class_word=about["class_word"],
+        trigger=about["trigger"],
+        train="coefficients+token" if way.coefficients else "token",
+        stage_tokens=False,
+        with_adapter=way.adapter,
+        adapter_learning_rate=run.rates[0],
+        max_train_steps=run.steps,
+        train_batch_size=run.batch,
+        seed=run.seed,
+        validation_steps=0,
+        timeline_steps=0,
+        output_dir=folder,
+    ).resolve()
+
+
+def measured(run: Run, settings: Settings) -> dict[str, Any]:
+    """Train, save, load what was saved, and measure it."""
+    pipe = load_base(run.base).to("cpu" if settings.device == "cpu" else best_device())
+    if run.method == NOTHING:
+        return Measurement(run, settings, pipe, None).figures()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer, meter = Trainer(train_config(run, settings, scratch), pipe, say=lambda line: None), Meter()
+        with own_random_state():
+            trainer.setup()
+            with meter:
+                trainer.fit()
+        file = Path(settings.output_dir) / "files" / run.stem / "coefficients.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        subject = trainer.learner.snapshot(trainer.step, trainer.losses)
+        subject.save(file)
+    measurement = Measurement(run, settings, pipe, Studio(pipe).load(file.parent))
+    words, unseen = measurement.subject.words(run.method), measurement.subject.unseen
+    pictures = measurement.draw([f"{words} {ground}" for ground in grounds()], 0)
+    measurement.keep(pictures, "subject")
+    return {
+        **meter.figures,
+        "values": sum(parameter.numel() for parameter in trainer.learner.parameters.values()),
+        "bytes": sum(path.stat().st_size for path in file.parent.iterdir()),
+        "subject_loss": measurement.loss(unseen, [words] * len(unseen)),
+        **measurement.likeness(pictures),
+        **measurement.drift("always"),
+    }
+
+
+def runs(settings: Settings, rate: float) -> list[Run]:
+    """All rows, a subject and seed after the other, what they are compared with first."""
+    found = []
+    for subject in settings.subject:
+        found.append(Run.make(settings, NOTHING, subject))
+        for seed in range(settings.seeds):
+            found += [Run.make(settings, way, subject, seed=seed, rates=(rate,)) for way in WAYS]
+    return found
+
+
+def table(wanted: Sequence[Run], results: Results) -> str:
+    """The mean of each way over the subjects and seeds for which all ways are there."""
+    ways = dict.fromkeys(run.method for run in wanted)
+    whole = [
+        key
+        for key in dict.fromkeys((run.subject, run.seed) for run in wanted if run.method != NOTHING)
+        if all(run in results for run in wanted if run.subject == key[0] and run.seed in (key[1], 0))
+    ]
+    lines = [
+        f"{len(whole)} training(s) of each way: {', '.join(f'{subject} (seed {seed})' for subject, seed in whole)}\n",
+        "| beside the word learns | values | bytes | loss | similarity | drift: loss | drift: pixels | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for way in ways if whole else ():
+        rows = [
+            results[run]
+            for subject, seed in whole
+            for run in wanted
+            if (run.method, run.subject) == (way, subject) and (way == NOTHING or run.seed == seed)
+        ]
+        label = "nothing is learned (class word)" if way == NOTHING else WAYS[way].label
+        cells = [_mean(rows, name, shape) for name, shape in COLUMNS.items()]
+        lines.append(f"| {' | '.join([label, *cells])} |")
+    return "\n".join(lines)
+
+
+COLUMNS = {
+    "values": ",.0f",
+    "bytes": ",.0f",
+    "subject_loss": ".4f",
+    "similarity": ".3f",
+    "drift_loss": ".4f",
+    "drift_change": ".1f",
+    "seconds": ".0f",
+}
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], name: str, shape: str) -> str:
+    found = [row[name] for row in rows if name in row]
+    return format(statistics.fmean(found), shape) if found else "–"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subject", nargs="+", default=["cat", "penguin"], help="folders of examples/subjects")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each way and subject")
+    parser.add_argument("--max_train_steps", type=int, default=TrainConfig.max_train_steps)
+    parser.add_argument("--adapter_learning_rate", type=float, default=1e-3, help="ten times train's default")
+    parser.add_argument("--base", default="embedded")
+    parser.add_argument("--output_dir", default="outputs/joins")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    asked = parser.parse_args()
+    settings = Settings(
+        base=asked.base,
+        subject=asked.subject,
+        seeds=asked.seeds,
+        max_train_steps=asked.max_train_steps,
+        output_dir=asked.output_dir,
+    ).resolve()
+    path, wanted = Path(settings.output_dir) / "results.jsonl", runs(settings, asked.adapter_learning_rate)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = read_results(path)
+    for run in () if asked.table else wanted:
+        if run not in results:
+            figures = measured(run, settings)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**asdict(run), "figures": figures}) + "\n")
+            results[run] = figures
+            print(f"{run.subject}, {run.method}: {figures}", flush=True)
+    print(table(wanted, results))
+
+
+if __name__ == "__main__":
+    main()
