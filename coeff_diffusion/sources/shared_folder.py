@@ -144,12 +144,15 @@ def fetch_file(text: str, name: str) -> Path:
     """
     repo, revision = split_id(text)
     try:
-        wanted({name: size for name, size in listing(repo, revision).sizes.items() if name == FILE_NAME}, "it")
+        there = listing(repo, revision).sizes
+        wanted({file: size for file, size in there.items() if file in (FILE_NAME, name)}, "it")
+        if name not in there:
+            raise LayoutError(f"it holds no {name}")
         with asking(repo, revision):  # by the revision, so that the cache learns which commit that is
-            found = api().hf_hub_download(repo, FILE_NAME, revision=revision)
+            found = api().hf_hub_download(repo, name, revision=revision)
     except (HubError, LayoutError) as error:
         unreachable = isinstance(error, HubUnreachableError)
-        cached = try_to_load_from_cache(repo, FILE_NAME, revision=revision) if unreachable else None
+        cached = try_to_load_from_cache(repo, name, revision=revision) if unreachable else None
         if not isinstance(cached, str):
             raise type(error)(f"there is no file {text}, and the Hub does not give it: {error}") from None
         found = cached

@@ -18,6 +18,7 @@ from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
 from coeff_diffusion import hub as hub_client
 from coeff_diffusion.cli import main
 from coeff_diffusion.commands import push_pull
+from coeff_diffusion.commands.info import collect_facts
 from coeff_diffusion.commands.push_pull import PullConfig, PushConfig, local_folder, pull, push
 from coeff_diffusion.hub import HubError, HubUnreachableError, find_token
 from coeff_diffusion.images.files import read_parameters, save_picture
@@ -26,6 +27,7 @@ from coeff_diffusion.publishing.shareable import local_path_in
 from coeff_diffusion.sources import shared_folder as layout
 from coeff_diffusion.sources.image_card import chunks
 from coeff_diffusion.sources.shared_folder import LayoutError, check, wanted
+from coeff_diffusion.subject.adapter import ADAPTER_FILE, Adapter, AdapterKind, Factors
 from coeff_diffusion.subject.safetensors_file import FILE_NAME, MAX_FILE
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.model_card import model_card
@@ -307,6 +309,29 @@ def test_only_the_files_of_a_subject_are_fetched(server: HubServer, tmp_path: Pa
     pull(PullConfig(REPO, str(tmp_path / "dog")))
     assert tree(tmp_path / "dog").keys() == {FILE_NAME, "README.md", *pictures}
     assert not any(name in line for name in other for line in server.log)
+
+
+def test_an_adapter_goes_where_its_subject_goes(server: HubServer, run_folder: Path, tmp_path: Path) -> None:
+    factors = {"mid_block.attn1.to_q": Factors(torch.randn(2, 8).half(), torch.randn(4, 2).half())}
+    alone = subject()
+    joined = alone.joined(Adapter(AdapterKind("lora", 2), factors))
+    joined.save(run_folder / FILE_NAME)
+    push(PushConfig(str(run_folder), REPO))
+    assert uploaded(server)[ADAPTER_FILE] == (run_folder / ADAPTER_FILE).read_bytes()
+    assert Coefficients.load(REPO).adapter == joined.adapter
+    assert collect_facts(REPO)["adapter"] == {
+        "kind": "lora:2", "file": ADAPTER_FILE, "sha256": joined.info.adapter_sha256, "values": 24,
+        "size": (run_folder / ADAPTER_FILE).stat().st_size,
+    }  # fmt: skip
+    pull(PullConfig(REPO, str(tmp_path / "pulled")))
+    assert Coefficients.load(tmp_path / "pulled") == joined
+    with pytest.raises(LayoutError, match="is not the adapter that the subject learned with"):
+        check({**uploaded(server), ADAPTER_FILE: b"another"}, "it")
+    with pytest.raises(LayoutError, match=f"but {ADAPTER_FILE} is not there"):
+        check({FILE_NAME: uploaded(server)[FILE_NAME]}, "it")
+    alone.save(tmp_path / "alone.safetensors")
+    push(PushConfig(str(tmp_path / "alone.safetensors"), REPO))
+    assert ADAPTER_FILE not in uploaded(server)
 
 
 def test_revisions(server: HubServer, tmp_path: Path) -> None:

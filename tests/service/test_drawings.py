@@ -18,6 +18,7 @@ from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.service import Drawings, SubjectLoader, limits_of
 from coeff_diffusion.sources.image_card import chunks, embed, extract
 from coeff_diffusion.sources.library import Library
+from coeff_diffusion.subject.adapter import Adapter, AdapterKind, Factors
 
 REQUEST = DrawRequest("a sks dog", subjects={"dog": 1.0}, seed=1, steps=2)
 STRANGER = Coefficients({"a.b": torch.ones(2, 2)}, info=CoefficientsInfo(name="stranger", base_model="other"))
@@ -118,6 +119,24 @@ def test_words_that_call_a_subject_up(
 
 
 # --- a subject joins --------------------------------------------------------------------------------------------------
+
+
+def test_a_subject_with_an_adapter_says_so_and_cannot_go_into_a_picture(drawings: Drawings, library: Library) -> None:
+    subject = library.subjects()["dog"]
+    width = 16  # of the first layer of the tiny base
+    factors = Factors(torch.arange(width)[None] / 4, torch.arange(width)[:, None] / 4)
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    name = library.put(subject.joined(Adapter(AdapterKind("lora", 1), {path: factors})), "joined")
+    assert [drawings.has_adapter(one) for one in (name, "dog", "gone")] == [True, False, False]
+    assert drawings.describe(name) == "joined: write “sks dog”, with an adapter (lora:1)"
+    asked = DrawRequest("a sks dog", subjects={name: 1.0}, steps=1, seed=0)
+    (with_it,), (without,), (as_dog,) = (
+        drawings.draw(one).pictures
+        for one in (asked, replace(asked, adapter_strength=0), replace(asked, subjects={"dog": 1.0}))
+    )
+    assert with_it.image.tobytes() != without.image.tobytes() == as_dog.image.tobytes()
+    with pytest.raises(CoefficientsError, match="no room for the adapter"):
+        drawings.draw(asked, embed_subjects=True)
 
 
 def test_files_and_cards_join_the_library(drawings: Drawings, library: Library, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from training_runs import train_and_kill
 
+from coeff_diffusion.commands.generate import GenerateConfig, generate
 from coeff_diffusion.commands.info import InfoConfig, show_info
 from coeff_diffusion.commands.push_pull import PullConfig, PushConfig, pull, push
 from coeff_diffusion.commands.verify import VerifyConfig, verify
@@ -26,8 +27,10 @@ from coeff_diffusion.subject.blend import blend
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.errors import CoefficientsError
 from coeff_diffusion.subject.layer_strengths import LayerStrengths
+from coeff_diffusion.training import validation
 from coeff_diffusion.training.config import ConfigError, TrainConfig, parse_train_config
 from coeff_diffusion.training.many_trainer import train_many
+from coeff_diffusion.training.probe import MOST
 from coeff_diffusion.training.run_folder import RunFolder
 from coeff_diffusion.training.timeline import keep_step
 from coeff_diffusion.training.trainer import train
@@ -96,8 +99,12 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_killed_run_resumes_exactly_with_its_adapter_average_and_best_step(
-    config: TrainConfig, tiny_pipe: StableDiffusionPipeline, tiny_base_dir: Path, tmp_path: Path
+    config: TrainConfig,
+    tiny_base_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(validation, "MOST", MOST)  # as in the process that is killed
     config = replace(
         config,
         pretrained_model_name_or_path=str(tiny_base_dir),
@@ -110,6 +117,7 @@ def test_a_killed_run_resumes_exactly_with_its_adapter_average_and_best_step(
         num_validation_images=1,
         checkpointing_steps=1,
     )
+    tiny_pipe = StableDiffusionPipeline.from_pretrained(tiny_base_dir)  # as that process loads it, to the bit
     whole = train(config, tiny_pipe)
     out = tmp_path / "killed"
     train_and_kill(replace(config, output_dir=str(out)), 3, tmp_path / "killed.yaml")
@@ -139,6 +147,19 @@ def test_what_is_measured_and_shown_on_the_way_is_what_the_files_give(
     (again,) = studio.draw(replace(request, adapter_strength=0.5))
     assert "Adapter strength: 0.5" in again.parameters
     assert again.image.tobytes() != picture.image.tobytes()
+
+
+def test_a_picture_is_drawn_again_with_the_strength_of_its_adapter(
+    config: TrainConfig, tiny_pipe: StableDiffusionPipeline, tiny_base_dir: Path, tmp_path: Path
+) -> None:
+    folder = str(train(config, tiny_pipe).path)
+    common = {"subject": [folder], "base": str(tiny_base_dir), "output_dir": str(tmp_path / "pictures")}
+    settings = {"adapter_strength": 0.5, "seed": 3, "num_inference_steps": 2}
+    (drawn_first,) = generate(GenerateConfig(prompt=["a sks dog"], settings=settings, **common))
+    (again,) = generate(GenerateConfig(from_picture=str(drawn_first), **common))
+    (whole,) = generate(GenerateConfig(from_picture=str(drawn_first), settings={"adapter_strength": 1.0}, **common))
+    pixels = [Image.open(path).tobytes() for path in (drawn_first, again, whole)]
+    assert pixels[0] == pixels[1] != pixels[2]
 
 
 def test_any_step_of_the_timeline_can_be_made_the_subject(
