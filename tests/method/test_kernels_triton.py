@@ -163,86 +163,62 @@ def test_in_the_interpreter(what: str, interpreted: dict[str, Any]) -> None:
 
 # ---- the compiler, which needs no GPU --------------------------------------------------------------------------------
 
-# heads, channels, dtype, mask, compute capability, shared memory that a program may have there
-LAYERS: dict[str, tuple[int, int, str, str, int, int]] = {
-    "sd-40": (8, 40, "fp16", "none", 80, 166912),
-    "sd-160": (8, 160, "bf16", "none", 90, 232448),
-    "sdxl-64": (10, 64, "bf16", "bool", 90, 232448),
-    "odd-13": (5, 13, "fp32", "bias", 80, 101376),
-}
-KERNELS = [
-    ("stats", False),
-    ("mix", False),
-    ("mix", True),
-    ("shares", False),
-    ("score_grad", False),
-    ("score_grad", True),
-]
-COMPILED = {  # the widest layer by what needs most memory, the odd one by a kernel of each pass
-    "sd-40": KERNELS,
-    "sd-160": [("score_grad", False), ("score_grad", True)],
-    "sdxl-64": KERNELS,
-    "odd-13": [("mix", False), ("score_grad", True)],
+# name: heads, channels, dtype, mask, compute capability, shared memory that a program may have there, kernels
+LAYERS: dict[str, tuple[int, int, str, str, int, int, list[str]]] = {
+    "sd-40": (8, 40, "fp16", "none", 90, 232448, ["wide", "shares", "wide_score_grad by key"]),
+    "sd-160": (8, 160, "bf16", "none", 80, 166912, ["mix", "shares", "score_grad by key"]),
+    "sdxl-64": (20, 64, "bf16", "bool", 90, 232448, ["stats", "mix", "mix by key", "score_grad"]),
+    "sdxl-64-small": (10, 64, "fp16", "none", 86, 101376, ["mix", "score_grad by key"]),
+    "odd-13": (5, 13, "fp32", "bias", 80, 166912, ["mix", "score_grad"]),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    ("kernel", "key_rows", "heads", "channels", "dtype", "mask", "capability", "memory"),
-    [
-        pytest.param(*kernel, *LAYERS[name], id=f"{name}-{'-'.join(map(str, kernel))}")
-        for name, kernels in COMPILED.items()
-        for kernel in kernels
-    ],
-)
-def test_compiles(
-    kernel: str,
-    key_rows: bool,
-    heads: int,
-    channels: int,
-    dtype: str,
-    mask: str,
-    capability: int,
-    memory: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize(("layer", "what"), [(layer, what) for layer, given in LAYERS.items() for what in given[-1]])
+def test_compiles(layer: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from coeff_diffusion.method.kernels import triton_kernels, triton_tiles
+    from coeff_diffusion.method.kernels import triton_kernels, triton_maps, triton_tiles, triton_wide
 
-    function = getattr(triton_kernels, f"{kernel}_kernel")
-    first, second = triton_tiles.split_channels(channels)
-    config = triton_tiles.STATS_CONFIGS[0]
-    if kernel != "stats":
-        itemsize = 4 if dtype == "fp32" else 2
-        config = triton_tiles.fitting(kernel, heads, first + second, itemsize, capability // 10, memory)[0]
-    constants = {"H": heads, "D": channels, "D0": first, "D1": second, "MASK": mask, "KEY_ROWS": key_rows}
-    constants |= config.kwargs
-    plain = {"rows": "i32", "columns": "i32", "kind": "i32", "scale": "fp32", "out_scale": "fp32"}
+    heads, channels, dtype, mask, capability, memory, _ = LAYERS[layer]
+    kernel, key_rows = what.removesuffix(" by key"), what.endswith(" by key")
+    itemsize = 4 if dtype == "fp32" else 2
+    chosen = "dvalue" if what == "mix by key" else kernel
+    tiles = triton_tiles.tiles_of(chosen, heads, channels, itemsize, divmod(capability, 10))
+    assert tiles is not None, "the other way would be taken"
+    name = f"{kernel.removesuffix('_few')}_kernel"
+    function = getattr(triton_kernels, name, None) or getattr(triton_wide, name)
+    width = tiles.group * channels
+    (d0, d1), (w0, w1) = map(triton_tiles.split_channels, (channels, width))
+    constants: dict[str, Any] = {"H": heads, "D": channels, "D0": d0, "D1": d1, "W": width, "W0": w0, "W1": w1}
+    constants |= {"MASK": mask, "KEY_ROWS": key_rows, "EVEN": mask == "none", "KEEP": True}
+    constants |= {"R": tiles.rows, "C": tiles.columns, "G": tiles.group}
+    plain = {"rows": "i32", "columns": "i32", "scale": "fp32", "out_scale": "fp32"}
     masks = {"none": "i32", "bool": "*u8", "bias": f"*{dtype}"}  # without a mask there is a zero
     signature: dict[str, Any] = {}
     attributes = {}  # which pointers and strides are multiples of 16: all of them
-    for i, name in enumerate(function.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in plain:
-            signature[name] = plain[name]
-        elif name == "mask":
-            signature[name] = triton_kernels.Mask(masks[mask], "i32", "i32", "i32", "i32")
+    for i, argument in enumerate(function.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in plain:
+            signature[argument] = plain[argument]
+        elif argument == "mask":
+            signature[argument] = triton_maps.Mask(masks[mask], "i32", "i32", "i32", "i32")
+        elif argument == "coeff":
+            signature[argument] = triton_maps.Coefficients("*fp32", "i32", "i32", "i32")
         else:
-            in_float32 = name in ("stats", "weight", "shares", "mean")
-            signature[name] = triton_kernels.Heads("*fp32" if in_float32 else f"*{dtype}", "i32", "i32", "i32")
+            in_float32 = argument in ("stats", "sums", "mean")
+            signature[argument] = triton_maps.Heads("*fp32" if in_float32 else f"*{dtype}", "i32", "i32", "i32")
             attributes |= {(i, field): [["tt.divisibility", 16]] for field in range(4)}
-    constants = {name: value for name, value in constants.items() if name in signature}
+    constants = {argument: value for argument, value in constants.items() if argument in signature}
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiled = triton.compile(
         ASTSource(function, signature, constants, attributes),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
+        options={"num_warps": tiles.warps, "num_stages": tiles.stages},
     )
     assert f".target sm_{capability}" in compiled.asm["ptx"]
     assert compiled.metadata.shared <= memory
@@ -250,19 +226,21 @@ def test_compiles(
         assert ("wgmma" if capability == 90 else "mma.sync") in compiled.asm["ptx"]
 
 
-@pytest.mark.parametrize("kernel", ["mix", "shares", "score_grad"])
+@pytest.mark.parametrize("kernel", ["mix", "dvalue", "shares", "score_grad"])
 @pytest.mark.parametrize("itemsize", [2, 4])
-@pytest.mark.parametrize("major", [8, 9, 12])
-def test_every_layer_has_tiles_that_fit(kernel: str, itemsize: int, major: int) -> None:
-    from coeff_diffusion.method.kernels import triton_tiles as kernels
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
+def test_every_layer_has_tiles(kernel: str, itemsize: int, capability: tuple[int, int]) -> None:
+    from coeff_diffusion.method.kernels.triton_tiles import split_channels, tiles_of
 
     for heads in (1, 3, 5, 8, 10, 16, 20, 24):
         for channels in (3, 13, 40, 64, 80, 96, 128, 160, 256):
-            padded = sum(kernels.split_channels(channels))
-            assert channels <= padded <= max(16, 2 * channels)
-            found = kernels.fitting(kernel, heads, padded, itemsize, major, 101376)
-            assert 1 <= len(found) <= 5
-            assert all(kernels.shared_memory(config, padded, itemsize, kernel) <= 101376 for config in found)
+            assert channels <= sum(split_channels(channels)) <= max(16, 2 * channels)
+            tiles = tiles_of(kernel, heads, channels, itemsize, capability)
+            assert tiles is not None
+            assert 1 <= tiles.group <= heads
+            assert tiles.rows % 16 == tiles.columns % 16 == 0
+            if kernel == "shares":  # whose groups are views
+                assert heads % tiles.group == 0
 
 
 # ---- a GPU -----------------------------------------------------------------------------------------------------------
@@ -313,12 +291,12 @@ def test_same_bits_again_and_no_maps_in_memory_on_a_gpu() -> None:
 @pytest.mark.gpu
 @needs_cuda
 def test_compiles_into_one_graph_on_a_gpu() -> None:
-    from coeff_diffusion.method.kernels.triton_attention import triton_attention
+    from coeff_diffusion.method.kernels import recombined_attention
 
     inputs = [torch.randn(2, 64, 8, 40, device="cuda", dtype=torch.float16).transpose(1, 2) for _ in range(3)]
     inputs.append(torch.randn(8, 8, device="cuda"))
-    compiled = torch.compile(triton_attention, fullgraph=True)
-    for x, y in zip(results(compiled, inputs, inputs[0]), results(triton_attention, inputs, inputs[0]), strict=True):
+    compiled = torch.compile(recombined_attention, fullgraph=True)
+    for x, y in zip(results(compiled, inputs, inputs[0]), results(recombined_attention, inputs, inputs[0]), strict=True):
         torch.testing.assert_close(x, y)
 
 
