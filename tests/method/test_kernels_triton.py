@@ -296,7 +296,8 @@ def test_compiles_into_one_graph_on_a_gpu() -> None:
     inputs = [torch.randn(2, 64, 8, 40, device="cuda", dtype=torch.float16).transpose(1, 2) for _ in range(3)]
     inputs.append(torch.randn(8, 8, device="cuda"))
     compiled = torch.compile(recombined_attention, fullgraph=True)
-    for x, y in zip(results(compiled, inputs, inputs[0]), results(recombined_attention, inputs, inputs[0]), strict=True):
+    pairs = zip(*(results(way, inputs, inputs[0]) for way in (compiled, recombined_attention)), strict=True)
+    for x, y in pairs:
         torch.testing.assert_close(x, y)
 
 
