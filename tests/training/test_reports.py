@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from coeff_diffusion.cli import guarded
+from coeff_diffusion.training import validation
 from coeff_diffusion.training.config import TrainConfig
-from coeff_diffusion.training.probe import Effect
+from coeff_diffusion.training.probe import MOST, Effect
 from coeff_diffusion.training.reports import Clock, StopRequest, clock_time, outcome, own_random_state, unbroken
 from coeff_diffusion.training.signals import REQUESTS, ending_once
 
@@ -150,7 +151,8 @@ def test_outcome(tmp_path: Path) -> None:
     ]
 
 
-def test_time_left_counts_measurements() -> None:
+def test_time_left_counts_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "MOST", MOST)
     config = TrainConfig(max_train_steps=100, validation_steps=0, validate_every_n_steps=40)  # at 40, 80 and 100
     clock = Clock()
     clock.stepped(0.5)
