@@ -1,4 +1,4 @@
-"""How large the tiles of a kernel are: what fits a layer and a device without registers spilt to memory in loops.
+"""How large the tiles of a kernel are: what fits a layer and a device with few registers spilt to memory.
 
 The numbers are of the compiler (Triton 3.6 and 3.7, for compute capabilities 8.0 to 12.0) and of an H100.
 """
