@@ -61,8 +61,6 @@ def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Tensor:
 class _Functional(ModuleType):
     """`torch.nn.functional` as it is when asked, but for one function."""
 
-    scaled_dot_product_attention = staticmethod(scaled_dot_product_attention)
-
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.nn.functional, name)
 

@@ -1,11 +1,13 @@
 """Recombined attention on NVIDIA GPUs in half precision: `cuda_kernel.cu`, forward only.
 
-It is what draws; the backward, where something learns, is `triton_attention`'s.
+It is what draws; the backward, where something learns, is `triton_attention`'s. `COEFF_DIFFUSION_NATIVE=0` does
+without it.
 
 Legend: B batch, H heads, N query tokens, M key tokens, D channels per head.
 """
 
 import functools
+import os
 import struct
 import threading
 import warnings
@@ -176,7 +178,7 @@ def _kernel_for(query: Tensor, key: Tensor) -> tuple[cuda_build.Kernel, Tiles] |
 def _found(
     device: torch.device, dtype: torch.dtype, heads: int, channels: int, queries: int, batch: int, keys: int
 ) -> tuple[cuda_build.Kernel, Tiles] | None:
-    if torch.cuda.get_device_capability(device) < (8, 0):
+    if os.environ.get("COEFF_DIFFUSION_NATIVE") == "0" or torch.cuda.get_device_capability(device) < (8, 0):
         return None
     try:
         memory = cuda_build.shared_memory_of(device)

@@ -1,7 +1,7 @@
 """Compiles `cuda_kernel.cu` for the GPU at hand, once for each kind of layer, and launches it.
 
 NVRTC, the compiler, comes with PyTorch; the driver's own interface loads and launches what it makes. Compiled kernels
-lie in the user's cache like the CPU's, see `sealed_cache`. `COEFF_DIFFUSION_NATIVE=0` does without.
+lie in the user's cache like the CPU's, see `sealed_cache`.
 
 Everything here raises `BuildError` alone.
 """
@@ -9,7 +9,6 @@ Everything here raises `BuildError` alone.
 import ctypes
 import functools
 import hashlib
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,15 +120,7 @@ def _binary(constants: Mapping[str, int], capability: tuple[int, int]) -> bytes:
     parts = [*(path.read_bytes() for path in SOURCES), repr(sorted(constants.items())).encode(), architecture.encode()]
     parts.append(f"{major.value}.{minor.value}".encode())
     name = f"recombined-attention-{hashlib.sha256(bytes(1).join(parts)).hexdigest()[:16]}.cubin"
-    try:
-        path = sealed_cache.folder() / name
-    except (BuildError, OSError, AttributeError):  # no home, or no users (Windows): compiled for this process alone
-        return compiled(constants, architecture)
-    binary = sealed_cache.read(path, MOST)
-    if binary is None:
-        binary = compiled(constants, architecture)
-        sealed_cache.write(path, binary)
-    return binary
+    return sealed_cache.kept(name, MOST, lambda: compiled(constants, architecture))
 
 
 def _load(binary: bytes, shared_memory: int) -> ctypes.c_void_p:
@@ -151,8 +142,6 @@ def _check(status: int, what: str) -> None:
 
 @functools.cache
 def _nvrtc() -> ctypes.CDLL:
-    if os.environ.get("COEFF_DIFFUSION_NATIVE") == "0":
-        raise BuildError("COEFF_DIFFUSION_NATIVE is 0")
     major = str(torch.version.cuda).split(".")[0]
     return _library(f"nvrtc64_{major}0_0.dll" if sys.platform == "win32" else f"libnvrtc.so.{major}")
 

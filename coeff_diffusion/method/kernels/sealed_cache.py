@@ -6,6 +6,8 @@ name stands behind a file's last byte, in the same file, which appears whole or 
 
 import hashlib
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ...subject.atomic_write import atomic_write
@@ -43,6 +45,20 @@ def write(path: Path, data: bytes) -> None:
     """Store `data`, sealed, so that others see all of it or nothing."""
     with atomic_write(path) as file:
         file.write(data + _seal(path, data))
+
+
+def kept(name: str, most: int, make: Callable[[], bytes]) -> bytes:
+    """What lies in the cache under a name, of at most `most` bytes; else what `make` gives, stored where it can be."""
+    try:
+        path = folder() / name
+    except (BuildError, OSError, RuntimeError, AttributeError):  # no home, or no owners of files (Windows)
+        return make()
+    data = read(path, most)
+    if data is None:
+        data = make()
+        with suppress(OSError):  # a full disk: it is made again next time
+            write(path, data)
+    return data
 
 
 def _seal(path: Path, data: bytes) -> bytes:

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import cuda_attention
+from .cuda_attention import LOG2_E
 from .triton_kernels import mix_kernel, score_grad_kernel, stats_kernel
-from .triton_maps import INTERPRETED, LOG2_E, Coefficients, Heads, Mask
+from .triton_maps import INTERPRETED, Coefficients, Heads, Mask
 from .triton_tiles import FEW, Tiles, split_channels, tiles_of
 from .triton_wide import shares_kernel, wide_kernel, wide_score_grad_kernel
 
@@ -171,7 +172,7 @@ def _forward(
 def _shares(
     layer: _Layer, query: Tensor, key: Tensor, value: Tensor, dout: Tensor, coeff: Tensor, stats: Tensor, sizes: Any
 ) -> tuple[Tensor, Tensor]:
-    """`mean` [B, H, 1, N] of `triton_wide`, and the gradient of the coefficients, in their shape and dtype."""
+    """`mean` [B, H, 1, N] of `triton_kernels`, and the gradient of the coefficients, in their shape and dtype."""
     batch, heads, n, channels = query.shape
     tiles = layer.tiles("shares")
     groups, blocks = heads // tiles.group, triton.cdiv(n, tiles.rows)

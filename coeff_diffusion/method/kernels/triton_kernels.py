@@ -21,10 +21,11 @@ in registers (float32), and multiplies the sums with the group's values.
 `dvalue` is the forward's pass 2 with queries and keys exchanged, `dkey` is the pass for `dquery` with them exchanged.
 Every sum has one owner: there are no atomics.
 
+The shares are found in `triton_wide`, and so is all else for layers of few heads; which way it is, `triton_tiles` says.
+
 **Cost.** Maps of heads outside the group are formed again for every group. Matrix products per head (plain attention:
-2 forward, 5 backward): forward `2 + H/G`; backward `2 H/G` for the shares, `1 + H/G` for dvalue, `2 + H/G` for dquery
-and for dkey. With all heads in one group that is 3 and 10, 1.5 and 2 times plain attention; but G accumulators [R, D]
-and G sums [R, C] have to fit into the registers, see `triton_tiles.fitting`.
+2 forward, 5 backward): forward `2 + H/G`; backward `1 + H/G` for dvalue, `2 + H/G` for dquery and for dkey. G
+accumulators [R, D] and G sums [R, C] have to fit into the registers.
 
 Legend: B batch, H heads, N query tokens, M key tokens, D channels per head; a tile has R rows and C columns.
 """

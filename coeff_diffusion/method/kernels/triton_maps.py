@@ -5,7 +5,6 @@ Legend: B batch, H heads, N query tokens, M key tokens, D channels per head; a t
 
 # ruff: noqa: N803 -- the constants of a kernel are capitals, as everywhere in Triton
 
-import math
 from typing import Any, NamedTuple, no_type_check
 
 import triton
@@ -14,7 +13,6 @@ import triton.language as tl
 if not hasattr(triton, "knobs"):
     raise ImportError(f"needs triton 3.4 or newer (torch 2.8 brings it), but this is {triton.__version__}")
 INTERPRETED: bool = triton.knobs.runtime.interpret  # kernels run in NumPy on the CPU: good for tests, for nothing else
-LOG2_E = math.log2(math.e)
 
 
 class Heads(NamedTuple):
