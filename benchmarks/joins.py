@@ -1,10 +1,12 @@
-"""What do coefficients add to an adapter? LoRA and DoRA, each with and without them, on the same pictures and noise.
+"""What do coefficients add to an adapter, and which attention layers' coefficients bring how much?
 
     python benchmarks/joins.py                                          # two subjects, one seed; goes on where it was
     python benchmarks/joins.py --subject cat --max_train_steps 100      # a look
     python benchmarks/joins.py --table                                  # only what is measured so far
+    python benchmarks/joins.py --what layers --subject cat              # self-attention, cross-attention, both
 
-All ways learn the same word (the trigger's embedding) for as many steps; each row is a line of `results.jsonl` in
+All ways learn on the same pictures and noise for as many steps. LoRA and DoRA learn beside the trigger's word, with and
+without coefficients; those of the layers learn alone, and beside that word. Each row is a line of `results.jsonl` in
 `outputs/joins`, and its files lie beside it. What the columns are, `docs/fidelity.md` says: the measures are those of
 `fidelity.py`, the drift with the gate open, as if what is learned acted on every prompt.
 """
@@ -16,7 +18,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from fidelity_measure import Measurement, grounds
@@ -30,24 +32,36 @@ from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.reports import own_random_state
 from coeff_diffusion.training.trainer import Trainer
 
+Train = Literal["coefficients+token", "coefficients", "token"]
+Layers = Literal["auto", "all", "self", "cross"]
+
 
 @dataclass(frozen=True)
 class Way:
-    """What learns beside the word."""
+    """What learns: settings of `train`."""
 
     label: str
-    coefficients: bool = False
+    train: Train = "token"
     adapter: str | None = None
+    layers: Layers = "auto"
 
 
+BOTH: Train = "coefficients+token"
 WAYS = {
-    "word": Way("nothing"),
-    "coefficients": Way("coefficients", True),
-    "lora4": Way("LoRA of rank 4", False, "lora:4"),
-    "lora4+coefficients": Way("LoRA of rank 4 + coefficients", True, "lora:4"),
-    "dora4": Way("DoRA of rank 4", False, "dora:4"),
-    "dora4+coefficients": Way("DoRA of rank 4 + coefficients", True, "dora:4"),
+    "word": Way("the word"),
+    "coefficients": Way("the word + coefficients", BOTH),
+    "lora4": Way("the word + LoRA of rank 4", adapter="lora:4"),
+    "lora4+coefficients": Way("the word + LoRA of rank 4 + coefficients", BOTH, "lora:4"),
+    "dora4": Way("the word + DoRA of rank 4", adapter="dora:4"),
+    "dora4+coefficients": Way("the word + DoRA of rank 4 + coefficients", BOTH, "dora:4"),
+    "self": Way("coefficients of self-attention", "coefficients", layers="self"),
+    "cross": Way("coefficients of cross-attention", "coefficients", layers="cross"),
+    "both": Way("coefficients of both", "coefficients", layers="all"),
+    "word+self": Way("the word + coefficients of self-attention", BOTH, layers="self"),
+    "word+cross": Way("the word + coefficients of cross-attention", BOTH, layers="cross"),
+    "word+both": Way("the word + coefficients of both", BOTH, layers="all"),
 }
+ASKED = {"joins": list(WAYS)[:6], "layers": ["word", *list(WAYS)[6:]]}
 
 
 def train_config(run: Run, settings: Settings, folder: str) -> TrainConfig:
@@ -58,7 +72,8 @@ def train_config(run: Run, settings: Settings, folder: str) -> TrainConfig:
         instance_data_dir=str(pictures),
         class_word=about["class_word"],
         trigger=about["trigger"],
-        train="coefficients+token" if way.coefficients else "token",
+        train=way.train,
+        layers=way.layers,
         stage_tokens=False,
         with_adapter=way.adapter,
         adapter_learning_rate=run.rates[0],
@@ -100,13 +115,17 @@ def measured(run: Run, settings: Settings) -> dict[str, Any]:
     }
 
 
-def runs(settings: Settings, rate: float) -> list[Run]:
-    """All rows, a subject and seed after the other, what they are compared with first."""
+def runs(settings: Settings, ways: Sequence[str], rate: float) -> list[Run]:
+    """All rows, a subject and seed after the other, what they are compared with first.
+
+    Args:
+        rate: of the adapters.
+    """
     found = []
     for subject in settings.subject:
         found.append(Run.make(settings, NOTHING, subject))
         for seed in range(settings.seeds):
-            found += [Run.make(settings, way, subject, seed=seed, rates=(rate,)) for way in WAYS]
+            found += [Run.make(settings, way, subject, seed=seed, rates=(rate,)) for way in ways]
     return found
 
 
@@ -120,7 +139,7 @@ def table(wanted: Sequence[Run], results: Results) -> str:
     ]
     lines = [
         f"{len(whole)} training(s) of each way: {', '.join(f'{subject} (seed {seed})' for subject, seed in whole)}\n",
-        "| beside the word learns | values | bytes | loss | similarity | drift: loss | drift: pixels | seconds |",
+        "| what learns | values | bytes | loss | similarity | drift: loss | drift: pixels | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for way in ways if whole else ():
@@ -130,7 +149,7 @@ def table(wanted: Sequence[Run], results: Results) -> str:
             for run in wanted
             if (run.method, run.subject) == (way, subject) and (way == NOTHING or run.seed == seed)
         ]
-        label = "nothing is learned (class word)" if way == NOTHING else WAYS[way].label
+        label = "nothing (class word)" if way == NOTHING else WAYS[way].label
         cells = [_mean(rows, name, shape) for name, shape in COLUMNS.items()]
         lines.append(f"| {' | '.join([label, *cells])} |")
     return "\n".join(lines)
@@ -154,6 +173,7 @@ def _mean(rows: Sequence[Mapping[str, Any]], name: str, shape: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", choices=tuple(ASKED), default="joins", help="adapters, or layers of coefficients")
     parser.add_argument("--subject", nargs="+", default=["cat", "penguin"], help="folders of examples/subjects")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each way and subject")
     parser.add_argument("--max_train_steps", type=int, default=TrainConfig.max_train_steps)
@@ -169,7 +189,10 @@ def main() -> None:
         max_train_steps=asked.max_train_steps,
         output_dir=asked.output_dir,
     ).resolve()
-    path, wanted = Path(settings.output_dir) / "results.jsonl", runs(settings, asked.adapter_learning_rate)
+    path, wanted = (
+        Path(settings.output_dir) / "results.jsonl",
+        runs(settings, ASKED[asked.what], asked.adapter_learning_rate),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     results = read_results(path)
     for run in () if asked.table else wanted:

@@ -103,6 +103,8 @@ def show_inspect(page: Any, subject: str, trigger: str) -> None:
     page.locator("#inspect-button").click()
     page.get_by_role("img").nth(1).wait_for(timeout=WAIT)
     page.wait_for_timeout(4000)
+    page.locator("#inspect-head-button").click()
+    page.locator("#inspect-head-status").get_by_text("Without it").wait_for(timeout=WAIT)
 
 
 TABS: dict[str, Callable[[Any, str, str], None]] = {
