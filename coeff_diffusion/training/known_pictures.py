@@ -83,7 +83,6 @@ def denoise_of(pipe: Any, latents: Tensor, prompts: Sequence[str]) -> Denoise:
     return lambda noised, timesteps: family.predict(denoiser, noised.to(denoiser.dtype), timesteps, condition)
 
 
-@torch.no_grad()
 def losses_at(levels: Sequence[float], schedule: DDPMScheduler, denoise: Denoise, latents: Tensor) -> Tensor:
     """Mean squared error of predictions for noised latents `[P, C, h, w]`, `[S, P]` float32.
 
