@@ -38,6 +38,7 @@ from coeff_diffusion.service.charts import render, titles
 from coeff_diffusion.sources.image_card import extract
 from coeff_diffusion.subject.heads import head_changes, without_head
 from coeff_diffusion.training.latents import encode_pictures
+from coeff_diffusion.training.model import training_resolution
 from coeff_diffusion.training.picture_folder import find_pictures
 from coeff_diffusion.training.views import PictureViews
 
@@ -79,7 +80,7 @@ class Measure:
     def __init__(self, pipe: Any, subject: Coefficients, folder: Path) -> None:
         self.pipe, self.subject, self.studio = pipe, subject, Studio(pipe)
         self.prompt = f"a {subject.info.trigger}"
-        views = PictureViews(find_pictures(folder).pictures, 128, True, False, 1, 0)
+        views = PictureViews(find_pictures(folder).pictures, training_resolution(None, pipe), True, False, 1, 0)
         self.latents = encode_pictures(pipe.vae, views).largest()[0].first_views()
 
     def heads(self) -> list[Head]:

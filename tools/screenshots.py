@@ -98,6 +98,7 @@ def show_library(page: Any, subject: str, trigger: str) -> None:
 
 def show_inspect(page: Any, subject: str, trigger: str) -> None:
     pick(page, "inspect-subject", subject)
+    page.locator("#inspect-about").get_by_text("called up by").wait_for(timeout=WAIT)  # and a prompt is suggested
     fill(page, "inspect-prompt", f"a {trigger} on grass")
     fill(page, "inspect-word", trigger)
     page.locator("#inspect-button").click()

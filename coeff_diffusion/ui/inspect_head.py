@@ -18,7 +18,7 @@ strength and the settings are those above, and both pictures begin with the same
 changes most is chosen already; it need not be the one that is seen most."""
 EMPTY = "Choose a subject above."
 CSS = """
-#inspect-pair .grid-wrap { height: auto; max-height: none; }
+#inspect-pair .grid-wrap { height: auto; min-height: 0; max-height: none; }
 """
 Values = dict[Any, Any]
 Update = dict[Any, Any]
@@ -45,7 +45,7 @@ class Panel:
         return self.bar.idle(
             *view.notes, f"Without it the picture changes by {view.pixels:.1f} of 255; seed {view.whole.seed}."
         ) | {
-            self.pair: gr.Gallery([(whole, "all heads"), (without, "without this head")], visible=True),
+            self.pair: gr.Gallery([(whole, "all heads"), (without, "without it")], visible=True),
             self.slider: gr.ImageSlider((whole, without), visible=True),
         }
 
@@ -69,7 +69,7 @@ def build(
             gr.Markdown(READING)
             with gr.Row():
                 layer = gr.Dropdown([], label="Layer", min_width=150, elem_id="inspect-layer")
-                head = gr.Dropdown([], label="Head, and its change", min_width=150, elem_id="inspect-head")
+                head = gr.Dropdown([], label="Head: change", min_width=150, elem_id="inspect-head")
             bar = job_bar("inspect-head", "Draw without this head", EMPTY)
         with gr.Column(scale=3, min_width=320):
             pair = gr.Gallery(
