@@ -16,6 +16,7 @@ from real_weights_measure import Features
 from real_weights_protocol import Protocol, read_pictures
 from real_weights_row import table
 from real_weights_trial import WAYS, Settings
+from safetensors.torch import load_file
 from tiny_tokenizer import tiny_tokenizer
 from transformers import (
     BitImageProcessorPil,
@@ -134,15 +135,19 @@ def test_each_way_becomes_a_row_of_the_protocols_format_once(
         run(replace(settings, max_train_steps=3))
 
 
-def test_a_base_of_the_xl_layout_is_compared_as_well(
+def test_a_base_of_the_xl_layout_is_compared_in_half_precision(
     settings: Settings, tiny_xl_pipe: StableDiffusionXLPipeline, tmp_path: Path
 ) -> None:
     tiny_xl_pipe.save_pretrained(tmp_path / "xl")
+    file = Path(settings.protocol)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "dtype": "bfloat16"}))
     asked = replace(settings, base=str(tmp_path / "xl"), max_train_steps=1, way=["coefficients+token", "lora"])
     ours, lora = run(asked)
     subject = Coefficients.load(asked.folder / "files" / "coefficients+token" / "coefficients.safetensors")
     assert subject.tokens.keys() == {"text_encoder", "text_encoder_2"}
     tiny_xl_pipe.load_lora_weights(asked.folder / "files" / "lora")
+    learned = load_file(asked.folder / "files" / "lora" / "pytorch_lora_weights.safetensors")
+    assert {weight.dtype for weight in learned.values()} == {torch.float32}  # the base is rounded, what learns is not
     assert ours["train_info"]["num_trainable_params"] != lora["train_info"]["num_trainable_params"]
 
 
