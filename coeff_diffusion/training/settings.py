@@ -56,6 +56,10 @@ class TrainSettings:
     """Crop the middle of each picture instead of random parts of it."""
     random_flip: bool = False
     """Mirror pictures at random. Leave off where left and right differ, as in faces and writing."""
+    facing: Literal["auto", "as_is", "one_way"] = "auto"
+    """one_way mirrors pictures in which the subject faces the other way than in most: a few that disagree may teach
+    small bases a head on both ends. Leave as_is where left and right differ, as in writing. auto: one_way on the
+    embedded base (without random_flip), as_is on others."""
     cached_views: int = 8
     """Random crops of each picture that are encoded once and kept. More views, more variety, longer preparation."""
     dataloader_num_workers: int = 0
