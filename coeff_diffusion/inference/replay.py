@@ -54,8 +54,10 @@ def recorded(pipe: Any, request: DrawRequest, sampler: str, upscaler: Upscaler) 
         "controlnet": request.control and request.control.net,
         "controlnet_hash": request.control and request.control.net_digits,
     }
-    if request.upscale > 1:
-        asked |= {"upscaler": upscaler.name, "upscaler_hash": upscaler.digits or None}
+    enlarged = {"upscaler": request.upscale > 1, "hires_upscaler": request.has("hires_scale")}
+    if any(enlarged.values()):
+        asked |= {name: upscaler.name for name, is_larger in enlarged.items() if is_larger}
+        asked["upscaler_hash"] = upscaler.digits or None
     hashes = {name: subject.sha256[:12] for name, subject in subjects.items()}
     return Parameters(**asked, **base._asdict(), hashes=hashes)
 
@@ -230,12 +232,17 @@ class Replay:
         return None
 
     def other_upscaler(self, upscaler: Upscaler) -> list[str]:
-        """A sentence where the picture was made larger by another network than this one."""
-        p = self.parameters
-        if p.upscale == 1 or (p.upscaler or LANCZOS, p.upscaler_hash or "") == (upscaler.name, upscaler.digits):
-            return []
-        network = f"{shown(p.upscaler or LANCZOS)} ({p.upscaler_hash or 'its hash is not recorded'})"
-        return [f"{self.path} was enlarged by {network}, here {upscaler.name} does it; it will not be the same picture"]
+        """A sentence where the picture was made larger by another network than this one, before or after its second
+        pass."""
+        p, digits = self.parameters, self.parameters.upscaler_hash or ""
+        used = {p.hires_upscaler or LANCZOS} if p.has("hires_scale") else set()
+        used |= {p.upscaler or LANCZOS} if p.upscale > 1 else set()
+        return [
+            f"{self.path} was enlarged by {shown(name)} ({digits or 'its hash is not recorded'}), here {upscaler.name} "
+            "does it; it will not be the same picture"
+            for name in sorted(used)
+            if (name, digits) != (upscaler.name, upscaler.digits)
+        ]
 
     def parts(self, given: Sequence[Part]) -> tuple[list[Part], list[str]]:
         """The subjects to draw with, told by the hashes that the picture records, and notes for the user.

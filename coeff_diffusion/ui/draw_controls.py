@@ -73,6 +73,8 @@ class Controls:
             **self.start.given(values),
             **self.control.given(values),
         )
+        if not asked.has("hires_scale"):  # its other controls show something all the same
+            asked = asked.without("hires_scale")
         return drawings.templates.applied(asked, values[self.styles] or ())
 
     def put(self, settings: Settings, names: Iterable[str]) -> dict[Any, Any]:
@@ -173,7 +175,12 @@ def plain_controls(service: StudioService) -> dict[str, Any]:
     """The plain settings, by the field of `DrawRequest` that each sets; seed and adapter have places of their own."""
     found = {"negative_prompt": control_of(SETTINGS["negative_prompt"], service, "draw")}
     aside = ("seed", "adapter_strength", *found)
-    others = [one for one in SETTINGS.values() if one.label and not (one.fine or one.of) and one.name not in aside]
+    of_pictures = ("start", "control")  # they have groups of their own
+    others = [
+        one
+        for one in SETTINGS.values()
+        if one.label and not (one.fine or one.of in of_pictures) and one.name not in aside
+    ]
     for first in range(0, len(others), 2):  # two in a row
         with gr.Row():
             for one in others[first : first + 2]:
