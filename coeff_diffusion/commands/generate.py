@@ -28,7 +28,7 @@ from ..subject.errors import shown
 from ..subject.printable import printable
 from .generate_config import GenerateConfig as GenerateConfig  # a part of what this module offers
 from .generate_config import drawing_flags as drawing_flags
-from .given_pictures import controlled, started
+from .given_parts import controlled, refined, started
 
 
 def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list[Path]:
@@ -62,7 +62,8 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list
     notes += start_notes
     studio, base_notes = _studio(config, replay)
     request, control_notes = controlled(request, replay, config.control_image, config.controlnet, studio)
-    notes += control_notes
+    request, refiner_notes = refined(request, replay, config.refiner, studio)
+    notes += [*control_notes, *refiner_notes]
     if replay is not None:
         chosen = [name for name, one in SETTINGS.items() if one.flag in config.settings]
         request, place, limit_notes = within_limits(studio, request, place, chosen)

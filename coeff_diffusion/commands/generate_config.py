@@ -43,6 +43,9 @@ class GenerateConfig:
     elsewhere."""
     controlnet: str | None = None
     """The ControlNet for --control_image: a diffusers folder, a .safetensors file or a Hub id, made for this base."""
+    refiner: str | None = None
+    """What takes the last noise out of a drawing by Stable Diffusion XL, from --refiner_switch_at on: the refiner as a
+    diffusers folder, a .safetensors file or a Hub id."""
     embed_init_image: bool = True
     """Put the picture to start from, and the control picture, into what is drawn from them, so that this can be drawn
     again from its file (and the ControlNet)."""

@@ -11,6 +11,7 @@ from ..subject.info import Gate
 from ..subject.layer_strengths import LayerStrengths
 from ..subject.setting import Setting, setting, settings_of
 from .control_picture import ControlPicture
+from .refiner_name import RefinerName
 from .start_picture import StartPicture
 
 MAX_SEED = 2**32 - 1
@@ -66,6 +67,13 @@ class DrawRequest:
         hint="100: until it is done", called="end of the ControlNet", usual=1.0,
     )  # fmt: skip
     """The part of denoising until which the ControlNet acts, 0 to 1; left out, 1."""
+    refiner: RefinerName | None = None
+    """What takes the last noise out of a drawing by Stable Diffusion XL, instead of the base."""
+    refiner_switch_at: float | None = setting(
+        None, text="Refiner switch at", low=0, high=1, reach=(0.05, 0.95), of="refiner", percent=True, usual=0.8,
+        label="Finished from %", hint="What is before is drawn by the base", called="beginning of the refiner",
+    )  # fmt: skip
+    """The part of denoising from which on the refiner draws, between 0 and 1; left out, 0.8."""
     seed: int | None = setting(
         None, text="Seed", low=0, high=MAX_SEED, label="Seed", hint="The same seed draws the same picture"
     )
@@ -151,12 +159,12 @@ class DrawRequest:
         return [one for one in (self.start, self.control) if one is not None]
 
     def has(self, part: str) -> bool:
-        """Whether there is what settings are `of` (see `Setting.of`): a picture, or a second pass ("hires_scale")."""
+        """Whether there is what settings are `of` (see `Setting.of`): a picture, a refiner, a second pass."""
         return self.hires_scale > 1 if part == "hires_scale" else getattr(self, part) is not None
 
     def without(self, part: str) -> "DrawRequest":
-        """The same without the picture to start from ("start"), the control picture ("control"), or the second pass
-        ("hires_scale"), and without what is said of that."""
+        """The same without the picture to start from ("start"), the control picture ("control"), the refiner
+        ("refiner") or the second pass ("hires_scale"), and without what is said of that."""
         own = {one.name: one.default for one in SETTINGS.values() if one.of == part}
         return replace(self, **{part: SETTINGS[part].default if part in SETTINGS else None, **own})
 

@@ -32,7 +32,7 @@ SIZE = re.compile(r"\(?\s*(\d{1,7})\s*[x×*,]\s*(\d{1,7})\s*\)?", re.IGNORECASE)
 WHOLE = re.compile(r"([+-]?\d{1,20})(?:\.0*)?")  # seeds have 20 digits in some programs; more is nothing that is meant
 FIRST = ("Steps", "Sampler", "CFG scale", "Guidance rescale", "Seed", "Size", "Model", "Base hash", "Precision",
          "Batch size", "Batch pos", "Hires upscale", "Hires denoising strength", "Hires steps", "Hires upscaler",
-         "Postprocess upscale by", "Postprocess upscaler")  # fmt: skip
+         "Refiner", "Refiner switch at", "Postprocess upscale by", "Postprocess upscaler")  # fmt: skip
 """The keys that come first, as other tools have them; all others follow."""
 OTHERS = {"Schedule type", "Sampler sigma", "Scheduler"}
 """What other programs call a sampler's schedule where they write it apart."""
@@ -66,6 +66,10 @@ class Parameters(DrawRequest):
     """The name of the ControlNet."""
     controlnet_hash: str | None = setting(None, text="ControlNet hash")
     """`ControlPicture.net_digits` of it."""
+    refiner_name: str | None = setting(None, text="Refiner")
+    """The name of the refiner that finished it."""
+    refiner_hash: str | None = setting(None, text="Refiner hash")
+    """`RefinerName.digits` of it; other programs write none."""
     hires_upscaler: str | None = setting(None, text="Hires upscaler", of="hires_scale")
     """What made it larger for its second pass: Lanczos, or the name of a network."""
     upscaler: str | None = setting(None, text="Postprocess upscaler")

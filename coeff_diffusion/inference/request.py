@@ -12,6 +12,7 @@ from ..images.control_picture import ControlPicture
 from ..images.drawing_settings import MAX_SEED as MAX_SEED  # what is written so is a part of what this module offers
 from ..images.drawing_settings import SETTINGS
 from ..images.drawing_settings import DrawRequest as DrawRequest
+from ..images.refiner_name import RefinerName as RefinerName
 from ..images.start_picture import StartPicture
 from ..subject.coefficients import Coefficients
 from ..subject.errors import UserError, shown
@@ -28,6 +29,7 @@ SHARED_FIELDS = tuple(one.name for one in fields(DrawRequest) if one.name not in
 PARTS = {
     "start": StartPicture.called.removeprefix("a "),
     "control": ControlPicture.called.removeprefix("a "),
+    "refiner": "refiner",
     "hires_scale": "second pass (hires_scale)",
 }
 """What some settings mean nothing without (see `Setting.of`), in words."""

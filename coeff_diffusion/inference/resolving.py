@@ -5,14 +5,17 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+from ..families.controlnets import ControlNet
+from ..families.refiners import Refiner
 from ..families.registry import family_of
 from ..families.usual import usual_of
 from ..images.drawing_settings import SETTINGS
 from ..images.start_picture import StartPicture
 from ..subject.errors import shown
-from .controlled import ControlNets
+from .beside import Kept
 from .from_picture import pipeline_for, size_from, taken_by
-from .request import MAX_SEED, DrawRequest, StudioError, problems
+from .refining import refiner_problems
+from .request import MAX_SEED, DrawRequest, RefinerName, StudioError, problems
 from .samplers import (
     ZERO_SNR_GUIDANCE_RESCALE,
     SchedulerError,
@@ -31,11 +34,11 @@ class Resolver:
 
     Args:
         pipe: of the base.
-        controlnets: what it draws with beside it.
+        controlnets, refiners: what it draws with beside it.
     """
 
-    def __init__(self, pipe: Any, controlnets: ControlNets) -> None:
-        self.pipe, self.controlnets = pipe, controlnets
+    def __init__(self, pipe: Any, controlnets: Kept[ControlNet], refiners: Kept[Refiner]) -> None:
+        self.pipe, self.controlnets, self.refiners = pipe, controlnets, refiners
         self.family = family_of(pipe)
 
     @property
@@ -76,7 +79,11 @@ class Resolver:
         usual |= {one.name: one.usual for one in SETTINGS.values() if one.usual is not None and request.has(one.of)}
         if request.control is not None:
             usual |= self._size_from(request.control)
-            request = replace(request, control=self.controlnets.named(request.control))
+            net = self.controlnets.get(request.control.net, request.control.net_digits)
+            request = replace(request, control=replace(request.control, net=net.name, net_digits=net.digits))
+        if request.refiner is not None:
+            refiner = self.refiners.get(request.refiner.name, request.refiner.digits)
+            request = replace(request, refiner=RefinerName(refiner.name, refiner.digits))
         if request.start is not None:
             usual |= self._size_from(request.start)
             if request.start.mask is None:
@@ -97,10 +104,13 @@ class Resolver:
             wrong.append(str(error))
         if request.has("hires_scale") and not wrong:
             wrong += second_problems(request, own, multiple)
+        if request.refiner is not None and not wrong:
+            wrong += refiner_problems(request, own)
         return wrong
 
     def _pipeline_for(self, request: DrawRequest) -> Any:
-        controlnet = None if request.control is None else self.controlnets.get(request.control)
+        control = request.control
+        controlnet = None if control is None else self.controlnets.get(control.net, control.net_digits)
         return pipeline_for(self.pipe, request, controlnet)
 
     def _size_from(self, picture: StartPicture) -> dict[str, Any]:

@@ -13,22 +13,25 @@ from typing import Any
 
 from PIL import Image
 
-from ..families.controlnets import ControlNet
+from ..families.controlnets import ControlNet, load_controlnet
 from ..families.load import base_name
+from ..families.refiners import Refiner, load_refiner
 from ..families.registry import family_of, tokenizers_of
 from ..images.control_picture import ControlPicture
 from ..images.generation_info import format_parameters
 from ..subject.coefficients import Coefficients
-from .controlled import ControlNets
+from .beside import Kept
 from .pipeline_subjects import load_coefficients, loaded_coefficients, unload_coefficients
 from .preview import Preview
 from .prompt_reader import PromptReader
-from .replay import placed, recorded
+from .recorded import placed, recorded
+from .refining import draw_refined
 from .request import (
     DrawCancelled,
     DrawProgress,
     DrawRequest,
     Picture,
+    RefinerName,
     StudioError,
     disagreements,
     shared_values,
@@ -63,8 +66,9 @@ class Studio:
         self._lock = threading.RLock()
         self._preview: Any = Preview(pipe)
         self.reader, self.upscaler = PromptReader(pipe), Upscaler()
-        self._controlnets: Any = ControlNets(pipe)
-        self._resolver: Any = Resolver(pipe, self._controlnets)
+        self._controlnets: Any = Kept("ControlNet", lambda name: load_controlnet(name, self.pipe))
+        self._refiners: Any = Kept("refiner", lambda name: load_refiner(name, self.pipe))
+        self._resolver: Any = Resolver(pipe, self._controlnets, self._refiners)
 
     @property
     def base(self) -> str:
@@ -106,7 +110,7 @@ class Studio:
         """Hold the base no longer. Whoever wants something of it from now on is told why it is gone."""
         with self._lock:
             unload_coefficients(self.pipe)
-            self.pipe = self._preview = self._controlnets = self._resolver = Gone(why)
+            self.pipe = self._preview = self._controlnets = self._refiners = self._resolver = Gone(why)
 
     def load(self, source: str | Path | Coefficients, name: str | None = None) -> str:
         """Load a subject (file, folder, card, Hub id) and return its name. It acts in the drawings that ask for it.
@@ -127,15 +131,23 @@ class Studio:
             unload_coefficients(self.pipe, name)
 
     def controlnet(self, control: ControlPicture) -> ControlNet:
-        """See `ControlNets.get`."""
+        """The ControlNet of a control picture (see `Kept.get`)."""
         with self._lock:
-            found: ControlNet = self._controlnets.get(control)
+            found: ControlNet = self._controlnets.get(control.net, control.net_digits)
             return found
 
-    def forget_controlnet(self) -> None:
-        """Give back the memory of the ControlNet that was used last; it is loaded again where it is asked for."""
+    def refiner(self, asked: RefinerName) -> Refiner:
+        """The refiner that goes by this (see `Kept.get`)."""
+        with self._lock:
+            found: Refiner = self._refiners.get(asked.name, asked.digits)
+            return found
+
+    def forget_networks(self) -> None:
+        """Give back the memory of the ControlNet and the refiner that were used last; they are loaded again where they
+        are asked for."""
         with self._lock:
             self._controlnets.forget()
+            self._refiners.forget()
 
     def notes(self, request: DrawRequest) -> list[str]:
         """What is probably not meant: one sentence each, for the user, before or after drawing.
@@ -253,6 +265,18 @@ class Studio:
             prompt = replace_trigger(prompt, trigger, class_word)
         return prompt
 
+    def _in_base_words(self, request: DrawRequest) -> DrawRequest:
+        """The request with prompts that a refiner can read, which knows no trigger."""
+        try:
+            return replace(
+                request,
+                prompt=self.base_prompt(request.prompt),
+                prompt_2=self.base_prompt(request.prompt_2),
+                negative_prompt=self.base_prompt(request.negative_prompt),
+            )
+        except StudioError as error:
+            raise StudioError(f"the refiner knows no trigger, and {error}, or leave the refiner out") from error
+
     # --- one drawing --------------------------------------------------------------------------------------------------
 
     def _draw(
@@ -270,7 +294,11 @@ class Studio:
         control = requests[0].control
         controlnet = None if control is None else self.controlnet(control)
         sampler = scheduler_label(make_scheduler(requests[0].scheduler, self.pipe.scheduler))
-        images = draw_passes(self.pipe, requests, self.upscaler, on_step, should_stop, controlnet)
+        if requests[0].refiner is None:
+            images = draw_passes(self.pipe, requests, self.upscaler, on_step, should_stop, controlnet)
+        else:
+            refiner, texts = self.refiner(requests[0].refiner), [self._in_base_words(one) for one in requests]
+            images = draw_refined(self.pipe, refiner, requests, texts, on_step, should_stop)
         pictures = []
         for place, (image, request) in enumerate(zip(images, requests, strict=True)):
             assert request.seed is not None

@@ -27,7 +27,7 @@ class Setting:
         step: of the control; 1 of whole numbers and percent, else 0.05 where it is not given.
         percent: the control shows a hundred times the value.
         fine: the control is not among the first that people see.
-        of: what it means nothing without: a picture of the request ("start", "control"), or another setting, by name.
+        of: what it means nothing without: "start", "control" or "refiner" of a request, or another setting, by name.
         usual: what it is where it is left out, if that hangs on nothing but what it is `of`.
         id: the end of the control's `elem_id`; the field's own name where none is given.
         called: what sentences call it; the label, or the key, in lower case where it is not given.

@@ -21,7 +21,8 @@ from coeff_diffusion.inference.samplers import SCHEDULERS
 
 # By program, what changes pixels and is not taken.
 NAMED = {
-    "A1111": ["Clip skip 2", "Variation seed 9", "Variation seed strength 0.1", "Lora hashes a: 1, b: 2", "ADetailer model face_yolov8n.pt"],
+    "A1111": ["Clip skip 2", "Variation seed 9", "Variation seed strength 0.1", "Lora hashes a: 1, b: 2",
+              "ADetailer model face_yolov8n.pt"],
     "SwarmUI": ["variationseed 3", "variationseedstrength 0.1", "loras"],
     "Fooocus": ["styles", "sharpness 2.0", "adm_guidance (1.5, 0.8, 0.3)", "lora_combined_1 a.safetensors : 0.1"],
     "ComfyUI": ["node LoraLoader 0.8, 0.8, x.safetensors"],
