@@ -14,12 +14,10 @@ import diffusers
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_open_clip_checkpoint
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from ..hub import HubError, api, asking, listing
 from ..subject.errors import shown
-from ..subject.file_kind import SAFETENSORS, kind_of_file
 from ..subject.hub_id import is_hub_id
 from ..subject.user_file import read_text, user_path
 from .checkpoints import header_of, kind_of_tensors
@@ -28,6 +26,7 @@ from .family import Family
 from .fingerprint import base_hash
 from .folders import INDEX, MAX_CONFIG, files_of_parts, variant_of
 from .load import base_name, quietly, short_name
+from .parts import check_safetensors, read_tensors
 from .process import training_schedule
 from .quantization import quantization_of, quantize
 from .registry import denoiser_of, family_of
@@ -140,8 +139,7 @@ def _download(repo: str, family: Family) -> Path:
 
 def _from_file(path: Path, pipe: Any, family: Family) -> Any:
     """Built as the published one is, the text encoder as the base's second; the noise schedule is the base's."""
-    if (found := kind_of_file(path, BaseModelError)) is not SAFETENSORS:
-        raise BaseModelError(f"{str(path)!r} is {found.name}; expected {CHOICES}")
+    check_safetensors(path, "a refiner")
     names, _ = header_of(path)
     missing = [part for part, start in IN_FILE.items() if not any(one.startswith(start) for one in names)]
     if missing:
@@ -150,12 +148,12 @@ def _from_file(path: Path, pipe: Any, family: Family) -> Any:
     own, config = getattr(pipe, ENCODER), family.known[f"{family.title} refiner"]
     encoder = type(own)(copy.deepcopy(own.config))
     try:
-        tensors = load_file(path)
+        tensors = read_tensors(path, "a refiner")
         with torch.device("meta"):
             unet = diffusers.UNet2DConditionModel.from_config(dict(config))
         unet.load_state_dict(convert_ldm_unet_checkpoint(tensors, dict(unet.config)), assign=True)
         encoder.load_state_dict(convert_open_clip_checkpoint(encoder, tensors, prefix=IN_FILE["the text encoder"]))
-    except (SafetensorError, OSError, KeyError, RuntimeError, IndexError) as error:
+    except (KeyError, RuntimeError, IndexError) as error:
         raise BaseModelError(f"the refiner {str(path)!r} is damaged or incomplete: {one_line(error)}") from error
     return getattr(diffusers, family.refiner)(
         vae=pipe.vae,

@@ -100,7 +100,7 @@ def test_what_is_none_is_named(tiny_xl_pipe: Any, tiny_pipe: Any, tiny_base_dir:
         str(tiny_base_dir): "'StableDiffusionPipeline', not the refiner of Stable Diffusion XL",
         "lora.safetensors": "is a LoRA, not a base, not the refiner of Stable Diffusion XL",
         "unet.safetensors": "is a file without the text encoder of one, not the refiner",
-        "a.pt": "expected a diffusers folder, a .safetensors file, or a Hub id",
+        "a.pt": r"expected a refiner as a \.safetensors file",
         "nothing/at/all": "no refiner '.*nothing/at/all'; expected a diffusers folder",
     }.items():
         with pytest.raises(BaseModelError, match=sentence) as caught:
