@@ -128,17 +128,17 @@ class DrawRequest:
     """The part of denoising until which subjects act, 0 to 1; left out, 1."""
 
     hires_scale: float = setting(
-        1.0, text="Hires upscale", low=1, high=4, label="Draw it again, larger",
-        hint="Times; a second pass, from the enlarged picture", called="enlargement of the second pass",
+        1.0, text="Hires upscale", low=1, high=4, label="Second pass",
+        hint="Drawn again, times larger; 1 is none", called="enlargement of the second pass",
     )  # fmt: skip
     """How many times larger the picture is drawn a second time, from itself, 1 to 4; left out, 1: it is drawn once."""
     hires_steps: int = setting(
-        0, text="Hires steps", low=0, reach=(0, 100), label="Steps of the second pass",
+        0, text="Hires steps", low=0, reach=(0, 100), label="Steps, second pass",
         hint="0: as many as in the first", of="hires_scale", called="number of steps of the second pass",
     )  # fmt: skip
     """Denoising steps that the second pass takes; left out, 0: as many as the first one."""
     hires_denoising_strength: float | None = setting(
-        None, text="Hires denoising strength", low=0, high=1, reach=(0.05, 1), label="How much the second pass changes",
+        None, text="Hires denoising strength", low=0, high=1, reach=(0.05, 1), label="Change, second pass",
         hint="0.1 hardly anything, 1 all of it", of="hires_scale", called="denoising strength of the second pass",
         usual=0.3,
     )  # fmt: skip

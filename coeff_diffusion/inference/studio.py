@@ -20,6 +20,7 @@ from ..families.registry import family_of, tokenizers_of
 from ..images.control_picture import ControlPicture
 from ..images.generation_info import format_parameters
 from ..subject.coefficients import Coefficients
+from .base_words import for_refiner, in_base_words
 from .beside import Kept
 from .pipeline_subjects import load_coefficients, loaded_coefficients, unload_coefficients
 from .preview import Preview
@@ -41,7 +42,6 @@ from .resolving import Resolver, names_of
 from .samplers import make_scheduler, scheduler_label
 from .sampling import rest
 from .second_pass import draw_passes
-from .trigger import contains_trigger, replace_trigger
 from .upscaling import Upscaler
 
 
@@ -253,29 +253,7 @@ class Studio:
         Raises:
             StudioError: a trigger in the prompt belongs to a subject that does not record its class word.
         """
-        for name, subject in self.subjects.items():
-            trigger, class_word = subject.info.trigger, subject.info.class_word
-            if not trigger or not contains_trigger(prompt, trigger):
-                continue
-            if not class_word:
-                raise StudioError(
-                    f"subject {name!r} does not record its class word, so the base's prompt cannot be derived from "
-                    f"{trigger!r}; give the base its own prompt"
-                )
-            prompt = replace_trigger(prompt, trigger, class_word)
-        return prompt
-
-    def _in_base_words(self, request: DrawRequest) -> DrawRequest:
-        """The request with prompts that a refiner can read, which knows no trigger."""
-        try:
-            return replace(
-                request,
-                prompt=self.base_prompt(request.prompt),
-                prompt_2=self.base_prompt(request.prompt_2),
-                negative_prompt=self.base_prompt(request.negative_prompt),
-            )
-        except StudioError as error:
-            raise StudioError(f"the refiner knows no trigger, and {error}, or leave the refiner out") from error
+        return in_base_words(prompt, self.subjects)
 
     # --- one drawing --------------------------------------------------------------------------------------------------
 
@@ -297,7 +275,7 @@ class Studio:
         if requests[0].refiner is None:
             images = draw_passes(self.pipe, requests, self.upscaler, on_step, should_stop, controlnet)
         else:
-            refiner, texts = self.refiner(requests[0].refiner), [self._in_base_words(one) for one in requests]
+            refiner, texts = self.refiner(requests[0].refiner), [for_refiner(one, self.subjects) for one in requests]
             images = draw_refined(self.pipe, refiner, requests, texts, on_step, should_stop)
         pictures = []
         for place, (image, request) in enumerate(zip(images, requests, strict=True)):

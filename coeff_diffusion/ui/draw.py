@@ -11,7 +11,7 @@ import gradio as gr
 
 from ..images.drawing_settings import SETTINGS
 from ..images.shapes import RATIOS, size_of
-from ..service import Drawing, Glimpse, StudioService
+from ..service import Drawing, Glimpse, StudioService, check_limits
 from . import draw_with, prompt_box
 from .common import QUIET, REFUSALS, follow, or_refusal, status_line, with_status
 from .draw_controls import (
@@ -211,7 +211,7 @@ def _wire_drawing(
 
     def press(values: Values, request: gr.Request) -> Iterator[dict[Any, Any]]:
         compare, embed = (values[switch] for switch in switches)
-        asked = controls.request(service.drawings, values)
+        asked = check_limits(service.studio, controls.request(service.drawings, values))
         yield stage.bar.busy()  # the last result stays until there is something to see of this one
         embed_start = values[controls.start.embed]
         work = partial(service.drawings.draw, asked, compare, embed_subjects=embed, embed_start=embed_start)
