@@ -12,6 +12,7 @@ from PIL import Image
 from subject_maker import make_subject
 from tiny_refiners import make_refiner, save_refiner
 
+from coeff_diffusion import Coefficients
 from coeff_diffusion.commands.generate import GenerateConfig, generate
 from coeff_diffusion.images.control_picture import ControlPicture
 from coeff_diffusion.images.generation_info import parse_parameters
@@ -49,7 +50,8 @@ def same(first: Image.Image, second: Image.Image) -> bool:
 def load(studio: Studio, **changes: Any) -> None:
     pipe = studio.pipe
     subject = make_subject(pipe.unet, pipe.text_encoder, "dog", "sks dog", "dog")
-    studio.load(subject.replace(info=replace(subject.info, **changes)), "dog")
+    tokens = {**subject.tokens, "text_encoder_2": torch.ones(1, pipe.text_encoder_2.config.hidden_size)}
+    studio.load(Coefficients(subject, tokens, replace(subject.info, **changes)), "dog")
 
 
 def by_diffusers(pipe: Any, asked: DrawRequest, read: str = "", **options: Any) -> tuple[torch.Tensor, Image.Image]:
