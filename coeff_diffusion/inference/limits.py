@@ -72,7 +72,7 @@ def within_limits(
         )
         request = replace(request, hires_scale=scale)
         request = request if request.has("hires_scale") else request.without("hires_scale")
-    scale = max(1.0, request.hires_scale)
+    scale = request.hires_scale if 1 < request.hires_scale < math.inf else 1.0
     width, height = (int((getattr(request, name) or usual) * scale) for name, usual in sides.items())
     most = math.prod(_most(studio, name) for name in (*sides, "batch_size"))
     if place is not None and width * height * request.batch_size > most:
