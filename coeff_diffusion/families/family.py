@@ -55,6 +55,8 @@ class Family(ABC):
             the original layout ("input_blocks.4"), by the Hub id that their configs come from.
         presets: patterns on attention paths, by the name of a choice of layers that people know of this family.
         usual_preset: the one that is trained where nothing is chosen; empty for all layers.
+        refiner: the pipeline of diffusers whose network, another one, takes the last noise out of what this kind draws;
+            empty where there is none.
         drawing: which of a request's settings a drawing call of the pipeline takes.
     """
 
@@ -69,6 +71,7 @@ class Family(ABC):
     distilled: ClassVar[Mapping[str, Mapping[str, int]]] = {}
     presets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     usual_preset: ClassVar[str] = ""
+    refiner: ClassVar[str] = ""
     drawing: ClassVar[tuple[str, ...]] = ("negative_prompt", "guidance_scale", "guidance_rescale")
 
     @abstractmethod
