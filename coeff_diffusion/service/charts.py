@@ -130,11 +130,15 @@ def norm_chart(norms: Mapping[str, Mapping[str, float]]) -> "Figure":
     kinds = [kind for kind in KINDS if any(kind in found for found in norms.values())]
     figure = _figure(WIDTH, 3.0)
     axes = figure.subplots()
-    width = 0.8 / len(kinds)
-    for number, kind in enumerate(kinds):
-        at = [i for i, block in enumerate(named) if kind in norms[block]]
+    own = {block: [kind for kind in kinds if kind in norms[block]] for block in named}
+    width = 0.8 / max(map(len, own.values()))
+    for kind in kinds:
         bars = axes.bar(
-            [i + (number - (len(kinds) - 1) / 2) * width for i in at],
+            [
+                i + (found.index(kind) - (len(found) - 1) / 2) * width
+                for i, found in enumerate(own.values())
+                if kind in found
+            ],
             [norms[block][kind] for block in named if kind in norms[block]],
             width,
             label=CALLED[kind],
