@@ -35,9 +35,8 @@ class LayerStrengths:
     up: float = setting(1.0, flag="up_strength", label="Up blocks", hint="From coarse to fine", reach=STRENGTH_REACH)
     """The same in the layers on the UNet's way up, from coarse to fine; left out, 1."""
     text: float = setting(
-        1.0, flag="text_strength", reach=STRENGTH_REACH, label="Text encoder",
-        hint="Where the prompt is read, of subjects that learned it",
-    )  # fmt: skip
+        1.0, flag="text_strength", label="Text encoder", hint="Layers that read the prompt", reach=STRENGTH_REACH
+    )
     """The same in the layers of the text encoder, where a subject recombines its heads; left out, 1."""
 
     def factor(self, kind: str, stage: str) -> float:
