@@ -218,6 +218,27 @@ def test_a_lora_of_the_text_encoder_acts_beside_it(tiny_pipe: StableDiffusionPip
     assert changed(encoded(tiny_pipe, [DOG, BEACH]), lora) == [[False] * 2] * 2
 
 
+def test_what_stages_read_at_the_trigger_stays_where_it_is(tiny_pipe: StableDiffusionPipeline) -> None:
+    def latents() -> Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+        found: Tensor = tiny_pipe(
+            [DOG, BEACH], num_inference_steps=2, generator=generators, output_type="latent"
+        ).images
+        return found
+
+    base, subject = latents(), reading(tiny_pipe, vectors=1)
+    subject = subject.replace(stage_tokens={"mid_block": torch.ones(1, 32)})
+    load_coefficients(tiny_pipe, subject.replace(coeffs={}))
+    told = latents()
+    unload_coefficients(tiny_pipe)
+    load_coefficients(tiny_pipe, subject)
+    both = latents()
+    assert changed([both], [base]) == [[True, False]]
+    assert changed([both], [told]) == [[True, False]]
+    set_coefficients(tiny_pipe, {"dog": 1}, layers=LayerStrengths(text=0))
+    assert torch.equal(latents(), told)
+
+
 def test_pipelines_may_share_a_text_encoder(tiny_pipe: StableDiffusionPipeline) -> None:
     sibling = StableDiffusionImg2ImgPipeline.from_pipe(tiny_pipe)
     base = encoded(tiny_pipe, [DOG, CAT])
