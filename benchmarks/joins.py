@@ -1,10 +1,12 @@
-"""What do coefficients add to an adapter? LoRA and DoRA, each with and without them, on the same pictures and noise.
+"""What do coefficients add to an adapter, and those of the text encoder to the UNet's? On the same pictures and noise.
 
     python benchmarks/joins.py                                          # two subjects, one seed; goes on where it was
     python benchmarks/joins.py --subject cat --max_train_steps 100      # a look
+    python benchmarks/joins.py --way word coefficients text             # some ways alone
     python benchmarks/joins.py --table                                  # only what is measured so far
 
-All ways learn the same word (the trigger's embedding) for as many steps; each row is a line of `results.jsonl` in
+All ways learn the same word (the trigger's embedding) for as many steps, those called "as usual" what stages read
+there, too; each row is a line of `results.jsonl` in
 `outputs/joins`, and its files lie beside it. What the columns are, `docs/fidelity.md` says: the measures are those of
 `fidelity.py`, the drift with the gate open, as if what is learned acted on every prompt.
 """
@@ -38,11 +40,17 @@ class Way:
     label: str
     coefficients: bool = False
     adapter: str | None = None
+    layers: str = "auto"
+    stage_tokens: bool = False
 
 
 WAYS = {
     "word": Way("nothing"),
     "coefficients": Way("coefficients", True),
+    "text": Way("coefficients of the text encoder", True, layers="text"),
+    "coefficients+text": Way("coefficients of both", True, layers="auto+text"),
+    "usual": Way("stage tokens and coefficients, as usual", True, stage_tokens=True),
+    "usual+text": Way("as usual + coefficients of the text encoder", True, layers="auto+text", stage_tokens=True),
     "lora4": Way("LoRA of rank 4", False, "lora:4"),
     "lora4+coefficients": Way("LoRA of rank 4 + coefficients", True, "lora:4"),
     "dora4": Way("DoRA of rank 4", False, "dora:4"),
@@ -51,7 +59,7 @@ WAYS = {
 
 
 def train_config(run: Run, settings: Settings, folder: str) -> TrainConfig:
-    """The settings of one training; `run.rates` is the adapter's learning rate, all others are the defaults."""
+    """The settings of one training; `run.rates` are the learning rates of adapter and coefficients."""
     pictures, way = Path(settings.subjects_dir) / run.subject, WAYS[run.method]
     about = yaml.safe_load((pictures / "subject.yaml").read_text(encoding="utf-8"))
     return TrainConfig(
@@ -59,9 +67,11 @@ def train_config(run: Run, settings: Settings, folder: str) -> TrainConfig:
         class_word=about["class_word"],
         trigger=about["trigger"],
         train="coefficients+token" if way.coefficients else "token",
-        stage_tokens=False,
+        layers=way.layers,  # type: ignore[arg-type] # it is one of these
+        stage_tokens=way.stage_tokens,
         with_adapter=way.adapter,
         adapter_learning_rate=run.rates[0],
+        learning_rate=run.rates[1],
         max_train_steps=run.steps,
         train_batch_size=run.batch,
         seed=run.seed,
@@ -100,13 +110,13 @@ def measured(run: Run, settings: Settings) -> dict[str, Any]:
     }
 
 
-def runs(settings: Settings, rate: float) -> list[Run]:
+def runs(settings: Settings, ways: Sequence[str], rates: tuple[float, float]) -> list[Run]:
     """All rows, a subject and seed after the other, what they are compared with first."""
     found = []
     for subject in settings.subject:
         found.append(Run.make(settings, NOTHING, subject))
         for seed in range(settings.seeds):
-            found += [Run.make(settings, way, subject, seed=seed, rates=(rate,)) for way in WAYS]
+            found += [Run.make(settings, way, subject, seed=seed, rates=rates) for way in ways]
     return found
 
 
@@ -158,6 +168,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each way and subject")
     parser.add_argument("--max_train_steps", type=int, default=TrainConfig.max_train_steps)
     parser.add_argument("--adapter_learning_rate", type=float, default=1e-3, help="ten times train's default")
+    parser.add_argument("--learning_rate", type=float, default=TrainConfig.learning_rate, help="of coefficients")
+    parser.add_argument("--way", nargs="+", choices=WAYS, default=list(WAYS), help="what to compare; default: all")
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--output_dir", default="outputs/joins")
     parser.add_argument("--table", action="store_true", help="measure nothing")
@@ -169,7 +181,8 @@ def main() -> None:
         max_train_steps=asked.max_train_steps,
         output_dir=asked.output_dir,
     ).resolve()
-    path, wanted = Path(settings.output_dir) / "results.jsonl", runs(settings, asked.adapter_learning_rate)
+    path = Path(settings.output_dir) / "results.jsonl"
+    wanted = runs(settings, asked.way, (asked.adapter_learning_rate, asked.learning_rate))
     path.parent.mkdir(parents=True, exist_ok=True)
     results = read_results(path)
     for run in () if asked.table else wanted:

@@ -65,6 +65,7 @@ class StableDiffusionXL(Family):
     refiner = "StableDiffusionXLImg2ImgPipeline"
     drawing = (*Family.drawing, "prompt_2")
     text_encoders = ("text_encoder", "text_encoder_2")
+    unread: ClassVar[Mapping[str, int]] = {"text_encoder": 1}  # the UNet gets what goes into the last layer
     known: ClassVar[Mapping[str, Config]] = {
         "Stable Diffusion XL": BASE,
         "Stable Diffusion XL refiner": REFINER,

@@ -120,7 +120,8 @@ class DrawRequest:
         0.0, flag="act_from", text="Act from", low=0, high=1, percent=True, label="Acts from %",
         hint="0: from pure noise on", fine=True, called="beginning",
     )  # fmt: skip
-    """The part of denoising from which on subjects act, 0 to 1; left out, 0. Learned trigger words act all the time."""
+    """The part of denoising from which on subjects act, 0 to 1; left out, 0. Learned trigger words and the
+    heads of text encoders act all the time."""
     end: float = setting(
         1.0, flag="act_until", text="Act until", low=0, high=1, percent=True, label="Acts to %",
         hint="100: until it is done", fine=True, called="end",

@@ -19,8 +19,6 @@ from .from_picture import Inpainting, finished, picture_options, pipeline_for, t
 from .pipeline_subjects import loaded_coefficients, set_coefficients
 from .request import DrawCancelled, DrawProgress, DrawRequest, StudioError
 
-NO_LAYER = LayerStrengths(self_attention=0, cross_attention=0)
-
 
 def sample(
     pipe: Any,
@@ -212,8 +210,10 @@ def _let_act(pipe: Any, requests: Sequence[DrawRequest], step: int) -> None:
     first = requests[0]
     if loaded_coefficients(pipe):
         strengths = [{name: float(value) for name, value in request.subjects.items()} for request in requests]
-        # The prompts are read once, before the first step: the words have their strengths in any case.
-        layers, adapter = (first.layers, first.adapter_strength) if first.acts_in(step) else (NO_LAYER, 0.0)
+        # The prompts are read once, before the first step: words and text encoders have their strengths in any case.
+        layers, adapter = first.layers, first.adapter_strength
+        if not first.acts_in(step):
+            layers, adapter = LayerStrengths(self_attention=0, cross_attention=0, text=layers.text), 0.0
         set_coefficients(pipe, per_sample=strengths, gate=first.gate, layers=layers, adapter_strength=adapter)
 
 

@@ -82,7 +82,8 @@ def prepare_data(
     unique = list(dict.fromkeys(prompt.text for prompt in prompts))
     prompt_of = [unique.index(prompt.text) for prompt in prompts]
     texts = unique if prior is None else [*unique, class_prompt.text]
-    live = [config.trains_token and contains_trigger(text, str(config.trigger)) for text in texts]
+    reads = bool(learner.tokens or learner.text_coefficients)  # something that learns reads the subject's prompts
+    live = [reads and contains_trigger(text, str(config.trigger)) for text in texts]
     size = (config.resolution, config.resolution)
     encoded = Prompts(lambda texts: learner.condition(texts, size), texts, live)
     each = (prompt_of[: len(pictures)], measured, prompt_of[len(pictures) :])

@@ -83,11 +83,15 @@ class TrainSettings:
     # --- What is learned
     train: Literal["coefficients+token", "coefficients", "token"] = "coefficients+token"
     """The coefficients of the attention maps, the embedding of the trigger, or both."""
-    layers: Literal["auto", "all", "self", "cross", "content", "style", "light"] = "auto"
+    layers: Literal[
+        "auto", "all", "self", "cross", "content", "style", "light", "text",
+        "auto+text", "all+text", "self+text", "cross+text", "content+text", "style+text", "light+text",
+    ] = "auto"  # fmt: skip
     """Attention layers that get coefficients: self-attention forms shapes, cross-attention reads the prompt. Stable
     Diffusion XL knows "content" (what is shown), "style" (how it looks) and "light" (the prompt's part of both, and the
     finest layers: a file of 36 KB where "all" takes 144). auto: "light" there; on the embedded base, with stage tokens,
-    the stages that are worth one; else "all"."""
+    the stages that are worth one; else "all". "text" is the layers of the text encoder, which reads the prompt; "+text"
+    adds them to any other choice."""
     blocks: list[str] = field(default_factory=list)
     """Patterns on attention paths, such as ["up_blocks.*"]; only layers that match one get coefficients, and only
     stages that hold one read a token of their own. Empty: all."""
