@@ -84,8 +84,8 @@ class Measure:
         self.latents = encode_pictures(pipe.vae, views).largest()[0].first_views()
 
     def heads(self) -> list[Head]:
-        """All heads, in the order the data flows."""
-        leaves = {path: coeff.clone().requires_grad_() for path, coeff in self.subject.items()}
+        """All heads of the UNet, in the order the data flows."""
+        leaves = {path: coeff.requires_grad_() for path, coeff in self.subject.of_text_encoder("").items()}
         name = load_coefficients(self.pipe, self.subject, name="subject")
         # In place of what acts by now; the words and whatever else was learned go on acting.
         handle = self.pipe.unet.register_forward_pre_hook(lambda unet, inputs: activate(unet, leaves))
@@ -131,7 +131,7 @@ def chosen(heads: Sequence[Head], count: int) -> list[Head]:
 
 
 def measured(measure: Measure, heads: Sequence[Head], file: Path) -> dict[str, Figures]:
-    """The figures of the whole subject, without any coefficients, and without each head; by what is off.
+    """The figures of the whole subject, without any coefficients of the UNet, and without each head; by what is off.
 
     Args:
         file: holds a line for each, so that what is there is not measured again.
@@ -147,7 +147,8 @@ def measured(measure: Measure, heads: Sequence[Head], file: Path) -> dict[str, F
             print(f"off: {off}", flush=True)
 
     subject = measure.subject
-    base = subject.replace(coeffs={path: torch.zeros_like(coeff) for path, coeff in subject.items()})
+    none = {path: torch.zeros_like(coeff) for path, coeff in subject.of_text_encoder("").items()}
+    base = subject.replace(coeffs={**subject, **none})
     get("nothing", lambda: {"losses": measure.losses(subject)})
     get("all", lambda: {"losses": measure.losses(base)})
     whole = measure.pictures(subject)

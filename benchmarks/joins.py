@@ -1,14 +1,15 @@
-"""What do coefficients add to an adapter, and which attention layers' coefficients bring how much?
+"""What do coefficients add to an adapter, those of the text encoder to the UNet's, and which kind of layer brings what?
 
     python benchmarks/joins.py                                          # two subjects, one seed; goes on where it was
     python benchmarks/joins.py --subject cat --max_train_steps 100      # a look
+    python benchmarks/joins.py --way word coefficients text             # some ways alone
+    python benchmarks/joins.py --way self cross both                    # kinds of layers, left out else
     python benchmarks/joins.py --table                                  # only what is measured so far
-    python benchmarks/joins.py --what layers --subject cat              # self-attention, cross-attention, both
 
-All ways learn on the same pictures and noise for as many steps. LoRA and DoRA learn beside the trigger's word, with and
-without coefficients; those of the layers learn alone, and beside that word. Each row is a line of `results.jsonl` in
-`outputs/joins`, and its files lie beside it. What the columns are, `docs/fidelity.md` says: the measures are those of
-`fidelity.py`, the drift with the gate open, as if what is learned acted on every prompt.
+All ways learn on the same pictures and noise for as many steps: the trigger's word (its embedding) and what is named,
+those called "as usual" what stages read there, too, and those without "the word" coefficients alone. Each row is a line
+of `results.jsonl` in `outputs/joins`, and its files lie beside it. What the columns are, `docs/fidelity.md` says: the
+measures are those of `fidelity.py`, the drift with the gate open, as if what is learned acted on every prompt.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from coeff_diffusion.training.reports import own_random_state
 from coeff_diffusion.training.trainer import Trainer
 
 Train = Literal["coefficients+token", "coefficients", "token"]
-Layers = Literal["auto", "all", "self", "cross"]
+BOTH: Train = "coefficients+token"
 
 
 @dataclass(frozen=True)
@@ -43,40 +44,47 @@ class Way:
     label: str
     train: Train = "token"
     adapter: str | None = None
-    layers: Layers = "auto"
+    layers: str = "auto"
+    stage_tokens: bool = False
 
 
-BOTH: Train = "coefficients+token"
 WAYS = {
     "word": Way("the word"),
-    "coefficients": Way("the word + coefficients", BOTH),
-    "lora4": Way("the word + LoRA of rank 4", adapter="lora:4"),
-    "lora4+coefficients": Way("the word + LoRA of rank 4 + coefficients", BOTH, "lora:4"),
-    "dora4": Way("the word + DoRA of rank 4", adapter="dora:4"),
-    "dora4+coefficients": Way("the word + DoRA of rank 4 + coefficients", BOTH, "dora:4"),
+    "coefficients": Way("the word, coefficients", BOTH),
+    "text": Way("the word, coefficients of the text encoder", BOTH, layers="text"),
+    "coefficients+text": Way("the word, coefficients of UNet and text encoder", BOTH, layers="auto+text"),
+    "usual": Way("as usual", BOTH, stage_tokens=True),
+    "usual+text": Way("as usual, coefficients of the text encoder", BOTH, layers="auto+text", stage_tokens=True),
+    "lora4": Way("the word, LoRA of rank 4", adapter="lora:4"),
+    "lora4+coefficients": Way("the word, LoRA of rank 4, coefficients", BOTH, "lora:4"),
+    "dora4": Way("the word, DoRA of rank 4", adapter="dora:4"),
+    "dora4+coefficients": Way("the word, DoRA of rank 4, coefficients", BOTH, "dora:4"),
+}
+KINDS = {
     "self": Way("coefficients of self-attention", "coefficients", layers="self"),
     "cross": Way("coefficients of cross-attention", "coefficients", layers="cross"),
     "both": Way("coefficients of both", "coefficients", layers="all"),
-    "word+self": Way("the word + coefficients of self-attention", BOTH, layers="self"),
-    "word+cross": Way("the word + coefficients of cross-attention", BOTH, layers="cross"),
-    "word+both": Way("the word + coefficients of both", BOTH, layers="all"),
+    "word+self": Way("the word, coefficients of self-attention", BOTH, layers="self"),
+    "word+cross": Way("the word, coefficients of cross-attention", BOTH, layers="cross"),
+    "word+both": Way("the word, coefficients of both", BOTH, layers="all"),
 }
-ASKED = {"joins": list(WAYS)[:6], "layers": ["word", *list(WAYS)[6:]]}
+EVERY = {**WAYS, **KINDS}
 
 
 def train_config(run: Run, settings: Settings, folder: str) -> TrainConfig:
-    """The settings of one training; `run.rates` is the adapter's learning rate, all others are the defaults."""
-    pictures, way = Path(settings.subjects_dir) / run.subject, WAYS[run.method]
+    """The settings of one training; `run.rates` are the learning rates of adapter and coefficients."""
+    pictures, way = Path(settings.subjects_dir) / run.subject, EVERY[run.method]
     about = yaml.safe_load((pictures / "subject.yaml").read_text(encoding="utf-8"))
     return TrainConfig(
         instance_data_dir=str(pictures),
         class_word=about["class_word"],
         trigger=about["trigger"],
         train=way.train,
-        layers=way.layers,
-        stage_tokens=False,
+        layers=way.layers,  # type: ignore[arg-type] # it is one of these
+        stage_tokens=way.stage_tokens,
         with_adapter=way.adapter,
         adapter_learning_rate=run.rates[0],
+        learning_rate=run.rates[1],
         max_train_steps=run.steps,
         train_batch_size=run.batch,
         seed=run.seed,
@@ -115,17 +123,13 @@ def measured(run: Run, settings: Settings) -> dict[str, Any]:
     }
 
 
-def runs(settings: Settings, ways: Sequence[str], rate: float) -> list[Run]:
-    """All rows, a subject and seed after the other, what they are compared with first.
-
-    Args:
-        rate: of the adapters.
-    """
+def runs(settings: Settings, ways: Sequence[str], rates: tuple[float, float]) -> list[Run]:
+    """All rows, a subject and seed after the other, what they are compared with first."""
     found = []
     for subject in settings.subject:
         found.append(Run.make(settings, NOTHING, subject))
         for seed in range(settings.seeds):
-            found += [Run.make(settings, way, subject, seed=seed, rates=(rate,)) for way in ways]
+            found += [Run.make(settings, way, subject, seed=seed, rates=rates) for way in ways]
     return found
 
 
@@ -149,7 +153,7 @@ def table(wanted: Sequence[Run], results: Results) -> str:
             for run in wanted
             if (run.method, run.subject) == (way, subject) and (way == NOTHING or run.seed == seed)
         ]
-        label = "nothing (class word)" if way == NOTHING else WAYS[way].label
+        label = "nothing (class word)" if way == NOTHING else EVERY[way].label
         cells = [_mean(rows, name, shape) for name, shape in COLUMNS.items()]
         lines.append(f"| {' | '.join([label, *cells])} |")
     return "\n".join(lines)
@@ -173,11 +177,12 @@ def _mean(rows: Sequence[Mapping[str, Any]], name: str, shape: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=tuple(ASKED), default="joins", help="adapters, or layers of coefficients")
     parser.add_argument("--subject", nargs="+", default=["cat", "penguin"], help="folders of examples/subjects")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each way and subject")
     parser.add_argument("--max_train_steps", type=int, default=TrainConfig.max_train_steps)
     parser.add_argument("--adapter_learning_rate", type=float, default=1e-3, help="ten times train's default")
+    parser.add_argument("--learning_rate", type=float, default=TrainConfig.learning_rate, help="of coefficients")
+    parser.add_argument("--way", nargs="+", choices=EVERY, default=list(WAYS), help="what to compare")
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--output_dir", default="outputs/joins")
     parser.add_argument("--table", action="store_true", help="measure nothing")
@@ -189,10 +194,8 @@ def main() -> None:
         max_train_steps=asked.max_train_steps,
         output_dir=asked.output_dir,
     ).resolve()
-    path, wanted = (
-        Path(settings.output_dir) / "results.jsonl",
-        runs(settings, ASKED[asked.what], asked.adapter_learning_rate),
-    )
+    path = Path(settings.output_dir) / "results.jsonl"
+    wanted = runs(settings, asked.way, (asked.adapter_learning_rate, asked.learning_rate))
     path.parent.mkdir(parents=True, exist_ok=True)
     results = read_results(path)
     for run in () if asked.table else wanted:

@@ -141,3 +141,12 @@ def _open_clip(encoder: torch.nn.Module) -> dict[str, torch.Tensor]:
             found[f"{new}attn.in_proj_{leaf}"] = torch.cat(parts)
             found |= {f"{new}{b}.{leaf}": weights[f"{old}{a}.{leaf}"] for a, b in OPEN_CLIP_NAMES.items()}
     return found
+
+
+def write_refiner_checkpoint(refiner: Any, path: Path) -> Path:
+    """Write a refiner to one file in the layout of the published one, in half precision."""
+    tensors = _unet_tensors(refiner) | _vae_tensors(refiner)
+    encoder = _open_clip(refiner.text_encoder_2)
+    tensors |= {f"conditioner.embedders.0.model.{key}": value for key, value in encoder.items()}
+    save_file({key: value.to(torch.float16).contiguous() for key, value in tensors.items()}, path)
+    return path

@@ -35,6 +35,7 @@ from tools.real_size_models import FAMILIES, VOCABULARY, write_base
 
 BEGIN, END = 49_406, 49_407
 HEADS = {"sd15": [8], "sd21": [5, 10, 20]}
+TEXT_HEADS = {f"text_encoder/text_model.encoder.layers.{number}.self_attn": 12 for number in range(2)}  # of 1.x
 PROMPT = "a photo of a sks dog, on the beach!"
 
 
@@ -74,7 +75,8 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = Image.new("RGB", (80, 64 + 16 * number), (40 * number, 120, 200))
         ImageDraw.Draw(image).ellipse((8, 8, 50, 50), fill=(255, 90 * number, 20))
         image.save(photos / f"{number}.png")
-    train(base, photos, folder / "run")
+    # 1.x learns the heads of its text encoder as well.
+    train(base, photos, folder / "run", layers="all+text" if base.name == "sd15" else "all")
     return folder / "run"
 
 
@@ -142,8 +144,10 @@ def test_a_training_leaves_its_files(run: Path, base: Path) -> None:
         "timeline.safetensors",
     ]
     subject = Coefficients.load(run)
-    assert len(subject) == 32
-    assert sorted({len(coeff) for coeff in subject.values()}) == HEADS[base.name]
+    of_unet, of_text = subject.of_text_encoder(""), subject.of_text_encoder("text_encoder")
+    assert len(of_unet) == 32
+    assert sorted({len(coeff) for coeff in of_unet.values()}) == HEADS[base.name]
+    assert {path: len(coeff) for path, coeff in of_text.items()} == (TEXT_HEADS if base.name == "sd15" else {})
     assert {owner: list(token.shape) for owner, token in subject.tokens.items()} == {
         "text_encoder": [1, FAMILIES[base.name].texts[0]["hidden_size"]]
     }
@@ -154,7 +158,8 @@ def test_a_training_leaves_its_files(run: Path, base: Path) -> None:
 
 def test_a_killed_training_goes_on_exactly(run: Path, base: Path, tmp_path: Path) -> None:
     checkpoint = run / "checkpoints" / "step_000002.safetensors"
-    train(base, run.parent / "photos", tmp_path / "again", resume_from_checkpoint=checkpoint)
+    layers = "all+text" if base.name == "sd15" else "all"
+    train(base, run.parent / "photos", tmp_path / "again", resume_from_checkpoint=checkpoint, layers=layers)
     assert (tmp_path / "again" / "coefficients.safetensors").read_bytes() == (
         run / "coefficients.safetensors"
     ).read_bytes()

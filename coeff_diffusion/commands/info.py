@@ -20,12 +20,14 @@ from ..subject.coefficients import Coefficients
 from ..subject.errors import cut
 from ..subject.file_kind import kind_of_file
 from ..subject.info import not_learned
+from ..subject.places import text_encoder_of
 from ..subject.printable import printable
 
 MOST_SHOWN = 300  # characters of a text; JSON has all of it
 MOST_BLOCKS = 16  # rows of the table; Stable Diffusion has 9 blocks
 BLOCK = re.compile(r"(down|up)_blocks\.\d+|mid_block")
 KINDS = {"attn1": "self", "attn2": "cross"}
+WORDS = {"text": "of the text encoder"}
 Facts = dict[str, Any]
 
 
@@ -65,11 +67,11 @@ def collect_facts(source: str | Path) -> Facts:
 def subject_facts(subject: Coefficients, size: int) -> Facts:
     """Facts about a subject that takes `size` bytes."""
     by_block: dict[str, dict[str, list[float]]] = {}
-    layers = {"self": 0, "cross": 0, "other": 0}
+    layers = {"self": 0, "cross": 0, "text": 0, "other": 0}
     for path, coeff in subject.items():
-        kind = KINDS.get(path.rpartition(".")[2], "other")
-        found = BLOCK.match(path)
-        block = found[0] if found else path.partition(".")[0]
+        encoder, found = text_encoder_of(path), BLOCK.match(path)
+        kind = "text" if encoder else KINDS.get(path.rpartition(".")[2], "other")
+        block = encoder or (found[0] if found else path.partition(".")[0])
         layers[kind] += 1
         by_block.setdefault(block, {}).setdefault(kind, []).append(float(coeff.norm()))
     norms = {block: {kind: math.hypot(*parts) for kind, parts in kinds.items()} for block, kinds in by_block.items()}
@@ -173,7 +175,7 @@ def _subject_page(facts: Facts) -> str:
         "final_loss": "loss {:.4g} at the end",
     }
     revision = f", revision {info['base_revision']}" if info["base_revision"] else ""
-    kinds = ", ".join(f"{count} {kind}" for kind, count in layers.items() if count)
+    kinds = ", ".join(f"{count} {WORDS.get(kind, kind)}" for kind, count in layers.items() if count)
     shown = {
         "subject": info["name"],
         "trigger": info["trigger"],
@@ -224,7 +226,7 @@ def _table(norms: Mapping[str, Mapping[str, float]], total: float) -> str:
     """The norms of the coefficients by block and kind of layer, aligned; empty without coefficients."""
     if not norms:
         return ""
-    kinds = [kind for kind in ("self", "cross", "other") if any(kind in found for found in norms.values())]
+    kinds = [kind for kind in ("self", "cross", "text", "other") if any(kind in found for found in norms.values())]
     rows = [
         [cut(block, 40), *(f"{found[kind]:.4f}" if kind in found else "-" for kind in kinds)]
         for block, found in list(norms.items())[:MOST_BLOCKS]

@@ -82,7 +82,7 @@ def load_checkpoint(path: Path, config: str | Path | None, vae: str | Path | Non
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SingleFileComponentError) as error:
         raise BaseModelError(f"{str(path)!r} cannot be loaded as {family.title}: {one_line(error)}") from error
-    changes = predicted(*_header(path))
+    changes = predicted(*header_of(path))
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changes) if changes else pipe.scheduler
     return pipe
 
@@ -99,7 +99,7 @@ def usual_config(path: Path, family: Family) -> str | None:
     The number of transformer blocks behind each convolution tells.
     """
     found: dict[str, int] = {}
-    for name in _header(path)[0]:
+    for name in header_of(path)[0]:
         if block := re.match(r"model\.diffusion_model\.(\w+_blocks?\.\d+)\.1\.transformer_blocks\.(\d+)\.", name):
             found[block[1]] = max(found.get(block[1], 0), int(block[2]) + 1)
     return next((home for home, blocks in family.distilled.items() if blocks == found), None)
@@ -134,14 +134,13 @@ def check_checkpoint(path: Path, lacks: Collection[str] = ()) -> Family:
         raise BaseModelError(f"{str(path)!r} is {kind.name}; expected a .safetensors checkpoint{both}")
     if path.suffix.lower() != ".safetensors":  # diffusers goes by the name
         raise BaseModelError(f"{str(path)!r} is {kind.name} under another name; rename it to {path.stem}.safetensors")
-    names, _ = _header(path)
+    names, _ = header_of(path)
     missing = {family: _missing(family, names, lacks) for family in FAMILIES}
     whole = next((family for family in FAMILIES if not missing[family]), None)
     if whole is not None:
         return whole
-    for pattern, other in OTHERS:
-        if any(re.search(pattern, name) for name in names):
-            raise BaseModelError(f"{str(path)!r} is {other}; expected {EXPECTED}")
+    if other := kind_of_tensors(names):
+        raise BaseModelError(f"{str(path)!r} is {other}; expected {EXPECTED}")
     nearest = max(FAMILIES, key=lambda family: len(family.checkpoint) - len(missing[family]))
     if len(missing[nearest]) == 1 and missing[nearest][0].startswith(AUTOENCODER):
         raise BaseModelError(
@@ -152,8 +151,17 @@ def check_checkpoint(path: Path, lacks: Collection[str] = ()) -> Family:
     )
 
 
-def _header(path: Path) -> tuple[list[str], Mapping[str, str]]:
-    """The names of its tensors, and its metadata."""
+def kind_of_tensors(names: Collection[str]) -> str | None:
+    """What a file with tensors of these names is, where it is no whole base; None where nothing tells."""
+    return next((other for pattern, other in OTHERS if any(re.search(pattern, name) for name in names)), None)
+
+
+def header_of(path: Path) -> tuple[list[str], Mapping[str, str]]:
+    """The names of the tensors of a single file, and its metadata.
+
+    Raises:
+        BaseModelError: it cannot be read.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return list(file.keys()), file.metadata() or {}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..method.sites import Site, find_sites
+from .text_layers import text_heads, text_sites
 
 Conditioning = Mapping[str, Tensor]
 """What a denoiser is told beside noise and time, one row for each prompt, by the family's own names."""
@@ -47,6 +48,7 @@ class Family(ABC):
         denoiser: the component that holds the attention layers, "unet" or "transformer".
         denoiser_classes: what it may be; the first is that of the text-to-image pipeline.
         text_encoders: the components that read prompts, each with the tokenizer of its number.
+        unread: how many layers at the end of a text encoder change nothing that the denoiser is told.
         known: the configs of its published denoisers, as far as they differ from their class's defaults, by the name
             that people have for them.
         checkpoint: what a single file in its makers' layout holds: what it is called, and how its tensors are.
@@ -55,6 +57,8 @@ class Family(ABC):
             the original layout ("input_blocks.4"), by the Hub id that their configs come from.
         presets: patterns on attention paths, by the name of a choice of layers that people know of this family.
         usual_preset: the one that is trained where nothing is chosen; empty for all layers.
+        refiner: the pipeline of diffusers whose network, another one, takes the last noise out of what this kind draws;
+            empty where there is none.
         drawing: which of a request's settings a drawing call of the pipeline takes.
     """
 
@@ -63,12 +67,14 @@ class Family(ABC):
     denoiser: ClassVar[str] = "unet"
     denoiser_classes: ClassVar[tuple[str, ...]] = ("UNet2DConditionModel",)
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    unread: ClassVar[Mapping[str, int]] = {}
     known: ClassVar[Mapping[str, Config]] = {}
     checkpoint: ClassVar[Mapping[str, str]] = {}
     autoencoder: ClassVar[Config] = {}
     distilled: ClassVar[Mapping[str, Mapping[str, int]]] = {}
     presets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     usual_preset: ClassVar[str] = ""
+    refiner: ClassVar[str] = ""
     drawing: ClassVar[tuple[str, ...]] = ("negative_prompt", "guidance_scale", "guidance_rescale")
 
     @abstractmethod
@@ -120,6 +126,14 @@ class Family(ABC):
     def sites(self, denoiser: nn.Module) -> dict[str, Site]:
         """The attention layers that coefficients may belong to, by path, in the network's own order."""
         return find_sites(denoiser)
+
+    def text_sites(self, name: str, encoder: Any) -> dict[str, Site]:
+        """The same of a text encoder, by the component's name; see `text_layers`."""
+        return text_sites(name, encoder, self.unread.get(name, 0))
+
+    def text_heads(self, name: str, config: Config) -> dict[str, int]:
+        """The heads of these layers by the text encoder's config alone."""
+        return text_heads(name, config, self.unread.get(name, 0))
 
     def size(self, pipe: Any) -> tuple[int, int]:
         """Width and height in pixels that the base was trained at."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ..method.sites import text_stages, unwrapped
 from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, cut, listed
+from ..subject.places import text_encoder_of
 from ..subject.safetensors_file import FILE_NAME
 from ..subject.weight_sample import other_weights as other_weights
 from ..subject.weight_sample import same_weights as same_weights
@@ -94,11 +96,14 @@ def base_hash(unet: Any, *others: nn.Module) -> str | None:
     return hashlib.sha256(json.dumps([fingerprint(unet), numbers]).encode()).hexdigest()[:12]
 
 
-def check_fits(coefficients: Coefficients, unet: Any) -> None:
-    """Make sure that coefficients belong to this UNet's attention layers. Looks at no weight; works on the meta device.
+def check_fits(coefficients: Coefficients, unet: Any, text_heads: Mapping[str, int] = MappingProxyType({})) -> None:
+    """Make sure that coefficients belong to a base's attention layers. Looks at no weight; works on the meta device.
+
+    Args:
+        text_heads: heads of the text encoders' layers by path, see `Layout`.
 
     Raises:
-        CoefficientsError: a layer that this UNet does not have, one with another number of heads, one that was trained
+        CoefficientsError: a layer that this base does not have, one with another number of heads, one that was trained
             but is missing, or layers of another width. The message names the first offenders and both sides.
     """
     info, sites = coefficients.info, sites_of(unet)
@@ -107,7 +112,7 @@ def check_fits(coefficients: Coefficients, unet: Any) -> None:
             f"the subject is for {EARLIER_EMBEDDED[info.base_fingerprint]}, which a better one has replaced: teach it "
             "anew from its pictures"
         )
-    heads = {path: site.heads for path, site in sites.items()}
+    heads = {**{path: site.heads for path, site in sites.items()}, **text_heads}
     wrong = [f"{cut(path)} is no attention layer of this base" for path in coefficients if path not in heads]
     wrong += [
         f"{path} has {len(coeff)} heads, in this base {heads[path]}"
@@ -123,6 +128,7 @@ def check_fits(coefficients: Coefficients, unet: Any) -> None:
     if coefficients and not wrong:
         config = CoeffConfig(layers=info.layers, blocks=info.blocks)
         expected = [path for path, site in sites.items() if config.selects(site)]
+        expected += [path for path in text_heads if config.chooses(path, "text")]
         wrong += [f"{path} has no coefficients" for path in expected if path not in coefficients]
         if not expected:
             wrong.append(f"no attention layer matches layers={info.layers!r}, blocks={list(info.blocks)}")
@@ -130,9 +136,10 @@ def check_fits(coefficients: Coefficients, unet: Any) -> None:
         wrong.append("the attention layers have other widths")
     if wrong:
         base, family = cut(info.base_model) or "a base", cut(info.base_architecture) or "unknown family"
+        count = len(heads if any(map(text_encoder_of, coefficients)) else sites)
         raise CoefficientsError(
             f"the subject is for {base} ({family}, {len(coefficients)} layers), this base is {architecture(unet)} with "
-            f"{len(heads)} layers: {listed(wrong)}"
+            f"{count} layers: {listed(wrong)}"
         )
 
 

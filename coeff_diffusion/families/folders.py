@@ -56,7 +56,7 @@ def load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
         return pipeline.from_pretrained(
             str(folder),
             dtype=dtype,
-            variant=_variant(files, family),
+            variant=variant_of(files, _components(family)),
             use_safetensors=True,
             local_files_only=True,
             **left_out,
@@ -121,9 +121,9 @@ def _is_variant(file: str) -> bool:
     return f".{VARIANT}." in file or f".{VARIANT}-" in file
 
 
-def _variant(files: Sequence[str], family: Family) -> str | None:
-    """The variant of the weights to load: none where the full ones are there."""
-    full = {part: [f for f in _weights(files, part) if not _is_variant(f)] for part in _components(family)}
+def variant_of(files: Sequence[str], parts: Sequence[str]) -> str | None:
+    """The variant of the weights of these components to load: none where the full ones are there."""
+    full = {part: [f for f in _weights(files, part) if not _is_variant(f)] for part in parts}
     lacking = [part for part, found in full.items() if not found]
     return VARIANT if any(_is_variant(file) for part in lacking for file in _weights(files, part)) else None
 
@@ -134,9 +134,18 @@ def _weights(files: Sequence[str], part: str) -> list[str]:
 
 def files_to_fetch(files: Sequence[str], family: Family) -> list[str]:
     """Of a repository's files those that drawing takes: settings, and one set of weights of each component."""
-    variant = _variant(files, family)
-    wanted = [INDEX]
-    for part in (*_components(family), "scheduler", *map(tokenizer_name, family.text_encoders)):
+    others = "scheduler", *map(tokenizer_name, family.text_encoders)
+    return [INDEX, *files_of_parts(files, _components(family), others)]
+
+
+def files_of_parts(files: Sequence[str], parts: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The same of some components.
+
+    Args:
+        parts: those with weights; others: those without.
+    """
+    variant, wanted = variant_of(files, parts), list[str]()
+    for part in (*parts, *others):
         inside = [file for file in files if file.startswith(f"{part}/")]
         weights = _weights(files, part)
         wanted += [file for file in inside if file not in weights and SETTINGS.fullmatch(file.partition("/")[2])]

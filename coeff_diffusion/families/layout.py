@@ -6,7 +6,7 @@ paths out.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .errors import BaseModelError
 from .family import Config, Family
 from .fingerprint import architecture, check_adapter_fits, check_fits, check_tokens_fit, fingerprint
 from .folders import MAX_CONFIG, check_model_index
-from .registry import EXPECTED, FAMILIES, by_denoiser, denoiser_of, encoders_of, sites_of
+from .registry import EXPECTED, FAMILIES, by_denoiser, denoiser_of, encoders_of, family_of, sites_of
 
 EMBEDDED = "the embedded base"
 Find = Callable[[str], Path | None]  # where a config of a base lies, by its path in the diffusers layout
@@ -35,10 +35,13 @@ class Layout:
     Attributes:
         denoiser: the network with the attention layers; its weights are of no matter.
         widths: channels of each text encoder's token embeddings, by the component's name ("text_encoder").
+        text_heads: heads of each attention layer of the text encoders, as far as they are known, by path with the
+            component's name in front.
     """
 
     denoiser: Any
     widths: Mapping[str, int]
+    text_heads: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def heads(self) -> dict[str, int]:
@@ -57,7 +60,7 @@ class Layout:
 
     def apart(self) -> "Layout":
         """The same on a structure of its own, which stays as it is while a pipeline draws."""
-        return Layout(_on_meta(type(self.denoiser), dict(self.denoiser.config)), self.widths)
+        return Layout(_on_meta(type(self.denoiser), dict(self.denoiser.config)), self.widths, self.text_heads)
 
     def check_fits(self, subject: Coefficients) -> None:
         """Make sure that a subject, its learned tokens and its adapter included, belongs to this base.
@@ -65,15 +68,17 @@ class Layout:
         Raises:
             CoefficientsError: it does not, or its adapter is missing; the message names both sides.
         """
-        check_fits(subject, self.denoiser)
+        check_fits(subject, self.denoiser, self.text_heads)
         check_tokens_fit(subject, self.widths)
         check_adapter_fits(subject, self.denoiser)
 
 
 def layout_of(pipe: Any) -> Layout:
     """The layout of a pipeline that is loaded, on its own denoiser."""
-    widths = {name: e.get_input_embeddings().embedding_dim for name, e in encoders_of(pipe).items()}
-    return Layout(denoiser_of(pipe), widths)
+    family, encoders = family_of(pipe), encoders_of(pipe)
+    widths = {name: encoder.get_input_embeddings().embedding_dim for name, encoder in encoders.items()}
+    configs = {name: encoder.config.to_dict() for name, encoder in encoders.items()}
+    return Layout(denoiser_of(pipe), widths, _text_heads(family, configs))
 
 
 def read_layout(find: Find, base: str) -> Layout:
@@ -106,7 +111,15 @@ def read_layout(find: Find, base: str) -> Layout:
     if wrong := family.mismatches({**known, family.denoiser: dict(denoiser.config)}):
         raise BaseModelError(f"{base!r} {wrong[0]}; expected {EXPECTED} for drawing from text")
     widths = {part: found["hidden_size"] for part, found in known.items() if "hidden_size" in found}
-    return Layout(denoiser, widths)
+    try:
+        heads = _text_heads(family, {part: known[part] for part in widths})
+    except ValueError as error:
+        raise BaseModelError(f"{base!r}: a text encoder of {error}") from error
+    return Layout(denoiser, widths, heads)
+
+
+def _text_heads(family: Family, configs: Mapping[str, Config]) -> dict[str, int]:
+    return {path: heads for name, config in configs.items() for path, heads in family.text_heads(name, config).items()}
 
 
 def _by_denoiser(find: Find, base: str) -> Family:

@@ -67,7 +67,7 @@ def load_base(
         raise BaseModelError(f"config={str(config)!r} only means something for a single checkpoint, not for {name!r}")
     weights = _as_dtype(dtype)
 
-    with _quietly():
+    with quietly():
         pipe = _load(name, path, weights, revision, config, vae)
     _check_parts(pipe, name)
     # What the pipeline says of itself (and what files and pictures record) is the name that was asked for.
@@ -175,7 +175,7 @@ def _check_parts(pipe: Any, name: str) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """No bar for the second that loading takes (downloads keep theirs), no warning that says nothing."""
     libraries: list[Any] = [diffusers.utils.logging, transformers.utils.logging]
     active = [library for library in libraries if library.is_progress_bar_enabled()]

@@ -87,21 +87,36 @@ def _from_folder(folder: Path, name: str, part: Part) -> Any:
 
 
 def _from_file(path: Path, part: Part) -> Any:
-    kind = kind_of_file(path, BaseModelError)
-    if kind is not SAFETENSORS:
-        raise BaseModelError(
-            f"{str(path)!r} is {kind.name}; expected {part.article} {part.called} as a .safetensors file"
-        )
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BaseModelError(f"{str(path)!r} is not a readable .safetensors file: {one_line(error)}") from error
+    tensors = read_tensors(path, f"{part.article} {part.called}")
     try:
         return part.from_tensors(tensors)
     except (KeyError, RuntimeError, IndexError) as error:
         raise BaseModelError(
             f"{str(path)!r} is no {part.called} like the one of this base ({one_line(error)}); expected {part.choices}"
         ) from error
+
+
+def check_safetensors(path: Path, expected: str) -> None:
+    """Nothing else is opened; arguments and error as in `read_tensors`."""
+    kind = kind_of_file(path, BaseModelError)
+    if kind is not SAFETENSORS:
+        raise BaseModelError(f"{str(path)!r} is {kind.name}; expected {expected} as a .safetensors file")
+
+
+def read_tensors(path: Path, expected: str) -> Tensors:
+    """All tensors of a single file.
+
+    Args:
+        expected: what it should be, in a sentence.
+
+    Raises:
+        BaseModelError: it is of another kind, or damaged.
+    """
+    check_safetensors(path, expected)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BaseModelError(f"{str(path)!r} is not a readable .safetensors file: {one_line(error)}") from error
 
 
 def _download(repo: str, part: Part) -> Path:

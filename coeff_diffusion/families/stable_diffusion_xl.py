@@ -57,13 +57,15 @@ class StableDiffusionXL(Family):
     """The base, its fine-tunes, and what was distilled from it with fewer steps (Turbo, LCM) or fewer layers.
 
     The refiner has layers of its own and reads prompts with the second encoder alone: it finishes the pictures of
-    another base, and so is known here, but not loaded.
+    another base (`families/refiners.py`), and so is known here, but not loaded as one.
     """
 
     title = "Stable Diffusion XL"
     pipeline = "StableDiffusionXLPipeline"
+    refiner = "StableDiffusionXLImg2ImgPipeline"
     drawing = (*Family.drawing, "prompt_2")
     text_encoders = ("text_encoder", "text_encoder_2")
+    unread: ClassVar[Mapping[str, int]] = {"text_encoder": 1}  # the UNet gets what goes into the last layer
     known: ClassVar[Mapping[str, Config]] = {
         "Stable Diffusion XL": BASE,
         "Stable Diffusion XL refiner": REFINER,

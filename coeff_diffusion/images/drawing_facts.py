@@ -18,6 +18,7 @@ def drawing_facts(parameters: Parameters) -> Facts:
     """All fields by name, null where the picture says nothing of them and there is no default."""
     found = asdict(parameters) | dict.fromkeys(parameters.unsaid)
     del found["start"], found["control"]  # pictures, which the text does not hold
+    del found["refiner"]  # whose name and hash are fields of their own
     found |= {
         "sampler": found.pop("scheduler"),
         "batch_size": None if found["batch_size"] == 1 else found["batch_size"],

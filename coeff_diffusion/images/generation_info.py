@@ -31,7 +31,8 @@ HASH = re.compile(r"[0-9a-f]{12}")
 SIZE = re.compile(r"\(?\s*(\d{1,7})\s*[x×*,]\s*(\d{1,7})\s*\)?", re.IGNORECASE)
 WHOLE = re.compile(r"([+-]?\d{1,20})(?:\.0*)?")  # seeds have 20 digits in some programs; more is nothing that is meant
 FIRST = ("Steps", "Sampler", "CFG scale", "Guidance rescale", "Seed", "Size", "Model", "Base hash", "Precision",
-         "Batch size", "Batch pos", "Postprocess upscale by", "Postprocess upscaler")  # fmt: skip
+         "Batch size", "Batch pos", "Hires upscale", "Hires denoising strength", "Hires steps", "Hires upscaler",
+         "Refiner", "Refiner switch at", "Postprocess upscale by", "Postprocess upscaler")  # fmt: skip
 """The keys that come first, as other tools have them; all others follow."""
 OTHERS = {"Schedule type", "Sampler sigma", "Scheduler"}
 """What other programs call a sampler's schedule where they write it apart."""
@@ -65,8 +66,14 @@ class Parameters(DrawRequest):
     """The name of the ControlNet."""
     controlnet_hash: str | None = setting(None, text="ControlNet hash")
     """`ControlPicture.net_digits` of it."""
+    refiner_name: str | None = setting(None, text="Refiner")
+    """The name of the refiner that finished it."""
+    refiner_hash: str | None = setting(None, text="Refiner hash")
+    """`RefinerName.digits` of it; other programs write none."""
+    hires_upscaler: str | None = setting(None, text="Hires upscaler", of="hires_scale")
+    """What made it larger for its second pass: Lanczos, or the name of a network."""
     upscaler: str | None = setting(None, text="Postprocess upscaler")
-    """What made it larger: Lanczos, or the name of a network."""
+    """What made it larger once it was drawn: as `hires_upscaler`."""
     upscaler_hash: str | None = setting(None, text="Upscaler hash")
     """`Upscaler.digits` of the network."""
     batch_position: int | None = setting(None, text="Batch pos")
@@ -85,8 +92,10 @@ IN_ORDER = sorted(settings_of(Parameters).values(), key=lambda one: (*FIRST, one
 KEYS = {one.text: one for one in IN_ORDER if one.text}
 """The fields that have a key of their own in the text, by that key."""
 PICTURES = {"start": "Start picture", "control": "Control picture"}
-OF_PICTURES = {one.text: PICTURES[one.of] for one in IN_ORDER if one.of}
+OF_PICTURES = {one.text: PICTURES[one.of] for one in IN_ORDER if one.of in PICTURES}
 """Keys that others write, too, of pictures that nobody has any more: taken only where there is that key."""
+SECOND, SECOND_STRENGTH, STRENGTH = "Hires upscale", "Hires denoising strength", "Denoising strength"
+"""A1111 has one key for how much image to image changes, and the second pass: no picture has both."""
 OURS = {*KEYS, "Subjects", "Subject hashes", "Exact prompt", "Exact negative prompt"} - LENIENT - OF_PICTURES.keys()
 """Keys that nobody else writes."""
 
@@ -103,6 +112,9 @@ def format_parameters(parameters: Parameters) -> str:
         "Subject hashes": json.dumps(dict(p.hashes), ensure_ascii=False) if p.hashes else None,
         **p.extra,
     }
+    if fields.get(SECOND) is not None and fields.get(STRENGTH) is None:
+        del fields[STRENGTH]
+        fields = {STRENGTH if key == SECOND_STRENGTH else key: value for key, value in fields.items()}
     # The form cannot tell every prompt from its own syntax. Where reading would change one, it is kept aside, exactly.
     if _split(f"{_prompts(p)}\nSteps: 1, Seed: 1, Size: 8x8")[:2] != (p.prompt, p.negative_prompt):
         fields |= {"Exact prompt": json.dumps(p.prompt), "Exact negative prompt": json.dumps(p.negative_prompt)}
@@ -138,7 +150,7 @@ def from_fields(prompt: str, negative: str, fields: Mapping[str, str], notes: tu
             words if text is None else str(text) for words, text in zip((prompt, negative), exact, strict=True)
         )
         said = _shared(fields, noted)
-        mine = [key for key in KEYS if key in fields and OF_PICTURES.get(key, key) in fields]
+        mine = [key for key in KEYS if key in fields and OF_PICTURES.get(key, key) in fields and key not in LENIENT]
         said |= {KEYS[key].name: _read(KEYS[key], fields.pop(key)) for key in mine}
         found = Parameters(
             prompt=prompt,
@@ -170,12 +182,17 @@ def _shared(fields: dict[str, str], notes: list[str]) -> dict[str, Any]:
             notes.append(f"its Size is {shown(size)}, expected two numbers as in 512x512")
     schedule = " ".join(filter(None, (fields.pop(key, "").strip() for key in sorted(OTHERS))))
     for key in FIRST:
-        if key not in LENIENT or key not in KEYS or (text := fields.pop(key, None)) is None:
+        if key not in LENIENT or key not in KEYS:
+            continue
+        if KEYS[key].of == "hires_scale" and not said.get("hires_scale", 1) > 1:
+            continue
+        written = STRENGTH if key == SECOND_STRENGTH and key not in fields else key
+        if (text := fields.pop(written, None)) is None:
             continue
         try:
             said[KEYS[key].name] = _read(KEYS[key], text)
         except ValueError:
-            notes.append(f"its {key} is {shown(text)}, expected a number")
+            notes.append(f"its {written} is {shown(text)}, expected a number")
     if "scheduler" in said:
         sampler = find_sampler(said["scheduler"], schedule)
         if sampler.label and sampler.note:

@@ -25,7 +25,6 @@ USUAL = {
     "denoise": ("1", "1.0"),
     "strength": ("1", "1.0"),
     "uncondscale": ("1", "1.0"),
-    "hiresupscale": ("1", "1.0"),
     "weight": ("1", "1.0"),
     "performance": ("quality", "speed"),
     "vae": ("automatic", "default (model)"),

@@ -21,9 +21,6 @@ from ..images.shapes import bucket_sizes, nearest_size
 from ..images.start_picture import StartPicture
 from .request import DrawRequest, StudioError
 
-USUAL_STRENGTH = 0.75
-USUAL_BLUR = 4  # pixels
-USUAL_CONTROL = {"controlnet_conditioning_scale": 1.0, "control_guidance_start": 0.0, "control_guidance_end": 1.0}
 MOST_NATIVE = 2  # sides from half of those that the base was trained at to twice stay as they are
 
 
@@ -66,7 +63,8 @@ def picture_options(requests: Sequence[DrawRequest]) -> dict[str, Any]:
         found |= {one.name: getattr(first, one.name) for one in SETTINGS.values() if one.of == "control"}
         found["image" if first.start is None else "control_image"] = [first.control.image] * len(requests)
     if first.start is not None:
-        found |= {"image": [first.start.image] * len(requests), "strength": first.denoising_strength}
+        images = [request.start.image for request in requests if request.start is not None]  # each has one, or none
+        found |= {"image": images, "strength": first.denoising_strength}
     return found
 
 

@@ -35,8 +35,11 @@ def check_limits(studio: Studio, request: DrawRequest) -> DrawRequest:
     wrong = []
     for one in SETTINGS.values():
         value, reach = getattr(request, one.name), limits_of(studio, one)
-        if one.kind is int and reach and (value or 0) > reach[1]:  # of the rest no value takes longer than another
+        # Of the rest no value takes longer than another, but for the scale of a second pass.
+        if one.kind is int and reach and (value or 0) > reach[1]:
             wrong.append(f"{one.name} is {value}, expected at most {reach[1]:g}")
+    if request.hires_scale > (most := _most_scale(studio, request)):
+        wrong.append(f"hires_scale is {request.hires_scale:g}, expected at most {most:g} at this size")
     if len(request.subjects) > MAX_SUBJECTS:
         wrong.append(f"there are {len(request.subjects)} subjects, expected at most {MAX_SUBJECTS}")
     if wrong:
@@ -57,12 +60,20 @@ def within_limits(
         chosen: fields that the user has set, which stay as they are.
     """
     notes, sides = [], {"width": studio.size[0], "height": studio.size[1]}
-    for name in (*sides, "steps"):
+    for name in (*sides, "steps", "hires_steps"):
         one, value, most = SETTINGS[name], getattr(request, name), _most(studio, name)
         if name not in chosen and value is not None and value > most:
             request = replace(request, **{name: most})  # type: ignore[arg-type] # of no other field than these
             notes.append(f"its {one.called} was {value}; here it is {most}, unless you give --{one.flag} {value}")
-    width, height = (getattr(request, name) or usual for name, usual in sides.items())
+    if "hires_scale" not in chosen and request.hires_scale > (scale := _most_scale(studio, request)):
+        notes.append(
+            f"its second pass was {request.hires_scale:g} times larger; here it is {scale:g}, unless you give "
+            f"--hires_scale {request.hires_scale:g}"
+        )
+        request = replace(request, hires_scale=scale)
+        request = request if request.has("hires_scale") else request.without("hires_scale")
+    scale = request.hires_scale if 1 < request.hires_scale < math.inf else 1.0
+    width, height = (int((getattr(request, name) or usual) * scale) for name, usual in sides.items())
     most = math.prod(_most(studio, name) for name in (*sides, "batch_size"))
     if place is not None and width * height * request.batch_size > most:
         notes.append(
@@ -72,6 +83,13 @@ def within_limits(
         assert request.seed is not None
         request, place = replace(request, seed=request.seed + place, batch_size=1), None
     return request, place, notes
+
+
+def _most_scale(studio: Studio, request: DrawRequest) -> float:
+    """How many times larger a second pass may be: no side longer than a drawing in one pass may have."""
+    sides = {"width": studio.size[0], "height": studio.size[1]}
+    longest = min(_most(studio, name) / (getattr(request, name) or usual) for name, usual in sides.items())
+    return min(SETTINGS["hires_scale"].high or 1, max(1.0, math.floor(100 * longest) / 100))
 
 
 def _most(studio: Studio, name: str) -> int:

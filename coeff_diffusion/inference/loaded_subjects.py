@@ -1,6 +1,6 @@
 """All that is loaded in one pipeline, and what acts in each of its drawings.
 
-The pipeline stays the stock one. Loading attaches recombination to its denoiser, teaches its text encoders the trigger,
+The pipeline stays the stock one. Loading attaches recombination to its networks, teaches its text encoders the trigger,
 and follows its prompts (`prompt_watch`) and the denoiser's forward, which tells how many rows the guidance makes of the
 pictures. Unloading the last subject takes all of that away again. Pipelines that share a denoiser, as `from_pipe` makes
 them, may have subjects loaded each.
@@ -10,8 +10,8 @@ Legend: B rows of the denoiser's batch (pictures, or twice as many with guidance
 
 import functools
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -28,10 +28,12 @@ from ..method.text_offsets import at_positions, attach_offsets, detach_offsets, 
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from .adapters import acting_adapters, attach_adapter
+from .blending import blended, weights_of
 from .cut_off import cut_trigger, warn
 from .gating import Choice, GuidanceRows, Subject
 from .prompt_watch import PromptWatch, Texts
 from .standing_in import OfPipelines, StandIn
+from .text_heads import TextHeads
 from .token_strengths import Word, at_strengths
 from .trigger import triggers_clash
 from .trigger_tokens import TriggerEmbedding, add_trigger, forget_trigger, remove_trigger, without_triggers
@@ -76,6 +78,7 @@ class Subjects(OfPipelines):
         self.pipe, self.denoiser, self.component = pipe, denoiser_of(pipe), family.denoiser
         self.sites, self.encoders = family.sites(self.denoiser), encoders_of(pipe)
         self.watch = PromptWatch(pipe, self.encoders, self._around_encoding)
+        self.text_heads = TextHeads(pipe, self.watch.texts_of)
         self.loaded: dict[str, Subject] = {}
         self.keys: dict[str, dict[str, str]] = {}  # by name: what to remove the trigger by, for each text encoder
         self.choice = Choice()
@@ -102,8 +105,10 @@ class Subjects(OfPipelines):
             attach_offsets(self.denoiser, text_stages(self.sites.values()))
         attach_adapter(self.denoiser, subject.coefficients, self.sites)
         try:
+            self.text_heads.attach(subject.coefficients)
             self.keys[name] = self._add_tokens(name, subject.coefficients)
         except CoefficientsError:
+            self._detach_text()
             if users is None:
                 self._detach()
             raise
@@ -116,6 +121,7 @@ class Subjects(OfPipelines):
         for owner, key in self.keys.pop(name).items():
             forget_trigger(self.encoders[owner], self.embeddings[owner], key)
         del self.loaded[name]
+        self._detach_text()
         strengths = [{other: value for other, value in one.items() if other != name} for one in self.choice.strengths]
         self.choose(replace(self.choice, strengths=strengths))
         if not self.loaded:
@@ -129,7 +135,7 @@ class Subjects(OfPipelines):
     # --- loading ------------------------------------------------------------------------------------------------------
 
     def _check_fits(self, name: str, coefficients: Coefficients) -> None:
-        if coefficients and coefficients.denoiser != self.component:
+        if coefficients.of_text_encoder("") and coefficients.denoiser != self.component:
             raise CoefficientsError(
                 f"the subject is for a {coefficients.denoiser}, but {type(self.pipe).__name__} draws with a "
                 f"{self.component}"
@@ -187,6 +193,9 @@ class Subjects(OfPipelines):
             delattr(self.denoiser, USERS)
             self._detach()
 
+    def _detach_text(self) -> None:
+        self.text_heads.detach_unused([subject.coefficients for subject in self.loaded.values()])
+
     def _detach(self) -> None:
         detach_low_rank(self.denoiser)
         detach_offsets(self.denoiser)
@@ -202,6 +211,7 @@ class Subjects(OfPipelines):
     def _check_in_place(self) -> None:
         """What someone exchanged in the pipeline would silently go without its subjects."""
         exchanged = [] if unwrapped(getattr(self.pipe, self.component)) is self.denoiser else [self.component]
+        exchanged += self.text_heads.exchanged()
         for owner in sorted({owner for keys in self.keys.values() for owner in keys}):
             embedding = getattr(self.pipe, owner).get_input_embeddings()
             if not isinstance(embedding, TriggerEmbedding):
@@ -209,20 +219,26 @@ class Subjects(OfPipelines):
             elif not embedding.reads_with(getattr(self.pipe, tokenizer_name(owner))):
                 exchanged.append(tokenizer_name(owner))
         if exchanged:
+            names = " and ".join(dict.fromkeys(exchanged))
             raise CoefficientsError(
-                f"the pipeline's {' and '.join(exchanged)} was exchanged or resized after coefficients were loaded, so "
-                "it would draw without the subject; unload the coefficients and load them again"
+                f"the pipeline's {names} was exchanged or resized after coefficients were loaded, so it would draw "
+                "without the subject; unload the coefficients and load them again"
             )
 
     # --- drawing ------------------------------------------------------------------------------------------------------
 
-    def _around_encoding(self, given: dict[str, Any]) -> AbstractContextManager[None]:
-        """Prompts are encoded with each trigger at its subject's strength."""
+    @contextmanager
+    def _around_encoding(self, given: dict[str, Any]) -> Iterator[None]:
+        """Prompts are read with each trigger at its subject's strength, and with its subject's heads."""
         self._check_in_place()
         self.users.drawing = self
         infos = {name: self.loaded[name].coefficients.info for name, keys in self.keys.items() if keys}
         words = [Word(name, info.trigger, info.class_word, self.keys[name]) for name, info in infos.items()]
-        return at_strengths(given, words, self.choice.strengths, self.embeddings)
+        with (
+            at_strengths(given, words, self.choice.strengths, self.embeddings),
+            self.text_heads.reading(given, self.loaded, self.choice),
+        ):
+            yield
 
     def act(self, sample: Tensor) -> None:
         """Activate what acts on each row of this batch, once for each prompt and size."""
@@ -232,24 +248,17 @@ class Subjects(OfPipelines):
             return
         names = list(self.loaded)
         strengths = self.choice.of_rows(rows, None if pictures is None else self._called(pictures), self.loaded)
-        weights = torch.tensor([[float(one.get(name, 0)) for name in names] for one in strengths])  # [B, S] or [1, S]
-        if (weights == weights[0]).all():
-            weights = weights[0]  # [S]
-        stacks: dict[str, list[tuple[int, Tensor]]] = {}
-        for number, name in enumerate(names):
-            for path, coeff in self.loaded[name].coefficients.items():
-                stacks.setdefault(path, []).append((number, coeff))
-        blended = {
-            path: torch.tensordot(weights[..., [number for number, _ in stack]], torch.stack([c for _, c in stack]), 1)
-            * self.choice.layers.factor(self.sites[path].kind, self.sites[path].stage)
-            for path, stack in stacks.items()
-        }  # [H, H] or [B, H, H]
-        activate(self.denoiser, blended, sample.device)
+        weights = weights_of(strengths, names)  # [S] or [B, S]
+        coeffs = [self.loaded[name].coefficients.of_text_encoder("") for name in names]
+        activate(self.denoiser, blended(coeffs, weights, self._factor), sample.device)
         offsets = self._offsets(rows, weights, pictures)
         set_offsets(self.denoiser, {stage: offset.to(sample.device) for stage, offset in offsets.items()})
         subjects = [self.loaded[name].coefficients for name in names]
         set_low_rank(self.denoiser, acting_adapters(subjects, weights, self.choice.adapter_strength))
         self._made_for = made_for
+
+    def _factor(self, path: str) -> float:
+        return self.choice.layers.factor(self.sites[path].kind, self.sites[path].stage)
 
     def _offsets(self, rows: int, weights: Tensor, pictures: Sequence[Texts | None] | None) -> dict[str, Tensor]:
         """What is added to the text of each row, `[B, T, D]` by stage, where a trigger with stage tokens stands in it.

@@ -9,7 +9,7 @@ from ..images.start_picture import read_start
 from ..subject.errors import shown
 from ..subject.layer_strengths import LayerStrengths
 from ..subject.setting import Setting
-from .request import StudioError
+from .request import RefinerName, StudioError
 
 
 def draw_request(
@@ -20,12 +20,13 @@ def draw_request(
     mask: str | None = None,
     control_image: str | None = None,
     controlnet: Any = None,
+    refiner: Any = None,
 ) -> DrawRequest:
     """What a script asks for, checked: it comes from outside.
 
     Args:
         init_image, mask: files of the picture to start from, and of what of it is drawn anew; never what was sent.
-        control_image: a file as well; controlnet: what holds the drawing to it.
+        control_image: a file as well; controlnet: what holds the drawing to it; refiner: what finishes it.
 
     Raises:
         StudioError: an unknown setting, or a value of the wrong kind.
@@ -37,6 +38,8 @@ def draw_request(
     if bool(control_image) != bool(controlnet) or not isinstance(controlnet or "", str):
         raise StudioError("a ControlNet, named by a text, holds the drawing to control_image; give both, or none")
     control = read_control(control_image, controlnet)[0] if control_image else None
+    if not isinstance(refiner or "", str):
+        raise StudioError(f"refiner is {shown(refiner)}, expected a text")
     if not isinstance(prompt, str):
         raise StudioError(f"prompt is {shown(prompt)}, expected a text")
     strengths = _mapping("subjects", subjects, "a strength for each name: {'my-dog': 0.8}")
@@ -54,7 +57,13 @@ def draw_request(
         for table, found in ((SETTINGS, given), (LAYERS, layers))
     )
     return DrawRequest(
-        prompt, subjects=strengths, layers=LayerStrengths(**layers), start=start, control=control, **given
+        prompt,
+        subjects=strengths,
+        layers=LayerStrengths(**layers),
+        start=start,
+        control=control,
+        refiner=RefinerName(refiner) if refiner else None,
+        **given,
     )
 
 

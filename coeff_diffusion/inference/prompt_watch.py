@@ -83,6 +83,21 @@ class PromptWatch(OfPipelines):
         """Whether the trigger stands in the prompt, but behind what the text encoders read of it."""
         return not self.calls(texts, trigger) and any(contains_trigger(text, trigger) for text in texts.values())
 
+    def texts_of(self, given: Mapping[str, Any], argument: str) -> list[Texts]:
+        """What each text encoder gets of the prompts in an argument of `encode_prompt`; empty where it has none."""
+        first = _listed(given.get(argument))
+        if given.get(f"{argument}_embeds") is not None:
+            return []
+        # diffusers gives the second text encoder the first one's prompt where it has none of its own.
+        own = {name: _listed(given.get(name.replace("text_encoder", argument))) or first for name in self.encoders}
+        if not all(own.values()):
+            return []
+        count = max(map(len, own.values()))  # one negative prompt is that of all pictures
+        return [
+            {name: self._worded(name, texts[min(number, len(texts) - 1)]) for name, texts in own.items()}
+            for number in range(count)
+        ]
+
     def _tokenizer(self, encoder: str) -> Any:
         return getattr(self.pipe, tokenizer_name(encoder))
 
@@ -103,31 +118,16 @@ class PromptWatch(OfPipelines):
 
     def _note(self, given: Mapping[str, Any], rows: int) -> None:
         images = given.get("num_images_per_prompt") or given.get("num_videos_per_prompt") or 1
-        each = self._texts(given, "prompt")
+        each = self.texts_of(given, "prompt")
         self._pictures = [texts for texts in each for _ in range(images)] or [None] * rows
         self._known_at = self._encodings
         self._changes += 1
         guided = given.get("do_classifier_free_guidance", True)
-        negative = self._texts(given, "negative_prompt") if guided else []
+        negative = self.texts_of(given, "negative_prompt") if guided else []
         tokenizers = tokenizers_of(self.pipe)
         prompts = [("prompt", texts) for texts in each] + [("negative prompt", texts) for texts in negative]
         if notes := list(dict.fromkeys(note for what, texts in prompts for note in cut_notes(tokenizers, texts, what))):
             warn(listed(notes))
-
-    def _texts(self, given: Mapping[str, Any], argument: str) -> list[Texts]:
-        """What each text encoder gets of the prompts in an argument of `encode_prompt`; empty where it has none."""
-        first = _listed(given.get(argument))
-        if given.get(f"{argument}_embeds") is not None:
-            return []
-        # diffusers gives the second text encoder the first one's prompt where it has none of its own.
-        own = {name: _listed(given.get(name.replace("text_encoder", argument))) or first for name in self.encoders}
-        if not all(own.values()):
-            return []
-        count = max(map(len, own.values()))  # one negative prompt is that of all pictures
-        return [
-            {name: self._worded(name, texts[min(number, len(texts) - 1)]) for name, texts in own.items()}
-            for number in range(count)
-        ]
 
     def _worded(self, encoder: str, text: str) -> str:
         """A prompt with each textual inversion of several vectors written out, as the pipeline reads it."""

@@ -1,18 +1,12 @@
-"""How a picture was drawn: written down so that it can be drawn again, bit by bit, and read back from its file.
+"""How a picture was drawn, read back from its file, so that it can be drawn again.
 
-On one machine and with the same packages the CPU draws the same bits again. What someone sets on a pipeline by hand (a
-gate or guidance rows of a loaded subject, a LoRA, tiling) is not known here and not written down.
+On one machine and with the same packages the CPU draws the same bits again. `recorded` has what is written down.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from ..families.fingerprint import base_hash
-from ..families.load import base_name
-from ..families.quantization import quantization_of
-from ..families.registry import denoiser_of, encoders_of
 from ..images.control_picture import ControlPicture
 from ..images.files import read_parameters
 from ..images.generation_info import Parameters, PictureError
@@ -22,64 +16,12 @@ from ..sources.image_card import called, extract
 from ..subject.coefficients import Coefficients
 from ..subject.errors import shown
 from ..subject.user_file import user_path
-from .pipeline_subjects import loaded_coefficients
-from .request import DrawRequest, StudioError
-from .trigger import contains_trigger
+from .recorded import Base as Base  # a part of what this module offers
+from .request import DrawRequest, RefinerName, StudioError
 from .upscaling import LANCZOS, Upscaler
 
 MAX_BATCH = 64
 """Pictures that one batch of a picture from a stranger may have had."""
-
-
-def recorded(pipe: Any, request: DrawRequest, sampler: str, upscaler: Upscaler) -> Parameters:
-    """What decides about the pixels of a request whose every choice is made; `placed` adds the place in its batch.
-
-    The subjects are those the request names, and those whose learned word occurs in it, in the order they are blended.
-    """
-    base, texts = Base.of(pipe), (request.prompt, request.prompt_2, request.negative_prompt)
-    subjects = {
-        name: subject
-        for name, subject in loaded_coefficients(pipe).items()
-        if name in request.subjects
-        or (subject.tokens and any(contains_trigger(text, subject.info.trigger) for text in texts))
-    }
-    asked = {one.name: getattr(request, one.name) for one in fields(DrawRequest)} | {
-        "guidance_rescale": request.guidance_rescale or None,  # 0 is what a picture that says nothing of it means
-        "scheduler": sampler,
-        "subjects": {name: float(request.subjects.get(name, 0)) for name in subjects},
-        "start": None,
-        "start_digits": request.start and request.start.digits,
-        "control": None,
-        "control_digits": request.control and request.control.digits,
-        "controlnet": request.control and request.control.net,
-        "controlnet_hash": request.control and request.control.net_digits,
-    }
-    if request.upscale > 1:
-        asked |= {"upscaler": upscaler.name, "upscaler_hash": upscaler.digits or None}
-    hashes = {name: subject.sha256[:12] for name, subject in subjects.items()}
-    return Parameters(**asked, **base._asdict(), hashes=hashes)
-
-
-class Base(NamedTuple):
-    """What `Parameters` say of a base."""
-
-    model: str
-    base_hash: str | None = None
-    precision: str | None = None
-
-    @classmethod
-    def of(cls, pipe: Any) -> "Base":
-        """The base of a pipeline."""
-        denoiser = denoiser_of(pipe)
-        precision, quantization = str(denoiser.dtype).removeprefix("torch."), quantization_of(denoiser)
-        precision += f"/{quantization}" if quantization != "no" else ""
-        digits = base_hash(denoiser, *encoders_of(pipe).values(), pipe.vae.decoder)
-        return cls(base_name(pipe), digits, None if precision == "float32" else precision)
-
-
-def placed(parameters: Parameters, place: int, pictures: int) -> Parameters:
-    """The parameters of one picture with its place in its batch, whose seeds count up; none if it was drawn alone."""
-    return parameters if pictures == 1 else replace(parameters, batch_size=pictures, batch_position=place)
 
 
 @dataclass(frozen=True)
@@ -169,6 +111,18 @@ class Replay:
         name, digits = self.parameters.controlnet or "without a name", self.parameters.controlnet_hash
         return f"the ControlNet {shown(name)} ({digits or 'its hash is not recorded'})"
 
+    @property
+    def refiner(self) -> RefinerName | None:
+        """The refiner that finished it; None where there was none, or another program does not tell it from others."""
+        name, digits = self.parameters.refiner_name, self.parameters.refiner_hash
+        return RefinerName(name, digits) if name and digits else None
+
+    def other_refiner(self, refiner: RefinerName) -> str | None:
+        """What is wrong with finishing it by this refiner, if it was not the one that did."""
+        if self.refiner in (None, refiner) or self.refiner.digits == refiner.digits:
+            return None
+        return f"{self.path} was finished by {self.refiner}, this is {refiner}"
+
     def request(self) -> tuple[DrawRequest, int | None]:
         """What to draw, without the subjects, and which picture of the batch is this one; None if it was drawn alone.
 
@@ -182,8 +136,10 @@ class Replay:
         request = DrawRequest(
             **asked
             | {"guidance_rescale": p.guidance_rescale or 0.0, "subjects": {}, "batch_size": 1}
-            | {"start": self.start, "control": self.control}
+            | {"start": self.start, "control": self.control, "refiner": self.refiner}
         )
+        if self.refiner is None:  # what another program says of one
+            request = request.without("refiner")
         size, place = p.batch_size, p.batch_position
         if size == 1 or place is None or p.seed is None:
             return request, None
@@ -213,7 +169,10 @@ class Replay:
         missing = [word for name, word in words.items() if name in p.unsaid or getattr(p, name) is None]
         if not self.says_prompt:
             missing.insert(0, "prompt")
-        return [*([f"it does not say its {', '.join(missing)}"] if missing else ()), *p.notes, *left_out(p.extra)]
+        notes = [f"it does not say its {', '.join(missing)}"] if missing else []
+        if p.refiner_name and self.refiner is None:
+            notes.append(f"it was finished by the refiner {shown(p.refiner_name)}; without it, it will look different")
+        return [*notes, *p.notes, *left_out(p.extra)]
 
     def other_base(self, base: Base) -> str | None:
         """What is wrong with drawing the picture by this base, if it was not the one that drew it."""
@@ -230,12 +189,17 @@ class Replay:
         return None
 
     def other_upscaler(self, upscaler: Upscaler) -> list[str]:
-        """A sentence where the picture was made larger by another network than this one."""
-        p = self.parameters
-        if p.upscale == 1 or (p.upscaler or LANCZOS, p.upscaler_hash or "") == (upscaler.name, upscaler.digits):
-            return []
-        network = f"{shown(p.upscaler or LANCZOS)} ({p.upscaler_hash or 'its hash is not recorded'})"
-        return [f"{self.path} was enlarged by {network}, here {upscaler.name} does it; it will not be the same picture"]
+        """A sentence where the picture was made larger by another network than this one, before or after its second
+        pass."""
+        p, digits = self.parameters, self.parameters.upscaler_hash or ""
+        used = {p.hires_upscaler or LANCZOS} if p.has("hires_scale") else set()
+        used |= {p.upscaler or LANCZOS} if p.upscale > 1 else set()
+        return [
+            f"{self.path} was enlarged by {shown(name)} ({digits or 'its hash is not recorded'}), here {upscaler.name} "
+            "does it; it will not be the same picture"
+            for name in sorted(used)
+            if (name, digits) != (upscaler.name, upscaler.digits)
+        ]
 
     def parts(self, given: Sequence[Part]) -> tuple[list[Part], list[str]]:
         """The subjects to draw with, told by the hashes that the picture records, and notes for the user.

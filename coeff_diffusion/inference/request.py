@@ -12,6 +12,7 @@ from ..images.control_picture import ControlPicture
 from ..images.drawing_settings import MAX_SEED as MAX_SEED  # what is written so is a part of what this module offers
 from ..images.drawing_settings import SETTINGS
 from ..images.drawing_settings import DrawRequest as DrawRequest
+from ..images.refiner_name import RefinerName as RefinerName
 from ..images.start_picture import StartPicture
 from ..subject.coefficients import Coefficients
 from ..subject.errors import UserError, shown
@@ -24,6 +25,14 @@ OWN_FIELDS = (
 """In what requests that are drawn in one batch may differ (see `Studio.draw_batch`)."""
 SHARED_FIELDS = tuple(one.name for one in fields(DrawRequest) if one.name not in (*OWN_FIELDS, "batch_size"))
 """In what they may not."""
+
+PARTS = {
+    "start": StartPicture.called.removeprefix("a "),
+    "control": ControlPicture.called.removeprefix("a "),
+    "refiner": "refiner",
+    "hires_scale": "second pass (hires_scale)",
+}
+"""What some settings mean nothing without (see `Setting.of`), in words."""
 
 
 class StudioError(UserError, ValueError):
@@ -104,10 +113,17 @@ def problems(request: DrawRequest, multiple: int, max_steps: int) -> list[str]:
         if not math.isfinite(strength):
             problems.append(f"the strength of subject {name!r} is {strength}, expected a finite number")
     problems += request.layers.problems()
-    for part, called in (("start", StartPicture.called), ("control", ControlPicture.called)):
-        if getattr(request, part) is None:
-            given = [one for one in SETTINGS.values() if one.of == part and getattr(request, one.name) is not None]
-            problems += [f"{one.name} is given, but no {called.removeprefix('a ')}" for one in given]
+    for part, called in PARTS.items():
+        if not request.has(part):
+            given = [
+                one.name for one in SETTINGS.values() if one.of == part and getattr(request, one.name) != one.default
+            ]
+            problems += [f"{name} is given, but no {called}" for name in given]
+    if request.has("hires_scale") and request.start is not None:
+        problems.append(
+            f"hires_scale is {request.hires_scale:g}, but a drawing from a picture has one pass; leave one of them "
+            "out, or draw from a larger picture"
+        )
     if request.start is not None and (request.steps or 0) * (request.denoising_strength or 0) < 1:
         problems.append(
             f"denoising_strength {request.denoising_strength} of {request.steps} steps is less than one step, so "

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 from PIL import Image
+from torch import Tensor
 
 from ..families.controlnets import ControlNet
 from ..families.registry import family_of
@@ -17,8 +18,6 @@ from .cut_off import told
 from .from_picture import Inpainting, finished, picture_options, pipeline_for, taken_by
 from .pipeline_subjects import loaded_coefficients, set_coefficients
 from .request import DrawCancelled, DrawProgress, DrawRequest, StudioError
-
-NO_LAYER = LayerStrengths(self_attention=0, cross_attention=0)
 
 
 def sample(
@@ -39,7 +38,37 @@ def sample(
     Raises:
         StudioError: the numbers broke up. DrawCancelled: `should_stop` said so.
     """
-    first, started, estimate = requests[0], time.monotonic(), Estimate(scheduler)
+    watch = Watch(scheduler, on_step, should_stop)
+    images = _sampled(pipe, scheduler, requests, watch, generators_of(requests), controlnet)
+    return [finished(image, request) for image, request in zip(images, requests, strict=True)]
+
+
+def sample_until(
+    pipe: Any,
+    scheduler: SchedulerMixin,
+    requests: Sequence[DrawRequest],
+    end: float,
+    generators: list[torch.Generator],
+    on_step: Callable[[DrawProgress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Tensor:
+    """The same, from noise, up to a part of denoising: the latents with the noise that is left, `[P, C, h, w]`."""
+    watch = Watch(scheduler, on_step, should_stop)
+    latents: Tensor = _sampled(pipe, scheduler, requests, watch, generators, end=end)
+    return latents
+
+
+def _sampled(
+    pipe: Any,
+    scheduler: SchedulerMixin,
+    requests: Sequence[DrawRequest],
+    watch: "Watch",
+    generators: list[torch.Generator],
+    controlnet: ControlNet | None = None,
+    end: float | None = None,
+) -> Any:
+    """Pictures, or the latents where they stop at `end`."""
+    first = requests[0]
     steps, mask = first.steps, None if first.start is None else first.start.mask
     inpainting = None if mask is None else Inpainting(scheduler, mask, pipe.vae_scale_factor)
     assert steps is not None
@@ -48,55 +77,85 @@ def sample(
         step, total, latents = index + 1, drawing.num_timesteps, tensors["latents"]
         if inpainting is not None:
             latents = inpainting.kept(latents, step, total)
-        if step == total and not bool(torch.isfinite(latents).all()):
-            raise StudioError(
-                "the picture broke up into infinities; lower the strength of the subjects or the guidance"
-                + ("" if latents.dtype == torch.float32 else f", or use float32 instead of {latents.dtype}")
-            )
-        if on_step is not None:
-            on_step(DrawProgress(step, total, (time.monotonic() - started) / step, latents, estimate.latest))
-        if should_stop is not None and should_stop():
-            raise DrawCancelled
+        watch.after(step, total, latents)
         # Heun and PLMS call the UNet more often than there are steps. Its calls, spread evenly, hit the steps exactly.
-        done, coming = index * steps // total, step * steps // total
+        calls = total if end is None else len(scheduler.timesteps)
+        done, coming = index * steps // calls, step * steps // calls
         if step < total and first.acts_in(coming) != first.acts_in(done):
             _let_act(pipe, requests, coming)
         return {"latents": latents}
 
-    with _prepared(pipe, scheduler), told(pipe), _seeing(pipe):
+    with prepared(pipe, scheduler), told(pipe), seeing(pipe):
         _let_act(pipe, requests, 0)
         drawing = pipeline_for(pipe, first, controlnet)
-        taken, negative = taken_by(drawing), [request.negative_prompt for request in requests]
+        taken = taken_by(drawing)
         accepted = [name for name in family_of(pipe).drawing if name in taken]
-        options = {
-            "prompt_2": [request.prompt_2 or request.prompt for request in requests],
-            # None at all is not the same as an empty one to Stable Diffusion XL.
-            "negative_prompt": negative if any(negative) else None,
-            "guidance_scale": first.guidance_scale,
-            "guidance_rescale": first.guidance_rescale or 0.0,
-        }
         size = {"height": first.height, "width": first.width}
+        stop = {} if end is None else {"denoising_end": end, "output_type": "latent"}
         try:
             output = drawing(
                 prompt=[request.prompt for request in requests],
                 num_inference_steps=steps,
                 **{name: value for name, value in size.items() if name in taken},
-                **{name: value for name, value in options.items() if name in accepted},
+                **{name: value for name, value in text_options(requests).items() if name in accepted},
                 **picture_options(requests),
-                generator=[_generator(request) for request in requests],
+                **stop,
+                generator=generators,
                 callback_on_step_end=after_step,
             )
         finally:
             pipe.maybe_free_model_hooks()
-    return [finished(image, request) for image, request in zip(output.images, requests, strict=True)]
+    return output.images
+
+
+def text_options(requests: Sequence[DrawRequest]) -> dict[str, Any]:
+    """What a drawing call gets beside the prompts, as far as it takes it."""
+    first, negative = requests[0], [request.negative_prompt for request in requests]
+    return {
+        "prompt_2": [request.prompt_2 or request.prompt for request in requests],
+        # None at all is not the same as an empty one to Stable Diffusion XL.
+        "negative_prompt": negative if any(negative) else None,
+        "guidance_scale": first.guidance_scale,
+        "guidance_rescale": first.guidance_rescale or 0.0,
+    }
+
+
+class Watch:
+    """Looks at every step of a pass: are the numbers sound, who wants to know, shall it end."""
+
+    def __init__(
+        self,
+        scheduler: SchedulerMixin,
+        on_step: Callable[[DrawProgress], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self.on_step, self.should_stop = on_step, should_stop
+        self.started, self.estimate = time.monotonic(), Estimate(scheduler)
+
+    def after(self, step: int, total: int, latents: Tensor) -> None:
+        """So many steps are done, with these latents `[P, C, h, w]`.
+
+        Raises:
+            StudioError: the numbers broke up. DrawCancelled: `should_stop` said so.
+        """
+        if step == total and not bool(torch.isfinite(latents).all()):
+            raise StudioError(
+                "the picture broke up into infinities; lower the strength of the subjects or the guidance"
+                + ("" if latents.dtype == torch.float32 else f", or use float32 instead of {latents.dtype}")
+            )
+        if self.on_step is not None:
+            seconds = (time.monotonic() - self.started) / step
+            self.on_step(DrawProgress(step, total, seconds, latents, self.estimate.latest))
+        if self.should_stop is not None and self.should_stop():
+            raise DrawCancelled
 
 
 @contextmanager
-def _seeing(pipe: Any) -> Iterator[None]:
+def seeing(pipe: Any) -> Iterator[None]:
     """Where the autoencoder's numbers overflow, an error instead of a black picture."""
 
     def check(decoder: torch.nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor) and not bool(torch.isfinite(output).all()):
+        if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
             raise StudioError(
                 f"the autoencoder of this base overflows in {output.dtype}, so the picture would be black; draw in "
                 "bfloat16 or float32 (--dtype), or give an autoencoder that is made for float16 "
@@ -124,7 +183,7 @@ class Estimate:
     """
 
     def __init__(self, scheduler: SchedulerMixin) -> None:
-        self.latest: torch.Tensor | None = None
+        self.latest: Tensor | None = None
         step = scheduler.step
 
         @functools.wraps(step)  # the pipeline looks at the signature
@@ -136,13 +195,13 @@ class Estimate:
         scheduler.step = watched
 
 
-def _denoised(scheduler: SchedulerMixin, output: Any) -> torch.Tensor | None:
+def _denoised(scheduler: SchedulerMixin, output: Any) -> Tensor | None:
     """The estimate in the output of a sampler's step, or in what a multistep sampler keeps for the next one."""
     if isinstance(scheduler, DPMSolverMultistepScheduler):
         kept = scheduler.config.algorithm_type in ("dpmsolver++", "sde-dpmsolver++")
     else:
         kept = isinstance(scheduler, UniPCMultistepScheduler) and scheduler.config.predict_x0
-    estimate: torch.Tensor | None = scheduler.model_outputs[-1] if kept else output.get("pred_original_sample")
+    estimate: Tensor | None = scheduler.model_outputs[-1] if kept else output.get("pred_original_sample")
     return estimate
 
 
@@ -151,19 +210,20 @@ def _let_act(pipe: Any, requests: Sequence[DrawRequest], step: int) -> None:
     first = requests[0]
     if loaded_coefficients(pipe):
         strengths = [{name: float(value) for name, value in request.subjects.items()} for request in requests]
-        # The prompts are read once, before the first step: the words have their strengths in any case.
-        layers, adapter = (first.layers, first.adapter_strength) if first.acts_in(step) else (NO_LAYER, 0.0)
+        # The prompts are read once, before the first step: words and text encoders have their strengths in any case.
+        layers, adapter = first.layers, first.adapter_strength
+        if not first.acts_in(step):
+            layers, adapter = LayerStrengths(self_attention=0, cross_attention=0, text=layers.text), 0.0
         set_coefficients(pipe, per_sample=strengths, gate=first.gate, layers=layers, adapter_strength=adapter)
 
 
-def _generator(request: DrawRequest) -> torch.Generator:
-    """Its own for each picture, on the CPU: any device draws the same noise, and any picture can be drawn alone."""
-    assert request.seed is not None
-    return torch.Generator().manual_seed(request.seed)
+def generators_of(requests: Sequence[DrawRequest]) -> list[torch.Generator]:
+    """One for each picture, on the CPU: any device draws the same noise, and any picture can be drawn alone."""
+    return [torch.Generator().manual_seed(request.seed) for request in requests if request.seed is not None]
 
 
 @contextmanager
-def _prepared(pipe: Any, scheduler: SchedulerMixin) -> Iterator[None]:
+def prepared(pipe: Any, scheduler: SchedulerMixin) -> Iterator[None]:
     """The pipeline with this sampler, in evaluation mode and quiet. All put back afterwards, and no subject acts."""
     own, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
     networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]

@@ -4,7 +4,6 @@ The one sampling path of the house: training previews, the command line and the 
 which calls a stock pipeline of diffusers.
 """
 
-import secrets
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,46 +13,36 @@ from typing import Any
 
 from PIL import Image
 
-from ..families.controlnets import ControlNet
+from ..families.controlnets import ControlNet, load_controlnet
 from ..families.load import base_name
+from ..families.refiners import Refiner, load_refiner
 from ..families.registry import family_of, tokenizers_of
-from ..families.usual import usual_of
 from ..images.control_picture import ControlPicture
 from ..images.generation_info import format_parameters
-from ..images.start_picture import StartPicture
 from ..subject.coefficients import Coefficients
-from ..subject.errors import shown
-from .controlled import ControlNets
-from .from_picture import USUAL_BLUR, USUAL_CONTROL, USUAL_STRENGTH, pipeline_for, size_from, taken_by
+from .base_words import for_refiner, in_base_words
+from .beside import Kept
 from .pipeline_subjects import load_coefficients, loaded_coefficients, unload_coefficients
 from .preview import Preview
 from .prompt_reader import PromptReader
-from .replay import placed, recorded
+from .recorded import placed, recorded
+from .refining import draw_refined
 from .request import (
-    MAX_SEED,
     DrawCancelled,
     DrawProgress,
     DrawRequest,
     Picture,
+    RefinerName,
     StudioError,
     disagreements,
     part_of,
-    problems,
     shared_values,
 )
 from .request_notes import request_notes, unread_notes
-from .samplers import (
-    ZERO_SNR_GUIDANCE_RESCALE,
-    SchedulerError,
-    compatible_schedulers,
-    has_zero_terminal_snr,
-    make_scheduler,
-    most_steps,
-    scheduler_label,
-    steps_near,
-)
-from .sampling import rest, sample
-from .trigger import contains_trigger, replace_trigger
+from .resolving import Resolver, names_of
+from .samplers import make_scheduler, scheduler_label
+from .sampling import rest
+from .second_pass import draw_passes
 from .upscaling import Upscaler
 
 
@@ -78,7 +67,9 @@ class Studio:
         self._lock = threading.RLock()
         self._preview: Any = Preview(pipe)
         self.reader, self.upscaler = PromptReader(pipe), Upscaler()
-        self._controlnets: Any = ControlNets(pipe)
+        self._controlnets: Any = Kept("ControlNet", lambda name: load_controlnet(name, self.pipe))
+        self._refiners: Any = Kept("refiner", lambda name: load_refiner(name, self.pipe))
+        self._resolver: Any = Resolver(pipe, self._controlnets, self._refiners)
 
     @property
     def base(self) -> str:
@@ -95,9 +86,8 @@ class Studio:
     def schedulers(self) -> list[str]:
         """The samplers that can draw with this base, the one it is usually drawn with first, then its own."""
         with self._lock:  # a drawing exchanges the pipeline's scheduler for its own
-            base, usual = self.pipe.scheduler, usual_of(self.pipe).scheduler
-        first = filter(None, (usual, scheduler_label(base)))
-        return list(dict.fromkeys([*first, *compatible_schedulers(base)]))
+            found: list[str] = self._resolver.schedulers
+            return found
 
     @property
     def size(self) -> tuple[int, int]:
@@ -107,10 +97,9 @@ class Studio:
     @property
     def usual(self) -> dict[str, Any]:
         """What settings that are left out are with this base, by name."""
-        width, height = self.size
         with self._lock:  # as in `schedulers`
-            usual = usual_of(self.pipe)
-        return {"width": width, "height": height, **usual._asdict()}
+            found: dict[str, Any] = self._resolver.usual
+            return found
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -122,7 +111,7 @@ class Studio:
         """Hold the base no longer. Whoever wants something of it from now on is told why it is gone."""
         with self._lock:
             unload_coefficients(self.pipe)
-            self.pipe = self._preview = self._controlnets = Gone(why)
+            self.pipe = self._preview = self._controlnets = self._refiners = self._resolver = Gone(why)
 
     def load(self, source: str | Path | Coefficients, name: str | None = None) -> str:
         """Load a subject (file, folder, card, Hub id) and return its name. It acts in the drawings that ask for it.
@@ -139,19 +128,27 @@ class Studio:
         """Take a subject out again, its trigger included."""
         with self._lock:
             if name not in self.subjects:
-                raise StudioError(f"no subject {name!r} is loaded; loaded are {_names(self.subjects)}")
+                raise StudioError(f"no subject {name!r} is loaded; loaded are {names_of(self.subjects)}")
             unload_coefficients(self.pipe, name)
 
     def controlnet(self, control: ControlPicture) -> ControlNet:
-        """See `ControlNets.get`."""
+        """The ControlNet of a control picture (see `Kept.get`)."""
         with self._lock:
-            found: ControlNet = self._controlnets.get(control)
+            found: ControlNet = self._controlnets.get(control.net, control.net_digits)
             return found
 
-    def forget_controlnet(self) -> None:
-        """Give back the memory of the ControlNet that was used last; it is loaded again where it is asked for."""
+    def refiner(self, asked: RefinerName) -> Refiner:
+        """The refiner that goes by this (see `Kept.get`)."""
+        with self._lock:
+            found: Refiner = self._refiners.get(asked.name, asked.digits)
+            return found
+
+    def forget_networks(self) -> None:
+        """Give back the memory of the ControlNet and the refiner that were used last; they are loaded again where they
+        are asked for."""
         with self._lock:
             self._controlnets.forget()
+            self._refiners.forget()
 
     def notes(self, request: DrawRequest) -> list[str]:
         """What is probably not meant: one sentence each, for the user, before or after drawing.
@@ -257,17 +254,7 @@ class Studio:
         Raises:
             StudioError: a trigger in the prompt belongs to a subject that does not record its class word.
         """
-        for name, subject in self.subjects.items():
-            trigger, class_word = subject.info.trigger, subject.info.class_word
-            if not trigger or not contains_trigger(prompt, trigger):
-                continue
-            if not class_word:
-                raise StudioError(
-                    f"subject {name!r} does not record its class word, so the base's prompt cannot be derived from "
-                    f"{trigger!r}; give the base its own prompt"
-                )
-            prompt = replace_trigger(prompt, trigger, class_word)
-        return prompt
+        return in_base_words(prompt, self.subjects)
 
     # --- one drawing --------------------------------------------------------------------------------------------------
 
@@ -283,15 +270,19 @@ class Studio:
         Args:
             is_one_request: then the pictures record their place in the batch, and it can be drawn again, bit by bit.
         """
-        scheduler = make_scheduler(requests[0].scheduler, self.pipe.scheduler)
         control = requests[0].control
         controlnet = None if control is None else self.controlnet(control)
-        images = sample(self.pipe, scheduler, requests, on_step, should_stop, controlnet)
+        sampler = scheduler_label(make_scheduler(requests[0].scheduler, self.pipe.scheduler))
+        if requests[0].refiner is None:
+            images = draw_passes(self.pipe, requests, self.upscaler, on_step, should_stop, controlnet)
+        else:
+            refiner, texts = self.refiner(requests[0].refiner), [for_refiner(one, self.subjects) for one in requests]
+            images = draw_refined(self.pipe, refiner, requests, texts, on_step, should_stop)
         pictures = []
         for place, (image, request) in enumerate(zip(images, requests, strict=True)):
             assert request.seed is not None
-            parameters = recorded(self.pipe, request, scheduler_label(scheduler), self.upscaler)
-            image = self.upscaler.enlarged(image, request.upscale)
+            parameters = recorded(self.pipe, request, sampler, self.upscaler)
+            image = self.upscaler.enlarged(image, (image.width * request.upscale, image.height * request.upscale))
             if is_one_request:
                 parameters = placed(parameters, place, len(requests))
             subjects = {name: self.subjects[name] for name in parameters.subjects}
@@ -327,52 +318,8 @@ class Studio:
         Raises:
             StudioError: it cannot be drawn; the message lists all that is wrong with it.
         """
-        usual = self.usual | {"seed": secrets.randbelow(MAX_SEED - max(0, request.batch_size))}
-        if request.control is not None:
-            usual |= USUAL_CONTROL | self._size_from(request.control)
-            request = replace(request, control=self._controlnets.named(request.control))
-        if request.start is not None:
-            usual |= self._size_from(request.start) | {"denoising_strength": USUAL_STRENGTH}
-            usual |= {} if request.start.mask is None else {"mask_blur": USUAL_BLUR}
-        request = replace(request, **{name: one for name, one in usual.items() if getattr(request, name) is None})
-        rescales = "guidance_rescale" in taken_by(self._pipeline_for(request))
-        if request.guidance_rescale is None:
-            request = replace(request, guidance_rescale=self._rescale(request) if rescales else 0.0)
-        assert request.steps is not None
-        wrong = problems(request, self.multiple, most_steps(self.pipe.scheduler))
-        if request.steps > 0 and (near := steps_near(self.pipe.scheduler, request.steps)) != request.steps:
-            wrong.append(f"steps is {request.steps}, a number that this base's timesteps do not allow; take {near}")
-        if request.prompt_2 and "prompt_2" not in self.family.drawing:
-            wrong.append(f"prompt_2 is {shown(request.prompt_2)}, but {self.family.title} has one text encoder")
-        if request.guidance_rescale and not rescales:
-            wrong.append(f"guidance_rescale is {request.guidance_rescale}, but drawings from a picture have none here")
-        known = self.subjects if known is None else known
-        unknown = [name for name in request.subjects if name not in known]
-        if unknown:
-            wrong.append(f"no subject {', '.join(map(repr, unknown))} is loaded; loaded are {_names(known)}")
-        try:
-            make_scheduler(request.scheduler, self.pipe.scheduler)
-        except SchedulerError as error:
-            wrong.append(str(error))
-        if wrong:
-            raise StudioError("; ".join(wrong))
-        assert request.width is not None
-        assert request.height is not None
-        size, start, control = (request.width, request.height), request.start, request.control
-        return replace(request, start=start and start.fitted(size), control=control and control.fitted(size))
-
-    def _pipeline_for(self, request: DrawRequest) -> Any:
-        controlnet = None if request.control is None else self.controlnet(request.control)
-        return pipeline_for(self.pipe, request, controlnet)
-
-    def _size_from(self, picture: StartPicture) -> dict[str, Any]:
-        """Width and height where they are left out."""
-        width, height = size_from(picture, self.size, self.multiple)
-        return {"width": width, "height": height}
-
-    def _rescale(self, request: DrawRequest) -> float:
-        guided = (request.guidance_scale or 0) > 1
-        return ZERO_SNR_GUIDANCE_RESCALE if guided and has_zero_terminal_snr(self.pipe.scheduler) else 0.0
+        with self._lock:
+            return self._resolver.resolved(request, self.subjects if known is None else known)
 
     @property
     def multiple(self) -> int:
@@ -394,7 +341,3 @@ def _stop_if_asked(should_stop: Callable[[], bool] | None) -> None:
     """A drawing may have been cancelled while it waited its turn."""
     if should_stop is not None and should_stop():
         raise DrawCancelled
-
-
-def _names(subjects: Collection[str]) -> str:
-    return ", ".join(map(repr, subjects)) or "none"

@@ -49,16 +49,13 @@ def at_strengths(
     Raises:
         CoefficientsError: pictures of one prompt have different strengths.
     """
-    images = int(given.get("num_images_per_prompt") or given.get("num_videos_per_prompt") or 1)
-    count = max((len(_listed(given.get(argument))) for argument in ("prompt", "prompt_2")), default=0)
-    if len(strengths) not in (1, count * images):  # an error, or no concern, of whoever draws with these prompts
+    each = of_prompts(given, strengths)
+    if each is None:  # an error, or no concern, of whoever draws with these prompts
         yield
         return
-    starts = [i * images for i in range(count)]
-    of_prompts = [strengths if len(strengths) == 1 else strengths[start : start + images] for start in starts]
     with ExitStack() as stack:
         for word in words:
-            rows = [_strength(word, of_one) for of_one in of_prompts]
+            rows = [one_strength(word.name, pictures) for pictures in each]
             if word.class_word:
                 _exchange(given, word, rows)
             for owner, key in word.keys.items():
@@ -66,11 +63,33 @@ def at_strengths(
         yield
 
 
-def _strength(word: Word, pictures: Sequence[Mapping[str, float]]) -> float:
-    found = {float(one.get(word.name, 0)) for one in pictures}
+def of_prompts(
+    given: Mapping[str, Any], strengths: Sequence[Mapping[str, float]]
+) -> list[Sequence[Mapping[str, float]]] | None:
+    """The strengths in the pictures of each prompt of an encoding, `[P]`; None where they are not as many.
+
+    Args:
+        given: the arguments of `encode_prompt`.
+        strengths: by name, one mapping for all pictures or one for each.
+    """
+    images = int(given.get("num_images_per_prompt") or given.get("num_videos_per_prompt") or 1)
+    count = max((len(_listed(given.get(argument))) for argument in ("prompt", "prompt_2")), default=0)
+    if len(strengths) not in (1, count * images):
+        return None
+    starts = [i * images for i in range(count)]
+    return [strengths if len(strengths) == 1 else strengths[start : start + images] for start in starts]
+
+
+def one_strength(name: str, pictures: Sequence[Mapping[str, float]]) -> float:
+    """The strength of a subject in all pictures of one prompt.
+
+    Raises:
+        CoefficientsError: they have different ones.
+    """
+    found = {float(one.get(name, 0)) for one in pictures}
     if len(found) > 1:
         raise CoefficientsError(
-            f"pictures of one prompt have {word.name!r} at strengths {sorted(found)}, but a prompt is read once for "
+            f"pictures of one prompt have {name!r} at strengths {sorted(found)}, but a prompt is read once for "
             "all of them; give the prompt as a list, once for each picture"
         )
     return found.pop()

@@ -34,11 +34,11 @@ class Upscaler:
     digits: str = ""
     model: Any = field(default=None, compare=False)
 
-    def enlarged(self, image: Image.Image, factor: int) -> Image.Image:
-        """The picture at so many times its width and height; a network's own factor is brought to it by Lanczos."""
-        if factor == 1:
+    def enlarged(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """The picture at this width and height; what a network makes of it is brought to them by Lanczos."""
+        if image.size == size:
             return image
-        size, found = (image.width * factor, image.height * factor), image
+        found = image
         if self.model is not None:
             values = torch.from_numpy(np.array(image.convert("RGB"))).to(self.model.device, self.model.dtype)
             with torch.no_grad():

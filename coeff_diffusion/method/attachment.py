@@ -7,20 +7,21 @@ An attention layer is named by its path in `unet.attn_processors` without `.proc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..subject.errors import listed
+from ..subject.places import LayerKinds
 from .acting import Acting
 from .errors import AttachmentError as AttachmentError  # a part of what this module offers
 from .interception import INNERMOST, pop_interrupted
 from .override import Override
 from .own_forward import give_own_forward, take_own_forward
 from .processors import remedy
-from .sites import Site, find_sites
+from .sites import Kind, Site, find_sites
 from .sites import unwrapped as unwrapped
 
 ATTRIBUTE = "_coeff_attachment"
@@ -30,23 +31,29 @@ ATTRIBUTE = "_coeff_attachment"
 class CoeffConfig:
     """Which attention layers learn, and how."""
 
-    layers: Literal["all", "self", "cross"] = "all"
-    """Self-attention layers, cross-attention layers, or all, which includes those that attend to both at once."""
+    layers: LayerKinds = "all"
+    """Self-attention layers, cross-attention layers, or all, which includes those that attend to both at once. "text"
+    is those of text encoders, alone or with others of these ("all+text")."""
     blocks: tuple[str, ...] = ()
     """Shell patterns on the attention path, such as "up_blocks.*": layers that match any of them. Empty: all."""
     dropout: float = 0.2
     """Probability of dropping an entry of a coefficient matrix in a training step (the paper's best is 0.2)."""
 
     def __post_init__(self) -> None:
-        if self.layers not in ("all", "self", "cross"):
-            raise AttachmentError(f'layers is {self.layers!r}, expected "all", "self" or "cross"')
+        if self.layers not in get_args(LayerKinds):
+            raise AttachmentError(f"layers is {self.layers!r}, expected one of {', '.join(get_args(LayerKinds))}")
         if not 0 <= self.dropout < 1:
             raise AttachmentError(f"dropout is {self.dropout}, expected at least 0 and below 1")
 
     def selects(self, site: Site) -> bool:
         """Whether the layer is one of those asked for."""
-        return self.layers in ("all", site.kind) and (
-            not self.blocks or any(fnmatchcase(site.path, pattern) for pattern in self.blocks)
+        return self.chooses(site.path, site.kind)
+
+    def chooses(self, path: str, kind: Kind) -> bool:
+        """The same of a layer by its path and kind."""
+        kinds = self.layers.split("+")
+        return (kind in kinds or (kind != "text" and "all" in kinds)) and (
+            not self.blocks or any(fnmatchcase(path, pattern) for pattern in self.blocks)
         )
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from .errors import AttachmentError
 
-Kind = Literal["self", "cross", "joint"]
+Kind = Literal["self", "cross", "joint", "text"]
 Stage = Literal["down", "mid", "up", ""]
 STAGES: dict[str, Stage] = {"down_blocks": "down", "mid_block": "mid", "up_blocks": "up"}
 HEADS = ("heads", "num_heads", "num_attention_heads")  # what diffusers' attention classes call it
@@ -25,7 +25,8 @@ class Site:
     heads: int
     """The size of the layer's matrix of coefficients."""
     kind: Kind
-    """Attends to the picture, to the text, or to both at once, the text in projections of its own."""
+    """Attends to the picture, to the text, or to both at once, the text in projections of its own; "text" is a layer
+    of a text encoder."""
     stage: Stage = ""
     """Part of a UNet; empty in networks that have no such parts."""
 

@@ -206,7 +206,7 @@ class Bases:
         """The pipeline where it draws. On a GPU the one that is there makes room."""
         if self._device.type == "cpu":
             return pipe
-        self.current.studio.forget_controlnet()
+        self.current.studio.forget_networks()
         self.current.studio.pipe.to("cpu")
         try:
             return pipe.to(self._device)

@@ -2,7 +2,7 @@
 
 Each is a figure of its own on white, readable on a light page and on a dark one; matplotlib's global state is not
 touched. No text from a user gets into a chart, where it could be taken for markup. The colours are safe for colour
-blindness: red-blue for signed values, viridis for amounts, two of Okabe and Ito's for kinds.
+blindness: red-blue for signed values, viridis for amounts, Okabe and Ito's for kinds.
 """
 
 import io
@@ -22,9 +22,11 @@ if TYPE_CHECKING:  # loaded where a chart is drawn: nothing else needs it
     from matplotlib.figure import Figure
 
 SIGNED, AMOUNT = "RdBu_r", "viridis"
-KINDS = {"self": "#0072B2", "cross": "#E69F00", "other": "#999999"}
+KINDS = {"text": "#009E73", "self": "#0072B2", "cross": "#E69F00", "other": "#999999"}
 KIND_OF = {"1": "self", "2": "cross"}
-STAGES = ("down", "mid", "up")
+CALLED = {"text": "text encoder", "self": "self-attention", "cross": "cross-attention", "other": "other"}
+STAGES = ("text", "down", "mid", "up")
+TEXT = re.compile(r"text_encoder(?:_(?P<number>\d))?(?:/text_model\.encoder\.layers\.(?P<layer>\d{1,3})\.self_attn)?")
 LAYER = re.compile(
     r"(?P<stage>down|mid|up)_blocks?(?:\.(?P<block>\d+))?"
     r"(?:\.attentions\.(?P<attention>\d+)\.transformer_blocks\.(?P<depth>\d+)\.attn(?P<kind>[12]))?"
@@ -37,7 +39,7 @@ _lock = threading.Lock()  # matplotlib's fonts and layout are not made for sever
 
 
 class Place(NamedTuple):
-    """Where in the UNet a layer or block is; sorts in the order the data flows."""
+    """Where in a text encoder or the UNet a layer or block is; sorts in the order the data flows."""
 
     stage: int
     block: int = 0
@@ -49,6 +51,8 @@ class Place(NamedTuple):
 
 def place(path: str) -> Place:
     """The place of an attention path, or of a block's (`down_blocks.1`); of any other path, behind all of these."""
+    if text := TEXT.fullmatch(path):
+        return Place(STAGES.index("text"), int(text["number"] or 0), int(text["layer"] or 0), path=path)
     found = LAYER.fullmatch(path)
     if found is None:
         return Place(len(STAGES), path=path)
@@ -58,7 +62,8 @@ def place(path: str) -> Place:
 
 def titles(paths: Sequence[str]) -> dict[str, str]:
     """Readable names of layers or blocks, in the order the data flows: "down 1 · self" is self-attention of
-    `down_blocks.1`; "up 0b" is the second attention of `up_blocks.0`, "up 0b.3" the third layer of a deep one.
+    `down_blocks.1`; "up 0b" is the second attention of `up_blocks.0`, "up 0b.3" the third layer of a deep one; "text 2
+    · 5" is the fifth layer of the second text encoder.
     """
     places = sorted(map(place, paths))
     several = {at[:2] for at in places if at.attention}
@@ -67,6 +72,10 @@ def titles(paths: Sequence[str]) -> dict[str, str]:
     for at in places:
         if at.stage == len(STAGES):
             named[at.path] = cut(at.path, 24)
+            continue
+        if STAGES[at.stage] == "text":
+            number = f" {at.block}" if at.block else ""
+            named[at.path] = f"text{number}" + (f" · {at.attention + 1}" if "/" in at.path else "")
             continue
         name = STAGES[at.stage] + (f" {at.block}" if STAGES[at.stage] != "mid" else "")
         if at.kind:
@@ -121,14 +130,18 @@ def norm_chart(norms: Mapping[str, Mapping[str, float]]) -> "Figure":
     kinds = [kind for kind in KINDS if any(kind in found for found in norms.values())]
     figure = _figure(WIDTH, 3.0)
     axes = figure.subplots()
-    width = 0.8 / len(kinds)
-    for number, kind in enumerate(kinds):
-        at = [i for i, block in enumerate(named) if kind in norms[block]]
+    own = {block: [kind for kind in kinds if kind in norms[block]] for block in named}
+    width = 0.8 / max(map(len, own.values()))
+    for kind in kinds:
         bars = axes.bar(
-            [i + (number - (len(kinds) - 1) / 2) * width for i in at],
+            [
+                i + (found.index(kind) - (len(found) - 1) / 2) * width
+                for i, found in enumerate(own.values())
+                if kind in found
+            ],
             [norms[block][kind] for block in named if kind in norms[block]],
             width,
-            label=f"{kind}-attention" if kind != "other" else kind,
+            label=CALLED[kind],
             color=KINDS[kind],
         )
         if len(named) <= 10:

@@ -55,7 +55,8 @@ class Drawings:
     Attributes:
         prompts: helps to write what is to be drawn.
         templates: the styles and wildcards that people may use.
-        folders: whether a ControlNet may lie in a folder of this computer; not where others can reach the page.
+        folders: whether a ControlNet or a refiner may lie in a folder of this computer; not where others can reach the
+            page.
     """
 
     def __init__(self, loader: SubjectLoader, output_dir: Path) -> None:
@@ -170,9 +171,11 @@ class Drawings:
 
     def _check_folders(self, request: DrawRequest) -> None:
         """Raises StudioError: it names a folder or file where that is not allowed."""
-        net = "" if request.control is None else request.control.net
-        if net and not self.folders and (not is_hub_id(net) or user_path(net).exists()):
-            raise StudioError(f"the ControlNet is {shown(net)}; on this page it has to be an id on the Hub")
+        control, refiner = request.control, request.refiner
+        named = {"ControlNet": control and control.net, "refiner": refiner and refiner.name}
+        for called, net in named.items():
+            if net and not self.folders and (not is_hub_id(net) or user_path(net).exists()):
+                raise StudioError(f"the {called} is {shown(net)}; on this page it has to be an id on the Hub")
 
     def _base_prompt(self, request: DrawRequest) -> str:
         try:

@@ -75,6 +75,11 @@ def restored(loader: SubjectLoader, file: str | Path) -> Settings:
         request = request.without("control")
     elif replay.control is not None:
         notes.append(f"name {replay.controlnet} beside its control picture to draw it again")
+    if replay.refiner is not None and loader.studio.family.refiner:
+        notes.append(f"name {replay.refiner} to draw it again")
+    elif replay.refiner is not None:
+        notes.append(f"it was finished by {replay.refiner}; this base has none")
+        request = request.without("refiner")
     request, more = _within_reach(replace(request, subjects=subjects), loader.studio)
     return Settings(request, dict(request.subjects), notes + more)
 

@@ -19,6 +19,7 @@ MAX_WORDS = 60  # characters of a name, a class word or a trigger
 SETTINGS = (
     "center_crop",
     "random_flip",
+    "facing",
     "use_masks",
     "trigger",
     "with_prior_preservation",

@@ -18,6 +18,7 @@ from ..families.layout import KNOWN, Layout, known_layout
 from ..subject.coefficients import MAX_MAGNITUDE, Coefficients
 from ..subject.errors import CoefficientsError, cut, shown
 from ..subject.info import CoefficientsInfo
+from ..subject.places import text_encoder_of
 
 CAPACITY = 2_953  # bytes of a QR code of version 40 at error level L
 MAGIC = b"coEf"
@@ -101,6 +102,11 @@ def pack(subject: Coefficients) -> bytes:
         raise CoefficientsError(
             f"the subject is too large for a QR code, which has no room for the {values} values that the stages of the "
             f"UNet read at its trigger; {INSTEAD}. Or train one that is made for a code: --no_stage_tokens"
+        )
+    if in_text := [path for path in subject if text_encoder_of(path)]:
+        raise CoefficientsError(
+            f"a QR code has no room for the heads of text encoders, and the subject recombines those of {len(in_text)} "
+            f"layers; {INSTEAD}"
         )
     info, layout = subject.info, _layout_for(subject)
     there = [path in subject for path in layout.heads]

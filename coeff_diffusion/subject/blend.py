@@ -7,6 +7,7 @@ from torch import Tensor
 from .coefficients import Coefficients
 from .errors import CoefficientsError, cut, shown
 from .info import MAX_TEXT, CoefficientsInfo
+from .places import text_encoder_of
 
 Weighted = list[tuple[Coefficients, float]]
 
@@ -51,7 +52,7 @@ def blend(parts: Mapping[Coefficients, float] | Iterable[tuple[Coefficients, flo
     for part, weight in with_token:
         for stage, token in part.stage_tokens.items():
             stage_tokens[stage] = stage_tokens.get(stage, 0) + weight * token
-    denoiser = next((part.denoiser for part, _ in pairs if part), "unet")
+    denoiser = next((part.denoiser for part, _ in pairs if part.of_text_encoder("")), "unet")
     return Coefficients(coeffs, tokens, info, denoiser, stage_tokens)
 
 
@@ -87,7 +88,7 @@ def _blended_info(parts: Weighted, with_token: Weighted, paths: tuple[str, ...])
         if len(values) == 1:
             agreed[name] = values.pop()
     if not {"layers", "blocks"} <= agreed.keys():
-        agreed |= {"layers": "all", "blocks": paths}
+        agreed |= {"layers": "all+text" if any(map(text_encoder_of, paths)) else "all", "blocks": paths}
     if with_token:
         agreed["trigger"] = with_token[0][0].info.trigger
     name = " + ".join(f"{weight:g} {part.info.name or 'unnamed'}" for part, weight in parts)

@@ -15,6 +15,7 @@ from .adapter import ADAPTER_FILE, Adapter, adapter_place
 from .atomic_write import atomic_write
 from .errors import CoefficientsError, cut, listed, shown
 from .info import CoefficientsInfo
+from .places import LAYER_NAME, PLACE, TEXT_ENCODERS, of_text_encoder
 from .safetensors_file import DTYPES, FILE_NAME, MAX_FILE, file_bytes, parse, tensors_hash
 from .user_file import open_file, user_path
 
@@ -22,13 +23,12 @@ MAX_HEADS = 128
 MAX_TOKEN = (64, 8_192)  # vectors, channels
 MAX_MAGNITUDE = 100.0  # the identity is 1, token embeddings are about 0.03: more is damage or an attack
 
-LAYER_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-TOKEN_OWNERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 DENOISERS = ("unet", "transformer")
 TENSOR_NAME = re.compile(
-    rf"({'|'.join(DENOISERS)})/{LAYER_NAME.pattern}\.(coeff|token)|({'|'.join(TOKEN_OWNERS)})/token"
+    rf"({'|'.join(DENOISERS)})/{LAYER_NAME.pattern}\.(coeff|token)"
+    rf"|({'|'.join(TEXT_ENCODERS)})/(token|{LAYER_NAME.pattern}\.coeff)"
 )
-OLD_NAME = re.compile(rf"(unet|{'|'.join(TOKEN_OWNERS)})\.(.*\.coeff|token)")
+OLD_NAME = re.compile(rf"(unet|{'|'.join(TEXT_ENCODERS)})\.(.*\.coeff|token)")
 Opener = Callable[[str | Path, str | None], "Coefficients"]
 
 
@@ -38,7 +38,8 @@ class Coefficients(Mapping[str, Tensor]):
     Immutable: what is read from it is a copy. Equal if tensors and info are.
 
     Args:
-        coeffs: `[H, H]` by attention path (as in `unet.attn_processors`, without `.processor`).
+        coeffs: `[H, H]` by attention path (as in `unet.attn_processors`, without `.processor`); paths of a text encoder
+            have its name in front (see `places`).
         tokens: the learned vectors of the trigger, `[vectors, D]`, by text encoder ("text_encoder"), or none.
         info: where they came from.
         denoiser: the component of the pipeline that the paths lead into, "unet" or "transformer".
@@ -71,7 +72,7 @@ class Coefficients(Mapping[str, Tensor]):
         self._tokens = {owner: _own(token) for owner, token in (tokens or {}).items()}
         self._stage_tokens = {stage: _own(token) for stage, token in (stage_tokens or {}).items()}
         problems = [
-            *(f"{shown(path)} is no attention path" for path in self._coeffs if not LAYER_NAME.fullmatch(path)),
+            *(f"{shown(path)} is no attention path" for path in self._coeffs if not PLACE.fullmatch(path)),
             *(f"{shown(stage)} is no stage" for stage in self._stage_tokens if not LAYER_NAME.fullmatch(stage)),
             *(
                 f"{cut(path)}.coeff is {list(coeff.shape)}, expected square, 1 to {MAX_HEADS} heads"
@@ -79,9 +80,9 @@ class Coefficients(Mapping[str, Tensor]):
                 if coeff.ndim != 2 or len(set(coeff.shape)) != 1 or not 1 <= coeff.shape[0] <= MAX_HEADS
             ),
             *(
-                f"{shown(owner)} is no text encoder, expected one of {', '.join(TOKEN_OWNERS)}"
+                f"{shown(owner)} is no text encoder, expected one of {', '.join(TEXT_ENCODERS)}"
                 for owner in self._tokens
-                if owner not in TOKEN_OWNERS
+                if owner not in TEXT_ENCODERS
             ),
             *(
                 f"{cut(name)} is {list(token.shape)}, expected [1 to {MAX_TOKEN[0]}, 1 to {MAX_TOKEN[1]}]"
@@ -119,6 +120,10 @@ class Coefficients(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._coeffs)
 
+    def of_text_encoder(self, name: str) -> dict[str, Tensor]:
+        """The matrices of a text encoder's layers by path, its name in front; the denoiser's where it is empty."""
+        return {path: coeff.clone() for path, coeff in of_text_encoder(self._coeffs, name).items()}
+
     @property
     def tokens(self) -> dict[str, Tensor]:
         """The learned vectors of the trigger by text encoder, `[vectors, D]`; empty without a learned token."""
@@ -130,13 +135,14 @@ class Coefficients(Mapping[str, Tensor]):
         return {stage: token.clone() for stage, token in self._stage_tokens.items()}
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """All tensors under their names in a file, sorted: `unet/<path>.coeff`, `unet/<stage>.token` and `<text
-        encoder>/token`."""
+        """All tensors under their names in a file, sorted: `unet/<path>.coeff`, `unet/<stage>.token`, `<text
+        encoder>/<path>.coeff` and `<text encoder>/token`."""
         return {name: tensor.clone() for name, tensor in self._named()}
 
     def _named(self) -> list[tuple[str, Tensor]]:
         """The same without copies, which add up when a stranger's file is as large as it may be."""
-        named = [(f"{self.denoiser}/{path}.coeff", coeff) for path, coeff in self._coeffs.items()]
+        prefix = f"{self.denoiser}/"
+        named = [(f"{'' if '/' in path else prefix}{path}.coeff", coeff) for path, coeff in self._coeffs.items()]
         named += [(f"{self.denoiser}/{stage}.token", token) for stage, token in self._stage_tokens.items()]
         return sorted(named + [(f"{owner}/token", token) for owner, token in self._tokens.items()], key=itemgetter(0))
 
@@ -156,7 +162,8 @@ class Coefficients(Mapping[str, Tensor]):
         if unexpected:
             raise CoefficientsError(
                 f"unexpected tensors {listed([shown(name) for name in unexpected])}; expected only "
-                "unet/<attention path>.coeff, unet/<stage>.token (or transformer/... alike) and text_encoder/token"
+                "unet/<attention path>.coeff, unet/<stage>.token (or transformer/... alike), text_encoder/token and "
+                "text_encoder/<attention path>.coeff"
             )
         coeffs: dict[str, Tensor] = {}
         tokens: dict[str, Tensor] = {}
@@ -166,6 +173,8 @@ class Coefficients(Mapping[str, Tensor]):
             component, _, rest = name.partition("/")
             if rest == "token":
                 tokens[component] = tensor
+            elif component in TEXT_ENCODERS:
+                coeffs[name.removesuffix(".coeff")] = tensor
             else:
                 components.add(component)
                 path, _, kind = rest.rpartition(".")

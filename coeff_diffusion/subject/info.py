@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, get_args, get_origin
 
 from .errors import CoefficientsError, listed, shown
+from .places import LayerKinds
 
 Gate = Literal["trigger", "always"]  # on which prompts a subject acts: on those with its trigger, or on all
 MAX_TEXT = 2_000  # characters of any one text in CoefficientsInfo
@@ -62,7 +63,7 @@ class CoefficientsInfo:
     """Pixels of a training picture's side."""
     prediction_type: str = ""
     """What the base predicts: "epsilon" or "v_prediction"."""
-    layers: Literal["all", "self", "cross"] = "all"
+    layers: LayerKinds = "all"
     """Which attention layers were trained (see `CoeffConfig`); one of them without coefficients is an error at load."""
     blocks: tuple[str, ...] = ()
     """The block patterns they were chosen by (see `CoeffConfig`)."""

@@ -13,7 +13,7 @@ STRENGTH_REACH = (0, 2)
 class LayerStrengths:
     """Factors on the strength of every subject, by kind of layer: 1 as it is, 0 leaves these layers to the base.
 
-    A layer's factor is that of its kind times that of its part of the UNet.
+    A layer's factor is that of its kind times that of its part of the UNet; those of text encoders have their own.
     """
 
     self_attention: float = setting(
@@ -34,12 +34,16 @@ class LayerStrengths:
     """The same in the layers in the UNet's middle; left out, 1."""
     up: float = setting(1.0, flag="up_strength", label="Up blocks", hint="From coarse to fine", reach=STRENGTH_REACH)
     """The same in the layers on the UNet's way up, from coarse to fine; left out, 1."""
+    text: float = setting(
+        1.0, flag="text_strength", label="Text encoder", hint="Layers that read the prompt", reach=STRENGTH_REACH
+    )
+    """The same in the layers of the text encoder, where a subject recombines its heads; left out, 1."""
 
     def factor(self, kind: str, stage: str) -> float:
         """The factor of an attention layer.
 
         Args:
-            kind: "self", "cross", or "joint", which attends to both and takes both factors.
+            kind: "self", "cross", "joint", which attends to both and takes both factors, or "text", of a text encoder.
             stage: "down", "mid" or "up"; any other has none of its own.
         """
         factor: float = getattr(self, stage) if stage in ("down", "mid", "up") else 1.0
@@ -47,6 +51,8 @@ class LayerStrengths:
             factor *= self.self_attention
         if kind in ("cross", "joint"):
             factor *= self.cross_attention
+        if kind == "text":
+            factor *= self.text
         return factor
 
     def changed(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .coefficients import Coefficients
 from .errors import CoefficientsError
+from .places import LayerKinds, text_encoder_of
 
 
 def average_change(coeff: Tensor) -> float:
@@ -45,5 +46,7 @@ def keep_strongest(subject: Coefficients, share: float) -> Coefficients:
             "keep more"
         )
     # Which layers are meant is written down by name: one that is missing among them is an error at load.
-    info = replace(subject.info, layers="all", blocks=tuple(path for path in subject if path in kept))
+    paths = tuple(path for path in subject if path in kept)
+    layers: LayerKinds = "all+text" if any(map(text_encoder_of, paths)) else "all"
+    info = replace(subject.info, layers=layers, blocks=paths)
     return subject.replace(coeffs={path: subject[path] for path in info.blocks}, info=info)

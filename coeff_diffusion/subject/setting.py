@@ -27,7 +27,8 @@ class Setting:
         step: of the control; 1 of whole numbers and percent, else 0.05 where it is not given.
         percent: the control shows a hundred times the value.
         fine: the control is not among the first that people see.
-        of: the picture of a request without which it means nothing, "start" or "control".
+        of: what it means nothing without: "start", "control" or "refiner" of a request, or another setting, by name.
+        usual: what it is where it is left out, if that hangs on nothing but what it is `of`.
         id: the end of the control's `elem_id`; the field's own name where none is given.
         called: what sentences call it; the label, or the key, in lower case where it is not given.
         kind: `int`, `float`, `str`, or a dataclass that has settings itself.
@@ -46,6 +47,7 @@ class Setting:
     percent: bool = False
     fine: bool = False
     of: str = ""
+    usual: float | None = None
     id: str = ""
     called: str = ""
     name: str = ""

@@ -19,6 +19,7 @@ def find_problems(config: TrainSettings) -> list[str]:
     """All problems of settings whose defaults are filled in; empty where training can start."""
     return [
         *_number_problems(config),
+        *_picture_problems(config),
         *_prompt_problems(config),
         *_validation_problems(config),
         *_adapter_problems(config),
@@ -85,6 +86,12 @@ def _number_problems(config: TrainSettings) -> list[str]:
             f"({config.max_train_steps})"
         )
     return problems
+
+
+def _picture_problems(config: TrainSettings) -> list[str]:
+    if config.facing == "one_way" and config.random_flip:
+        return ["--facing one_way and --random_flip exclude each other: pictures face one way, or either at random"]
+    return []
 
 
 def _prompt_problems(config: TrainSettings) -> list[str]:

@@ -22,12 +22,12 @@ from .seeds import mixed_seed
 
 
 class Prompts:
-    """Prompts as the denoiser takes them. Constant ones are encoded once; those with a trained token when asked for.
+    """Prompts as the denoiser takes them. Constant ones are encoded once, by the base; the others whenever asked for.
 
     Args:
         encode: what the base makes of prompts: tensors `[P, ...]` by name (see `Family.condition`).
         texts: the prompts.
-        live: which of them contain a vector that is being trained.
+        live: which of them are read by something that is being trained: those with the trigger.
     """
 
     def __init__(

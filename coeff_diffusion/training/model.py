@@ -5,7 +5,7 @@ Shapes: B pictures of a batch; C, h, w channels and size of the latents; D chann
 
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from ..families.registry import denoiser_of, encoders_of, family_of, tokenizer_n
 from ..families.shared_weights import shared_pipeline
 from ..inference.trigger_tokens import TriggerEmbedding, add_trigger, initial_vectors
 from ..method.attachment import CoeffConfig, attach_heads, attached_layers, collect, is_attached, trainable_parameters
-from ..method.sites import text_stages
+from ..method.sites import Site, text_stages
 from ..method.text_offsets import at_positions, attach_offsets, set_offsets
 from ..subject.coefficients import Coefficients
 from ..subject.info import CoefficientsInfo
@@ -33,6 +33,8 @@ from .probe import Effect
 PLACES = "trigger_places"  # beside what the family's condition holds: which vector stands where, `[B, T]`
 EMBEDDED_BLOCKS = ("down_blocks.1.*", "up_blocks.*")
 """Stages of the embedded base that are worth a token: without one of the others' tokens a subject is as good."""
+TEXT_BLOCKS = "text_encoder*"
+"""The pattern that all layers of text encoders match, beside patterns for the denoiser."""
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -45,7 +47,8 @@ class Learner:
         device: where to train; weights are copied there unless they are there already.
 
     Attributes:
-        coefficients: `[H, H]` float32 parameters by attention path; empty when only tokens are trained.
+        coefficients: `[H, H]` float32 parameters by attention path of the denoiser; empty where none are trained.
+        text_coefficients: the same of the text encoders, by path with the component's name in front.
         tokens: `[vectors, D]` float32 parameters by text encoder; empty when only the coefficients are trained.
         stage_tokens: `[vectors, D]` float32 parameters by stage of the denoiser that reads the text; empty without.
         adapter: the adapter that learns beside them; None without.
@@ -58,14 +61,13 @@ class Learner:
         self.student: Any = shared_pipeline(pipe, device, self.dtype)
         self.denoiser: Any = denoiser_of(self.student).eval()
         self.coefficients: dict[str, nn.Parameter] = {}
+        self.text_coefficients: dict[str, nn.Parameter] = {}
         self.tokens: dict[str, nn.Parameter] = {}
         self.stage_tokens: dict[str, nn.Parameter] = {}
         self.adapter: LearningAdapter | None = None
         which = training_layers(config, self.family, base_name(pipe))
         if config.trains_coefficients:
-            sites = {path: site for path, site in self.family.sites(self.denoiser).items() if which.selects(site)}
-            attach_heads(self.denoiser, sites, dropout=which.dropout)
-            self.coefficients = trainable_parameters(self.denoiser)
+            self._attach(which)
         if config.trains_token:
             for name, encoder in encoders_of(self.student).items():
                 self.tokens[name] = self._add_token(name, encoder.eval(), config)
@@ -96,6 +98,24 @@ class Learner:
             trained_with=f"coeff-diffusion {__version__}",
         )
 
+    def _attach(self, which: CoeffConfig) -> None:
+        if which.layers != "text":
+            self.coefficients = _attached(self.denoiser, self.family.sites(self.denoiser), which)
+        if which.layers.endswith("text"):
+            for name, encoder in encoders_of(self.student).items():
+                self.text_coefficients |= _attached(encoder.eval(), self.family.text_sites(name, encoder), which)
+        asked = {"the denoiser": self.coefficients} if which.layers != "text" else {}
+        if which.layers.endswith("text"):
+            asked["the text encoder"] = self.text_coefficients
+        if empty := [what for what, found in asked.items() if not found]:
+            raise ConfigError(
+                [
+                    f"--blocks {' '.join(which.blocks)} leaves no layer of {' and '.join(empty)} to learn; paths are "
+                    "like up_blocks.1.attentions.0.transformer_blocks.0.attn2 and "
+                    "text_encoder/text_model.encoder.layers.0.self_attn"
+                ]
+            )
+
     def _add_token(self, name: str, encoder: Any, config: TrainConfig) -> nn.Parameter:
         trigger, tokenizer = str(config.trigger), getattr(self.student, tokenizer_name(name))
         start = initial_vectors(tokenizer, encoder, str(config.class_word), config.num_vectors)
@@ -115,13 +135,14 @@ class Learner:
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything that learns, by a name that is the same in every run."""
         adapter = self.adapter.parameters if self.adapter else {}
-        kinds = {"coeff": self.coefficients, "token": self.tokens, "stage": self.stage_tokens, "adapter": adapter}
+        coefficients = {**self.coefficients, **self.text_coefficients}
+        kinds = {"coeff": coefficients, "token": self.tokens, "stage": self.stage_tokens, "adapter": adapter}
         return {f"{kind}/{name}": parameter for kind, found in kinds.items() for name, parameter in found.items()}
 
     def groups(self, config: TrainConfig) -> list[tuple[list[nn.Parameter], float]]:
         """Everything that learns, with the rate it learns at."""
         return [
-            (list(self.coefficients.values()), config.learning_rate),
+            ([*self.coefficients.values(), *self.text_coefficients.values()], config.learning_rate),
             (list(self.tokens.values()), config.token_learning_rate),
             (list(self.stage_tokens.values()), config.stage_token_learning_rate),
             (list(self.adapter.parameters.values()) if self.adapter else [], config.adapter_learning_rate),
@@ -129,14 +150,20 @@ class Learner:
 
     def train(self, training: bool) -> None:
         """Switch the dropout of the coefficients on or off; nothing of the base has a training mode here."""
-        if is_attached(self.denoiser):
-            for module in attached_layers(self.denoiser).values():
-                module.training = training
+        for module in self._layers():
+            module.training = training
+
+    def _recombined(self) -> list[Any]:
+        """The networks whose heads learn to be recombined."""
+        return [network for network in (self.denoiser, *encoders_of(self.student).values()) if is_attached(network)]
+
+    def _layers(self) -> list[nn.Module]:
+        return [module for network in self._recombined() for module in attached_layers(network).values()]
 
     @contextmanager
     def as_saved(self) -> Iterator[None]:
         """What is learned, as its file has it: rounded, and without dropout. Afterwards all is as it was, bitwise."""
-        modules = list(attached_layers(self.denoiser).values()) if is_attached(self.denoiser) else []
+        modules = self._layers()
         training = [module.training for module in modules]
         learned = [parameter for name, parameter in self.parameters.items() if is_rounded(name)]
         exact = [parameter.detach().clone() for parameter in learned]
@@ -186,9 +213,18 @@ class Learner:
             effect=None if effect is None else float(f"{effect.change:.6g}"),
             strangeness=None if effect is None else effect.strangeness,
         )
-        coeffs = collect(self.denoiser) if self.coefficients else {}
+        coeffs = {path: coeff for network in self._recombined() for path, coeff in collect(network).items()}
         found = Coefficients(coeffs, self.tokens, info, self.family.denoiser, self.stage_tokens).rounded()
         return found if self.adapter is None else found.joined(self.adapter.snapshot())
+
+
+def _attached(network: Any, sites: Mapping[str, Site], which: CoeffConfig) -> dict[str, nn.Parameter]:
+    """Let those of a network's layers learn that are asked for; none of them where none is."""
+    chosen = {path: site for path, site in sites.items() if which.selects(site)}
+    if not chosen:
+        return {}
+    attach_heads(network, chosen, dropout=which.dropout)
+    return trainable_parameters(network)
 
 
 @torch.no_grad()
@@ -206,18 +242,23 @@ def training_layers(config: TrainConfig, family: Family, base: str = "") -> Coef
     Raises:
         ConfigError: a choice that this family does not know, or two of them.
     """
-    name, blocks, dropout = config.layers, tuple(config.blocks), config.coeff_dropout
+    name, blocks, dropout = config.layers.removesuffix("+text"), tuple(config.blocks), config.coeff_dropout
+    with_text = config.layers.endswith("+text")
+    if name in ("all", "self", "cross", "text"):
+        return CoeffConfig(config.layers, blocks, dropout)  # type: ignore[arg-type] # it is one of these
     if name == "auto":
         light = EMBEDDED_BLOCKS if base == EMBEDDED and config.trains_stage_tokens else ()
-        return CoeffConfig("all", blocks or light or family.presets.get(family.usual_preset, ()), dropout)
-    if name in ("all", "self", "cross"):
-        return CoeffConfig(name, blocks, dropout)
-    if name not in family.presets:
-        known = ", ".join(("auto", "all", "self", "cross", *family.presets))
+        chosen = light or family.presets.get(family.usual_preset, ())
+    elif name not in family.presets:
+        known = ", ".join(("auto", "all", "self", "cross", "text", *family.presets))
         raise ConfigError([f"--layers {name} means nothing for {family.title}; it knows {known}"])
-    if blocks:
+    elif blocks:
         raise ConfigError([f"--layers {name} says which blocks; leave --blocks out, or --layers"])
-    return CoeffConfig("all", family.presets[name], dropout)
+    else:
+        chosen = family.presets[name]
+    if with_text and chosen:
+        chosen = (*chosen, TEXT_BLOCKS)
+    return CoeffConfig("all+text" if with_text else "all", blocks or chosen, dropout)
 
 
 def training_resolution(asked: int | None, pipe: Any) -> int:

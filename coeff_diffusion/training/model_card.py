@@ -12,6 +12,7 @@ from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.hub_id import is_hub_id
 from ..subject.info import CoefficientsInfo
+from ..subject.places import text_encoder_of
 from ..subject.safetensors_file import FILE_NAME
 
 if TYPE_CHECKING:  # sharing a subject should not wait for diffusers
@@ -106,7 +107,8 @@ def _page(coefficients: Coefficients, samples: Mapping[str, str]) -> str:
     info = coefficients.info
     values = sum(tensor.numel() for tensor in coefficients.named_tensors().values())
     values += 0 if coefficients.adapter is None else coefficients.adapter.values
-    parts = ["coefficients of the attention maps"] * bool(len(coefficients))
+    parts = ["coefficients of the attention maps"] * bool(coefficients.of_text_encoder(""))
+    parts += ["coefficients of the text encoder"] * any(map(text_encoder_of, coefficients))
     parts += ["the embedding of the trigger"] * bool(coefficients.tokens)
     parts += ["what the stages of the UNet read there"] * bool(coefficients.stage_tokens)
     parts += [f"an adapter of the attention layers, {info.adapter}, in a file of its own"] * bool(info.adapter)

@@ -19,6 +19,8 @@ from .losses import min_snr_weights, squared_errors, training_loss, training_noi
 from .model import Learner
 from .seeds import mixed_seed
 
+TEXT = 1  # tells what is random while prompts are read from the rest of the step
+
 
 class NoisedPart(NamedTuple):
     """Those pictures of a batch that have one size, noised.
@@ -68,6 +70,7 @@ def noised_batch(
         rank, ranks: which of how many processes asks.
     """
     seed = mixed_seed(config.seed, number, rank)
+    torch.manual_seed(mixed_seed(seed, TEXT))  # the dropout of text encoders' coefficients: prompts are read here
     generator = torch.Generator().manual_seed(seed)
     position = (number * ranks + rank) * config.train_batch_size
     batch = data.batch(position, config.train_batch_size, config.seed, generator)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..families.load import EMBEDDED, base_name
 from ..families.registry import encoders_of, family_of, tokenizer_name
 from ..families.shared_weights import shared_copy
 from ..images.photo import DatasetError
@@ -19,11 +20,14 @@ from .captions import some, with_trigger
 from .class_images import class_images
 from .config import TrainConfig
 from .dataset import Prompts, TrainingSet, fingerprint_files
+from .facing import turned_away
 from .held_out import split_pictures
 from .latents import Pictures, encode_pictures
 from .model import Learner
-from .picture_folder import PictureFolder, TrainingPicture, find_pictures
+from .picture_folder import PictureFolder, TrainingPicture, find_pictures, named
 from .views import PictureViews
+
+MIRRORED = "\n(mirrored)"  # in a fingerprint, behind the prompt of a picture; a prompt is one line
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,12 @@ def prepare_data(
     asked = [*prompts, class_prompt] if config.with_prior_preservation else prompts
     _check_read(learner, asked, str(config.trigger), say)
     encode = partial(_encode, studio=studio, show_progress=show_progress, say=say)
+    pictures, held_out = _facing_one_way(config, studio, pictures, held_out, encode, say)
     instance = encode(config, pictures=pictures, what="pictures of the subject")
     fingerprint = {"pictures": _fingerprint(pictures, prompts[: len(pictures)], config)}
     measured = None
-    if held_out:  # the middle of each, square: nothing random between two measurements, and all are asked together
-        still = replace(config, center_crop=True, random_flip=False, enable_bucket=False)
-        measured = encode(still, pictures=held_out, what="pictures to measure on")
+    if held_out:  # nothing random between two measurements, and all are asked together
+        measured = encode(_middles(config), pictures=held_out, what="pictures to measure on")
         fingerprint["validation_pictures"] = _fingerprint(held_out, prompts[len(pictures) :], config)
     prior = None
     if config.with_prior_preservation:
@@ -78,16 +82,48 @@ def prepare_data(
     unique = list(dict.fromkeys(prompt.text for prompt in prompts))
     prompt_of = [unique.index(prompt.text) for prompt in prompts]
     texts = unique if prior is None else [*unique, class_prompt.text]
-    live = [config.trains_token and contains_trigger(text, str(config.trigger)) for text in texts]
+    reads = bool(learner.tokens or learner.text_coefficients)  # something that learns reads the subject's prompts
+    live = [reads and contains_trigger(text, str(config.trigger)) for text in texts]
     size = (config.resolution, config.resolution)
     encoded = Prompts(lambda texts: learner.condition(texts, size), texts, live)
     each = (prompt_of[: len(pictures)], measured, prompt_of[len(pictures) :])
     return TrainingData(TrainingSet(instance, prior, encoded, *each), fingerprint)
 
 
+def _middles(config: TrainConfig) -> TrainConfig:
+    """Settings by which the middle of each picture is seen, square, as it is."""
+    return replace(config, center_crop=True, random_flip=False, enable_bucket=False)
+
+
+def _facing_one_way(
+    config: TrainConfig,
+    studio: Studio,
+    pictures: list[TrainingPicture],
+    held_out: list[TrainingPicture],
+    encode: Callable[..., Pictures],
+    say: Callable[[str], None],
+) -> tuple[list[TrainingPicture], list[TrainingPicture]]:
+    """The pictures to train on and those to measure on, mirrored where the subject faces the other way (`facing`)."""
+    asked = config.facing == "one_way"
+    if not asked and (config.facing == "as_is" or config.random_flip or base_name(studio.pipe) != EMBEDDED):
+        return pictures, held_out
+    every = [*pictures, *held_out]
+    both = [*every, *(replace(picture, mirrored=True) for picture in every)]
+    still = replace(_middles(config), use_masks=False)
+    latents = encode(still, pictures=both, what="which way the subject faces", say=lambda line: None)
+    plain, mirrored = latents.groups[0].first_views().chunk(2)
+    away = turned_away(studio.pipe, plain, mirrored, f"a {config.class_word}")
+    if any(away):
+        turned = named([picture.path for picture, is_away in zip(every, away, strict=True) if is_away])
+        say(f"mirrored {turned}, so that the subject faces one way in all pictures (--facing as_is leaves them)")
+    every = [replace(picture, mirrored=is_away) for picture, is_away in zip(every, away, strict=True)]
+    return every[: len(pictures)], every[len(pictures) :]
+
+
 def _fingerprint(pictures: Sequence[TrainingPicture], prompts: Sequence["Prompt"], config: TrainConfig) -> str:
     masks = [picture.mask for picture in pictures if picture.mask is not None and config.use_masks]
-    return fingerprint_files([picture.path for picture in pictures], [prompt.text for prompt in prompts], masks)
+    words = [f"{prompt.text}{MIRRORED if one.mirrored else ''}" for one, prompt in zip(pictures, prompts, strict=True)]
+    return fingerprint_files([picture.path for picture in pictures], words, masks)
 
 
 def _inventory(found: PictureFolder, use_masks: bool) -> list[str]:

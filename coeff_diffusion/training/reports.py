@@ -204,9 +204,10 @@ def progress_bar(what: str, done: int, total: int, show: bool) -> Any:
 def intent(config: TrainConfig, learner: Learner, base: str, pictures: int) -> str:
     """What a run is about to do, in a sentence."""
     learned = []
-    if learner.coefficients:
-        values = sum(parameter.numel() for parameter in learner.coefficients.values())
-        learned.append(f"{values:,} coefficients of {len(learner.coefficients)} attention layers")
+    for coefficients, where in ((learner.coefficients, "attention"), (learner.text_coefficients, "text encoder")):
+        if coefficients:
+            values = sum(parameter.numel() for parameter in coefficients.values())
+            learned.append(f"{values:,} coefficients of {len(coefficients)} {where} layers")
     if learner.tokens:
         values = sum(token.numel() for token in learner.tokens.values())
         learned.append(f"{values:,} values of the trigger's embedding")

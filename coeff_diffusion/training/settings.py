@@ -56,6 +56,10 @@ class TrainSettings:
     """Crop the middle of each picture instead of random parts of it."""
     random_flip: bool = False
     """Mirror pictures at random. Leave off where left and right differ, as in faces and writing."""
+    facing: Literal["auto", "as_is", "one_way"] = "auto"
+    """one_way mirrors pictures in which the subject faces the other way than in most: a few that disagree may teach
+    small bases a head on both ends. Leave as_is where left and right differ, as in writing. auto: one_way on the
+    embedded base (without random_flip), as_is on others."""
     cached_views: int = 8
     """Random crops of each picture that are encoded once and kept. More views, more variety, longer preparation."""
     dataloader_num_workers: int = 0
@@ -79,11 +83,15 @@ class TrainSettings:
     # --- What is learned
     train: Literal["coefficients+token", "coefficients", "token"] = "coefficients+token"
     """The coefficients of the attention maps, the embedding of the trigger, or both."""
-    layers: Literal["auto", "all", "self", "cross", "content", "style", "light"] = "auto"
+    layers: Literal[
+        "auto", "all", "self", "cross", "content", "style", "light", "text",
+        "auto+text", "all+text", "self+text", "cross+text", "content+text", "style+text", "light+text",
+    ] = "auto"  # fmt: skip
     """Attention layers that get coefficients: self-attention forms shapes, cross-attention reads the prompt. Stable
     Diffusion XL knows "content" (what is shown), "style" (how it looks) and "light" (the prompt's part of both, and the
     finest layers: a file of 36 KB where "all" takes 144). auto: "light" there; on the embedded base, with stage tokens,
-    the stages that are worth one; else "all"."""
+    the stages that are worth one; else "all". "text" is the layers of the text encoder, which reads the prompt; "+text"
+    adds them to any other choice."""
     blocks: list[str] = field(default_factory=list)
     """Patterns on attention paths, such as ["up_blocks.*"]; only layers that match one get coefficients, and only
     stages that hold one read a token of their own. Empty: all."""

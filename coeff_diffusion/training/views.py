@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -68,8 +68,11 @@ class PictureViews(Dataset[Views]):
         picture = self.pictures[index]
         photo = read_photo(picture.path)
         mask = mask_of(photo, picture.path, picture.mask) if self.masks else None
-        target = nearest_size(photo.image.size, self.sizes)
-        image = scale(photo.image, target)
+        seen = photo.image
+        if picture.mirrored:
+            seen, mask = ImageOps.mirror(seen), mask and ImageOps.mirror(mask)
+        target = nearest_size(seen.size, self.sizes)
+        image = scale(seen, target)
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, index))
         views = choose_views(image.size, target, self.center_crop, self.random_flip, self.count, generator)
         notes, weights = list(photo.notes), None
@@ -90,7 +93,5 @@ class PictureViews(Dataset[Views]):
         lefts = [
             image.width - target[0] - view.left if view.flip else view.left for view in views
         ]  # of the mirrored one
-        framings = [
-            Framing(photo.image.size, (left, view.top), target) for view, left in zip(views, lefts, strict=True)
-        ]
+        framings = [Framing(seen.size, (left, view.top), target) for view, left in zip(views, lefts, strict=True)]
         return Views(pixels, weights, tuple(framings), tuple(f"{picture.path.name}: {note}" for note in notes))

@@ -55,9 +55,11 @@ def _drawing(bases: Bases) -> None:
         mask: str | None = None,
         control_image: str | None = None,
         controlnet: str | None = None,
+        refiner: str | None = None,
     ) -> tuple[list[Any], dict[str, Any]]:
         service = bases.current
-        asked = or_refusal(draw_request, prompt, subjects, settings, init_image, mask, control_image, controlnet)
+        beside = init_image, mask, control_image, controlnet, refiner
+        asked = or_refusal(draw_request, prompt, subjects, settings, *beside)
         request = or_refusal(check_limits, service.studio, asked)
         drawing = or_refusal(service.drawings.draw, request, compare)
         served = [files.move_resource_to_block_cache(file) for file in drawing.files]
@@ -78,6 +80,7 @@ def _drawing(bases: Bases) -> None:
             gr.File(label="mask"),
             gr.File(label="control_image"),
             gr.Textbox(label="controlnet"),
+            gr.Textbox(label="refiner"),
         ]
         files, answer = gr.File(label="files", file_count="multiple"), gr.JSON(label="answer")
         start = gr.Button()

@@ -11,7 +11,7 @@ import gradio as gr
 
 from ..images.drawing_settings import SETTINGS
 from ..images.shapes import RATIOS, size_of
-from ..service import Drawing, Glimpse, StudioService
+from ..service import Drawing, Glimpse, StudioService, check_limits
 from . import draw_with, prompt_box
 from .common import QUIET, REFUSALS, follow, or_refusal, status_line, with_status
 from .draw_controls import (
@@ -30,6 +30,7 @@ from .held_to import HeldTo
 from .history import HistoryPanel
 from .job_bar import JobBar, job_bar
 from .prompt_box import PromptBox
+from .refined import Refined
 from .setting_control import control_of
 from .start import Start
 
@@ -116,7 +117,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             styles = style_control()
             compare, embed = _switches()
             upload = gr.UploadButton("Add a subject's file", size="sm", elem_id="draw-upload")
-            origin, held_to = FromPicture(service), HeldTo(service)
+            origin, held_to, refined = FromPicture(service), HeldTo(service), Refined(service)
             with gr.Accordion("Settings", open=False, elem_id="draw-settings"):
                 seed, random_seed, reuse = seed_controls(service)
                 shape = gr.Radio([*RATIOS], label="Shape", info="Sizes that the base knows", elem_id="draw-shape")
@@ -132,7 +133,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
             start, gallery, slider = Start(service), _result(), _slider()
             history = HistoryPanel(service)
     fields |= {"seed": seed, "adapter_strength": adapter}
-    controls = Controls(box.text, rows, fields | fine, random_seed, layers, origin, held_to, styles)
+    controls = Controls(box.text, rows, fields | fine, random_seed, layers, origin, held_to, refined, styles)
     stage = Stage(bar, start.panel, gallery, slider, gr.State(0))
     drawn = _wire_drawing(service, page, controls, stage, (compare, embed))
     _wire_subjects(service, [page.load, tab.select], controls, words, box)
@@ -210,7 +211,7 @@ def _wire_drawing(
 
     def press(values: Values, request: gr.Request) -> Iterator[dict[Any, Any]]:
         compare, embed = (values[switch] for switch in switches)
-        asked = controls.request(service.drawings, values)
+        asked = check_limits(service.studio, controls.request(service.drawings, values))
         yield stage.bar.busy()  # the last result stays until there is something to see of this one
         embed_start = values[controls.start.embed]
         work = partial(service.drawings.draw, asked, compare, embed_subjects=embed, embed_start=embed_start)

@@ -11,6 +11,7 @@ from ..service import MAX_SUBJECTS, Drawings, Settings, StudioService
 from ..subject.layer_strengths import STRENGTH_REACH, LayerStrengths
 from .from_picture import FromPicture
 from .held_to import HeldTo
+from .refined import Refined
 from .setting_control import control_of, shown, value_of
 
 Values = dict[Any, Any]
@@ -43,17 +44,18 @@ class Controls:
     layers: dict[str, gr.Slider]
     start: FromPicture
     control: HeldTo
+    refined: Refined
     styles: gr.Dropdown
 
     def inputs(self) -> set[Any]:
         """All of them, for an event."""
         of_rows = {control for row in self.rows for control in (row.use, row.name, row.strength)}
         plain = {self.prompt, self.styles, self.random_seed, *self.fields.values(), *self.layers.values()}
-        return plain | of_rows | self.start.inputs() | self.control.inputs()
+        return plain | of_rows | self.start.inputs() | self.control.inputs() | self.refined.inputs()
 
     def outputs(self) -> list[Any]:
         """What `put` may change."""
-        return list(self.inputs() | {*self.start.outputs(), *self.control.outputs()})
+        return list(self.inputs() | {*self.start.outputs(), *self.control.outputs(), *self.refined.outputs()})
 
     def request(self, drawings: Drawings, values: Values) -> DrawRequest:
         """What the controls ask for.
@@ -72,7 +74,10 @@ class Controls:
             **given,
             **self.start.given(values),
             **self.control.given(values),
+            **self.refined.given(values),
         )
+        if not asked.has("hires_scale"):  # its other controls show something all the same
+            asked = asked.without("hires_scale")
         return drawings.templates.applied(asked, values[self.styles] or ())
 
     def put(self, settings: Settings, names: Iterable[str]) -> dict[Any, Any]:
@@ -93,7 +98,7 @@ class Controls:
             if (value := getattr(request, name)) is not None:
                 news[control] = shown(SETTINGS[name], value)
         news |= {control: getattr(request.layers, name) for name, control in self.layers.items()}
-        return news | self.start.put(request) | self.control.put(request)
+        return news | self.start.put(request) | self.control.put(request) | self.refined.put(request)
 
 
 def offer(names: Iterable[str]) -> Any:
@@ -173,7 +178,10 @@ def plain_controls(service: StudioService) -> dict[str, Any]:
     """The plain settings, by the field of `DrawRequest` that each sets; seed and adapter have places of their own."""
     found = {"negative_prompt": control_of(SETTINGS["negative_prompt"], service, "draw")}
     aside = ("seed", "adapter_strength", *found)
-    others = [one for one in SETTINGS.values() if one.label and not (one.fine or one.of) and one.name not in aside]
+    grouped = ("start", "control", "refiner")  # they have groups of their own
+    others = [
+        one for one in SETTINGS.values() if one.label and not (one.fine or one.of in grouped) and one.name not in aside
+    ]
     for first in range(0, len(others), 2):  # two in a row
         with gr.Row():
             for one in others[first : first + 2]:

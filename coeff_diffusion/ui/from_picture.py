@@ -9,12 +9,10 @@ from ..images.drawing_settings import SETTINGS, DrawRequest
 from ..images.errors import PictureError
 from ..images.photo import DatasetError
 from ..images.start_picture import StartPicture, read_mask, read_start
-from ..inference.from_picture import USUAL_BLUR, USUAL_STRENGTH, size_from
+from ..inference.from_picture import size_from
 from ..service import StudioService
 from .common import QUIET
 from .setting_control import control_of
-
-USUAL = {"denoising_strength": USUAL_STRENGTH, "mask_blur": USUAL_BLUR}
 
 
 class FromPicture:
@@ -35,7 +33,7 @@ class FromPicture:
         with gr.Accordion("Start from a picture", open=False, elem_id="draw-from") as self.box:
             self.picture = picture_file("Picture", "draw-from-picture")
             self.fields = {
-                one.name: control_of(one, service, "draw", value=USUAL[one.name])
+                one.name: control_of(one, service, "draw")
                 for one in SETTINGS.values()
                 if one.of == "start" and one.label
             }

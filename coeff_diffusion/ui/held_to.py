@@ -7,7 +7,6 @@ import gradio as gr
 from ..images.control_picture import read_control
 from ..images.drawing_settings import SETTINGS, DrawRequest
 from ..images.errors import PictureError
-from ..inference.from_picture import USUAL_CONTROL
 from ..service import StudioService
 from ..subject.hub_id import is_hub_id
 from .from_picture import picture_file
@@ -39,9 +38,7 @@ class HeldTo:
                 elem_id="draw-controlnet",
             )
             self.fields = {
-                name: control_of(one, service, "draw", value=shown(one, USUAL_CONTROL[name]))
-                for name, one in SETTINGS.items()
-                if one.of == "control"
+                name: control_of(one, service, "draw") for name, one in SETTINGS.items() if one.of == "control"
             }
 
     def inputs(self) -> set[Any]:

@@ -17,7 +17,8 @@ def control_of(setting: Setting, service: StudioService, tab: str, **changes: An
     """
     studio, reach = service.studio, limits_of(service.studio, setting)
     samplers = studio.schedulers
-    own = {**studio.usual, "scheduler": samplers[0]}.get(setting.name, setting.default)
+    default = setting.default if setting.usual is None else setting.usual
+    own = {**studio.usual, "scheduler": samplers[0]}.get(setting.name, default)
     options: dict[str, Any] = {
         "value": shown(setting, own),
         "label": setting.label,

@@ -106,7 +106,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "size": {"width": 24, "height": 32},
     "gate": {"gate": "always", "prompt": ["a photo of the pot"]},
     "kinds of layer": {"self_attention_strength": 0.3, "cross_attention_strength": 2.0, "mid_strength": 0.0},
-    "parts of the UNet": {"down_strength": 0.2, "up_strength": -1.0},
+    "parts of the UNet": {"down_strength": 0.2, "up_strength": -1.0, "text_strength": 0.5},
     "end of denoising": {"act_from": 0.5},
     "start of denoising": {"act_until": 0.5},
     "precision": {"dtype": "bfloat16"},

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,7 +133,7 @@ def test_json_for_programs(dog: Path) -> None:
     assert facts.pop("norm") == pytest.approx(math.sqrt(6))
     assert facts == {
         "kind": "subject",
-        "layers": {"self": 2, "cross": 2, "other": 0},
+        "layers": {"self": 2, "cross": 2, "text": 0, "other": 0},
         "heads": [2, 4],
         "coefficients": 52,
         "norms": {
@@ -365,3 +366,14 @@ def test_large_files_are_told_by_their_header(start: dict[str, Any], message: st
         file.truncate(10 * MAX_FILE)  # takes no room on the disk
     with pytest.raises(CoefficientsError, match=f"larger than 16 MiB, which no subject is; {message}"):
         collect_facts(tmp_path / "large.safetensors")
+
+
+def test_layers_of_text_encoders_are_told_apart(tmp_path: Path) -> None:
+    path = "text_encoder_2/text_model.encoder.layers.0.self_attn"
+    DOG.replace(coeffs={**DOG, path: torch.full((4, 4), 0.5)}).save(tmp_path / "dog.safetensors")
+    page = shown(tmp_path / "dog.safetensors")
+    assert re.search(r"layers +5 \(2 self, 2 cross, 1 of the text encoder\)", page)
+    assert re.search(r"norm by block +self +cross +text\n", page)
+    assert re.search(r"\ntext_encoder_2 +- +- +2.0000\n", page)
+    facts = collect_facts(tmp_path / "dog.safetensors")
+    assert (facts["layers"]["text"], facts["norms"]["text_encoder_2"]) == (1, {"text": 2.0})

@@ -73,7 +73,7 @@ def test_reads_what_a1111_wrote() -> None:
             "batch_position": st.integers(0, 63),
             "gate": st.sampled_from(["trigger", "always"]),
             "model": st.text(min_size=1, max_size=20),
-            "layers": st.builds(LayerStrengths, *[st.floats(-4, 4)] * 5),
+            "layers": st.builds(LayerStrengths, *[st.floats(-4, 4)] * 6),
             "begin": st.floats(0, 1),
             "end": st.floats(0, 1),
         },

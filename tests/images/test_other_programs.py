@@ -21,8 +21,8 @@ from coeff_diffusion.inference.samplers import SCHEDULERS
 
 # By program, what changes pixels and is not taken.
 NAMED = {
-    "A1111": ["Clip skip 2", "Denoising strength 0.5", "Hires upscale 2", "Hires upscaler Latent", "Variation seed 9",
-              "Variation seed strength 0.1", "Lora hashes a: 1, b: 2", "ADetailer model face_yolov8n.pt"],
+    "A1111": ["Clip skip 2", "Variation seed 9", "Variation seed strength 0.1", "Lora hashes a: 1, b: 2",
+              "ADetailer model face_yolov8n.pt"],
     "SwarmUI": ["variationseed 3", "variationseedstrength 0.1", "loras"],
     "Fooocus": ["styles", "sharpness 2.0", "adm_guidance (1.5, 0.8, 0.3)", "lora_combined_1 a.safetensors : 0.1"],
     "ComfyUI": ["node LoraLoader 0.8, 0.8, x.safetensors"],
@@ -46,6 +46,7 @@ def test_settings_of_every_program(program: str) -> None:
     p, old = replay.parameters, "InvokeAI " in program
     assert (p.prompt, p.negative_prompt) == ("a cat on grass", "" if old else "blurry")
     assert (p.seed, p.steps, p.guidance_scale, p.width, p.height) == (7, 8, 7.0, 128, 128)
+    assert (p.hires_scale, p.hires_denoising_strength) == ((2.0, 0.5) if program == "A1111" else (1.0, None))
     assert p.scheduler == ("DPM++ 2M" if old else "DPM++ 2M Karras")
     assert p.guidance_rescale == (0.5 if program in ("InvokeAI", "NovelAI") else None)
     assert (p.model or "").rpartition("/")[2] == ("" if program in ("InvokeAI 1", "NovelAI") else "mymodel")

@@ -71,9 +71,9 @@ def test_a_network_makes_it_larger(tiny_base_dir: Path, tmp_path: Path) -> None:
     )
     upscaler = load_upscaler(file, torch.device("cpu"))
     image = Image.effect_noise((16, 24), 50).convert("RGB")
-    assert upscaler.enlarged(image, 1) is image
-    assert [upscaler.enlarged(image, factor).size for factor in (2, 4)] == [(32, 48), (64, 96)]
-    assert upscaler.enlarged(image, 4).tobytes() != Upscaler().enlarged(image, 4).tobytes()
+    assert upscaler.enlarged(image, image.size) is image
+    assert [upscaler.enlarged(image, size).size for size in ((32, 48), (64, 96))] == [(32, 48), (64, 96)]
+    assert upscaler.enlarged(image, (64, 96)).tobytes() != Upscaler().enlarged(image, (64, 96)).tobytes()
     settings = {"num_inference_steps": 2, "seed": 2, "upscale": 4}
     large, _ = draw(tiny_base_dir, tmp_path, prompt=["a dog"], settings=settings, upscaler=str(file))
     assert (read_parameters(large).upscaler, read_parameters(large).upscaler_hash) == ("tiny", upscaler.digits)

@@ -225,6 +225,10 @@ def test_another_nodes_patch_is_in_the_way(apply: Any, key: Any) -> None:
         ({"tokens": {"text_encoder": torch.ones(2, 5)}}, "token has 5 channels, but clip_l of this CLIP has 12"),
         ({"tokens": {"text_encoder_2": torch.ones(2, 12)}}, "token for text_encoder_2.* it has clip_l"),
         ({"denoiser": "transformer"}, "its layers are those of a transformer"),
+        (
+            {"coeffs": {MIDDLE: torch.ones(4, 4), "text_encoder/text_model.a": torch.ones(2, 2)}},
+            "heads of 1 layers of the t",
+        ),
     ],
 )
 def test_a_subject_of_another_base_is_refused(apply: Any, changes: Any, message: str) -> None:

@@ -34,6 +34,9 @@ def test_layers_have_readable_names_in_the_order_of_the_unet() -> None:
     deep = [f"down_blocks.2.attentions.0.transformer_blocks.{i}.attn2" for i in (10, 9, 0)]
     assert list(titles(deep).values()) == ["down 2.1 · cross", "down 2.10 · cross", "down 2.11 · cross"]
     assert list(titles(["up_blocks.10", "mid_block", "up_blocks.9"]).values()) == ["mid", "up 9", "up 10"]
+    reading = [f"text_encoder{n}/text_model.encoder.layers.{i}.self_attn" for n in ("_2", "") for i in (10, 9)]
+    assert list(titles([PATHS[0], *reading]).values())[:4] == ["text · 10", "text · 11", "text 2 · 10", "text 2 · 11"]
+    assert list(titles(["mid_block", "text_encoder_2", "text_encoder"]).values()) == ["text", "text 2", "mid"]
 
 
 @pytest.mark.parametrize("heads", [(2, 8), (5, 20)])
@@ -69,12 +72,12 @@ def test_coefficients_of_zero_are_white() -> None:
 
 
 def test_norms_are_the_lengths_of_the_bars() -> None:
-    norms = {"up_blocks.1": {"self": 2.0}, "down_blocks.0": {"self": 1.0, "cross": 3.0}}
+    norms = {"up_blocks.1": {"self": 2.0}, "down_blocks.0": {"self": 1.0, "cross": 3.0}, "text_encoder": {"text": 4.0}}
     (axes,) = norm_chart(norms).axes
     lengths = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers}
-    assert lengths == {"self-attention": [1.0, 2.0], "cross-attention": [3.0]}
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["down 0", "up 1"]
-    assert len({bars[0].get_facecolor() for bars in axes.containers}) == 2
+    assert lengths == {"text encoder": [4.0], "self-attention": [1.0, 2.0], "cross-attention": [3.0]}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["text", "down 0", "up 1"]
+    assert len({bars[0].get_facecolor() for bars in axes.containers}) == 3
 
 
 def test_maps_before_and_after_share_their_scale() -> None:

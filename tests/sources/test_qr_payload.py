@@ -285,6 +285,11 @@ def test_long_texts_of_a_small_subject() -> None:
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
+def reading(subject: Coefficients) -> Coefficients:
+    """The subject, with a matrix for a layer of the text encoder."""
+    return subject.replace(coeffs={**subject, "text_encoder/text_model.encoder.layers.0.self_attn": torch.eye(12)})
+
+
 @pytest.mark.parametrize(
     ("subject", "message"),
     [
@@ -295,8 +300,9 @@ def test_long_texts_of_a_small_subject() -> None:
             r"known by heart \(the embedded base, Stable Diffusion 1.x, .*this subject is for some/xl \(xl\)",
         ),
         (lambda: new_subject(SD1, base_fingerprint=""), "a base .* has no base_fingerprint"),
+        (lambda: reading(new_subject(SD1)), "no room for the heads of text encoders, .* those of 1 layers"),
     ],
-    ids=["two vectors", "SD 2.x", "unknown base", "no base"],
+    ids=["two vectors", "SD 2.x", "unknown base", "no base", "text encoder"],
 )
 def test_what_does_not_fit_says_why_and_what_to_do(subject: Callable[[], Coefficients], message: str) -> None:
     with pytest.raises(CoefficientsError, match=f"{message}.*coeff-diffusion card"):

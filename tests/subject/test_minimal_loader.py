@@ -97,8 +97,9 @@ def test_it_refuses_what_does_not_fit(
     tiny_pipe: StableDiffusionPipeline, new_subject: Callable[..., Coefficients], tmp_path: Path
 ) -> None:
     path = tmp_path / "dog.safetensors"
-    Coefficients({"down_blocks.9.attn1": torch.zeros(2, 2)}).save(path)
     before = {name: id(one) for name, one in tiny_pipe.unet.attn_processors.items()}
-    with pytest.raises(ValueError, match="does not fit this base"):
-        load_subject(tiny_pipe, path)
+    for layer in ("down_blocks.9.attn1", "text_encoder/text_model.encoder.layers.0.self_attn"):
+        Coefficients({layer: torch.zeros(4, 4)}).save(path)
+        with pytest.raises(ValueError, match=f"does not fit this base.*{layer}"):
+            load_subject(tiny_pipe, path)
     assert before == {name: id(one) for name, one in tiny_pipe.unet.attn_processors.items()}

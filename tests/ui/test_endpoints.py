@@ -52,8 +52,11 @@ def test_draw_and_subjects(client: Any, service: StudioService) -> None:
     assert (found.prompt, found.seed, found.subjects) == ("a sks dog, <b>red</b>", 6, {"dog": 0.5})
     with Image.open(files[3]) as picture:
         assert picture.size == service.studio.size
-    files, answer = client.predict("a cat", None, {"steps": 1}, False, api_name="/draw")
-    assert len(files) == 1
+    files, answer = client.predict("a cat", None, {"steps": 1, "hires_scale": 2}, False, api_name="/draw")
+    with Image.open(files[0]) as picture:
+        assert picture.size == tuple(2 * side for side in service.studio.size)
+    with pytest.raises(Exception, match="which has no refiner; draw without one"):
+        client.predict("a cat", None, None, False, None, None, None, None, "user/refiner", api_name="/draw")
 
 
 def test_draw_from_a_picture(client: Any, service: StudioService, tmp_path: Path) -> None:

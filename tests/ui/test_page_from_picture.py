@@ -1,6 +1,7 @@
-"""What the controls of a start picture ask for."""
+"""What the controls of a start picture, a ControlNet and a refiner ask for."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -10,10 +11,13 @@ gradio = pytest.importorskip("gradio")
 from coeff_diffusion.images.control_picture import ControlPicture  # noqa: E402
 from coeff_diffusion.images.drawing_settings import DrawRequest  # noqa: E402
 from coeff_diffusion.images.errors import PictureError  # noqa: E402
+from coeff_diffusion.images.refiner_name import RefinerName  # noqa: E402
 from coeff_diffusion.images.start_picture import StartPicture  # noqa: E402
+from coeff_diffusion.inference.studio import Studio  # noqa: E402
 from coeff_diffusion.service import StudioService  # noqa: E402
 from coeff_diffusion.ui.from_picture import FromPicture, painted  # noqa: E402
 from coeff_diffusion.ui.held_to import HeldTo  # noqa: E402
+from coeff_diffusion.ui.refined import Refined  # noqa: E402
 
 
 def layer(width: int, height: int, *box: int) -> Image.Image:
@@ -71,3 +75,18 @@ def test_what_it_is_held_to(service: StudioService, tmp_path: Path) -> None:
     assert shown[controls.fields["control_guidance_end"]] == 0.5
     folder = ControlPicture(photo, net="canny", net_digits="0" * 12)  # whose place is not known
     assert controls.net not in controls.put(DrawRequest("a dog", control=folder))
+
+
+def test_a_refiner_is_named_where_the_base_has_one(service: StudioService, tiny_xl_pipe: Any) -> None:
+    with gradio.Blocks():
+        assert Refined(service).box.visible is False
+        service.studio = Studio(tiny_xl_pipe)
+        controls = Refined(service)
+    assert controls.box.visible is True
+    assert controls.switch.value == 80
+    assert controls.given({controls.name: " ", controls.switch: 70}) == {}
+    given = controls.given({controls.name: "user/refiner ", controls.switch: 70})
+    assert given == {"refiner": RefinerName("user/refiner"), "refiner_switch_at": 0.7}
+    shown = controls.put(DrawRequest("a dog", **given))
+    assert (shown[controls.name], shown[controls.switch]) == ("user/refiner", 70)
+    assert controls.put(DrawRequest("a dog", refiner=RefinerName("my-refiner", "0" * 12)))[controls.name] == ""

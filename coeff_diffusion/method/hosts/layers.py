@@ -16,6 +16,7 @@ from ...subject.adapter import ADAPTER_FILE
 from ...subject.coefficients import Coefficients
 from ...subject.errors import CoefficientsError, cut, listed
 from ...subject.info import CoefficientsInfo
+from ...subject.places import text_encoder_of
 from ...subject.safetensors_file import DTYPES
 from ...subject.weight_sample import spread
 from ..attachment import CoeffConfig
@@ -127,8 +128,14 @@ def check_fits(subject: Coefficients, places: Mapping[str, Place]) -> None:
     """Make sure that a subject belongs to this UNet.
 
     Raises:
-        CoefficientsError: it does not; the message names the first offenders and both sides.
+        CoefficientsError: it does not; the message names the first offenders and both sides. Or it recombines heads of
+            text encoders, which here are read by others.
     """
+    if in_text := [path for path in subject if text_encoder_of(path)]:
+        raise CoefficientsError(
+            f"the subject also recombines heads of {len(in_text)} layers of the text encoder, which is not done here; "
+            'draw it with coeff-diffusion or in a pipeline of diffusers, or train it without "text" in --layers'
+        )
     info, sites = subject.info, {path: place.site for path, place in places.items()}
     wrong = [] if subject.denoiser == "unet" else [f"its layers are those of a {subject.denoiser}"]
     wrong += [f"{cut(path)} is no attention layer of this model" for path in subject if path not in sites]

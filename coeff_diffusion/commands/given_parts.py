@@ -1,11 +1,11 @@
-"""What `generate` is given of pictures: to start from, and to be held to by a ControlNet."""
+"""What `generate` is given beside its base: pictures to start from and to be held to, a ControlNet, a refiner."""
 
 from dataclasses import replace
 
 from ..images.control_picture import read_control
 from ..images.start_picture import StartPicture, read_mask, read_start
 from ..inference.replay import Replay
-from ..inference.request import DrawRequest, StudioError
+from ..inference.request import DrawRequest, RefinerName, StudioError
 from ..inference.studio import Studio
 
 
@@ -79,3 +79,31 @@ def controlled(
         if (p.control_digits, p.controlnet_hash) != (again.digits, controlnet.digits):
             notes.append(f"{replay.path} was not held to this picture by this ControlNet; it will not be the same")
     return replace(request, control=control), notes
+
+
+def refined(
+    request: DrawRequest, replay: Replay | None, source: str | None, studio: Studio
+) -> tuple[DrawRequest, list[str]]:
+    """The request with the refiner that is given, and notes for the user.
+
+    Args:
+        source: the refiner: a folder, file or Hub id.
+
+    Raises:
+        StudioError: the replay was finished by one and none is given, or another one; or it does not fit.
+    """
+    if source is None:
+        if replay is not None and replay.refiner is not None:
+            raise StudioError(f"{replay.path} was finished by {replay.refiner}; give it with --refiner")
+        return request, []
+    found = studio.refiner(RefinerName(source))
+    asked = RefinerName(found.name, found.digits)
+    if replay is None:
+        return replace(request, refiner=asked), []
+    if problem := replay.other_refiner(asked):
+        raise StudioError(f"{problem}; give the one that it was finished by")
+    if request.refiner_switch_at is None:
+        request = replace(request, refiner_switch_at=replay.parameters.refiner_switch_at)
+    elsewhere = replay.parameters.refiner_name is None
+    notes = [f"{replay.path} was not finished by a refiner; it will not be the same picture"] if elsewhere else []
+    return replace(request, refiner=asked), notes
