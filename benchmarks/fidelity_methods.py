@@ -63,9 +63,15 @@ class BaselineTrainer(Trainer):
 
 
 def lora(unet: Any, rank: int) -> dict[str, nn.Parameter]:
-    """Add LoRA layers to every attention projection, with PEFT's own start (diffusers' "gaussian" hardly moves A)."""
+    """Add LoRA layers to every attention projection, with PEFT's own start (diffusers' "gaussian" hardly moves A).
+
+    They learn in float32, also in a base of half precision, where small updates would round to none.
+    """
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=PROJECTIONS))
-    return {name: weight for name, weight in unet.named_parameters() if weight.requires_grad}
+    found = {name: weight for name, weight in unet.named_parameters() if weight.requires_grad}
+    for weight in found.values():
+        weight.data = weight.data.float()
+    return found
 
 
 def attention_weights(unet: Any) -> dict[str, nn.Parameter]:

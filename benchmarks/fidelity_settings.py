@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from coeff_diffusion.families.usual import OF_EMBEDDED
+from coeff_diffusion.subject.errors import UserError
 from coeff_diffusion.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ WITH_STAGE_TOKENS = ("all", "every_stage")
 OURS = ("coefficients", "token", "coefficients+token", *WITH_STAGE_TOKENS)  # what the library itself trains
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(UserError, ValueError):
     """The benchmark cannot run as asked, or one of its runs failed."""
 
 

@@ -35,9 +35,8 @@ ROOT = Path(__file__).parents[1]
 OWN, UNSEEN = ROOT / "examples" / "subjects", ROOT / "benchmarks" / "unseen"
 
 
-@torch.no_grad()
-def loss(pipe: Any, prompt: str, latents: torch.Tensor) -> float:
-    """Of the pipeline as it is set, for latents `[P, C, h, w]` of one prompt."""
+def losses(pipe: Any, prompt: str, latents: torch.Tensor, levels: Sequence[float] = LEVELS) -> torch.Tensor:
+    """Of the pipeline as it is set, for latents `[P, C, h, w]` of one prompt: `[levels, P]`."""
     family = family_of(pipe)
     condition = family.condition(pipe, [prompt] * len(latents), family.size(pipe))
     schedule = training_schedule(pipe.scheduler.config)
@@ -45,7 +44,13 @@ def loss(pipe: Any, prompt: str, latents: torch.Tensor) -> float:
     def denoise(noised: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         return family.predict(pipe.unet, noised, timesteps, condition)
 
-    return float(losses_at(LEVELS, schedule, denoise, latents).mean())
+    return losses_at(levels, schedule, denoise, latents)
+
+
+@torch.no_grad()
+def loss(pipe: Any, prompt: str, latents: torch.Tensor) -> float:
+    """The mean of these."""
+    return float(losses(pipe, prompt, latents).mean())
 
 
 def curve(pipe: Any, subject: Coefficients, folders: Sequence[Path]) -> list[tuple[float, ...]]:
@@ -53,10 +58,10 @@ def curve(pipe: Any, subject: Coefficients, folders: Sequence[Path]) -> list[tup
     views = [PictureViews(find_pictures(folder).pictures, 128, True, False, 1, 0) for folder in folders]
     latents = [encode_pictures(pipe.vae, one).largest()[0].first_views() for one in views]
     name = load_coefficients(pipe, subject, name="subject")
-    prompt, losses = f"a {subject.info.trigger}", []
+    prompt, found = f"a {subject.info.trigger}", []
     for strength in STRENGTHS:
         set_coefficients(pipe, {name: strength})
-        losses.append([loss(pipe, prompt, one) for one in latents])
+        found.append([loss(pipe, prompt, one) for one in latents])
     unload_coefficients(pipe)
     studio = Studio(pipe)
     studio.load(subject, name=name)
@@ -68,7 +73,7 @@ def curve(pipe: Any, subject: Coefficients, folders: Sequence[Path]) -> list[tup
         drawn.append(np.stack([np.asarray(one.image, dtype=np.float32) for one in studio.draw_batch(requests)]))
     studio.unload(name)
     pixels = [float(np.sqrt(np.square(one - drawn[0]).mean())) for one in drawn]
-    return [(*both, one) for both, one in zip(losses, pixels, strict=True)]
+    return [(*both, one) for both, one in zip(found, pixels, strict=True)]
 
 
 def main() -> None:

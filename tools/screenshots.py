@@ -98,11 +98,14 @@ def show_library(page: Any, subject: str, trigger: str) -> None:
 
 def show_inspect(page: Any, subject: str, trigger: str) -> None:
     pick(page, "inspect-subject", subject)
+    page.locator("#inspect-about").get_by_text("called up by").wait_for(timeout=WAIT)  # and a prompt is suggested
     fill(page, "inspect-prompt", f"a {trigger} on grass")
     fill(page, "inspect-word", trigger)
     page.locator("#inspect-button").click()
     page.get_by_role("img").nth(1).wait_for(timeout=WAIT)
     page.wait_for_timeout(4000)
+    page.locator("#inspect-head-button").click()
+    page.locator("#inspect-head-status").get_by_text("Without it").wait_for(timeout=WAIT)
 
 
 TABS: dict[str, Callable[[Any, str, str], None]] = {

@@ -1,8 +1,8 @@
 """What to draw, how far it is, and what came out: the plain data that goes in and out of `Studio`."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,16 @@ class DrawProgress:
     def seconds_left(self) -> float:
         """An estimate from the steps so far."""
         return self.seconds_per_step * (self.total - self.step)
+
+
+def part_of(on_step: Callable[[DrawProgress], None], index: int, parts: int) -> Callable[[DrawProgress], None]:
+    """Report one of several drawings of equal length as a part of the whole."""
+
+    def report(progress: DrawProgress) -> None:
+        step, total = index * progress.total + progress.step, parts * progress.total
+        on_step(replace(progress, step=step, total=total))
+
+    return report
 
 
 @dataclass(frozen=True)

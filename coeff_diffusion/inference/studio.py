@@ -35,6 +35,7 @@ from .request import (
     RefinerName,
     StudioError,
     disagreements,
+    part_of,
     shared_values,
 )
 from .request_notes import request_notes, unread_notes
@@ -242,7 +243,7 @@ class Studio:
         with self._lock:
             request = self.resolved(request)
             prompt = self.base_prompt(request.prompt) if base_prompt is None else base_prompt
-            first, second = (None, None) if on_step is None else (_part(on_step, i, 2) for i in range(2))
+            first, second = (None, None) if on_step is None else (part_of(on_step, i, 2) for i in range(2))
             second_prompt = self.base_prompt(request.prompt_2)
             base = self.draw(replace(request, prompt=prompt, prompt_2=second_prompt, subjects={}), first, should_stop)
             return base, self.draw(request, second, should_stop)
@@ -340,13 +341,3 @@ def _stop_if_asked(should_stop: Callable[[], bool] | None) -> None:
     """A drawing may have been cancelled while it waited its turn."""
     if should_stop is not None and should_stop():
         raise DrawCancelled
-
-
-def _part(on_step: Callable[[DrawProgress], None], index: int, parts: int) -> Callable[[DrawProgress], None]:
-    """Report one of several drawings of equal length as a part of the whole."""
-
-    def report(progress: DrawProgress) -> None:
-        step, total = index * progress.total + progress.step, parts * progress.total
-        on_step(replace(progress, step=step, total=total))
-
-    return report

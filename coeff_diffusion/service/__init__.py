@@ -10,7 +10,7 @@ from .explorer import Exploration, Explorer
 from .grid_cells import MAX_ROWS, GridRequest, read_strengths, spread
 from .history import Drawn, History
 from .import_export import Export, ImportExport, PushRequest, ReplaceError
-from .inspector import Inspector, SubjectCharts, WordView
+from .inspector import HeadView, Inspector, LayerHeads, SubjectCharts, WordView
 from .jobs import Glimpse, Jobs
 from .library_view import Entry, LibraryView
 from .loading import SubjectLoader
@@ -34,10 +34,12 @@ __all__ = [
     "Export",
     "Glimpse",
     "GridRequest",
+    "HeadView",
     "History",
     "ImportExport",
     "Inspector",
     "Jobs",
+    "LayerHeads",
     "LibraryView",
     "Moment",
     "PushRequest",

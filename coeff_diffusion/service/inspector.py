@@ -1,19 +1,21 @@
-"""Looking into a subject: its coefficients as charts, and where a word acts in a picture it draws."""
+"""Looking into a subject: its coefficients as charts, where a word acts in a picture it draws, what one head does."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from ..commands.info import subject_facts
 from ..families.layout import layout_of
 from ..families.registry import denoiser_of
+from ..images.generation_info import format_parameters, parse_parameters
 from ..inference.attention_maps import recording, word_positions
-from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError
+from ..inference.request import DrawProgress, DrawRequest, Picture, StudioError, part_of
 from ..inference.trigger import contains_trigger
 from ..sources.open import open_subject
 from ..subject.coefficients import Coefficients
-from .charts import coefficient_chart, norm_chart, render, word_chart
+from ..subject.heads import head_changes, without_head
+from .charts import coefficient_chart, norm_chart, render, titles, word_chart
 from .loading import SubjectLoader
 
 
@@ -41,6 +43,35 @@ class WordView:
 
     picture: Picture
     chart: Image.Image
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class LayerHeads:
+    """A layer whose heads can be switched off.
+
+    Attributes:
+        title: for people, as the charts have it.
+        changes: how much the subject changes each head's map.
+    """
+
+    path: str
+    title: str
+    changes: list[float]
+
+
+@dataclass(frozen=True)
+class HeadView:
+    """A picture with all heads of a subject and with one of them switched off, from the same noise.
+
+    Attributes:
+        pixels: how far apart the two are: root mean square, 0 to 255.
+        notes: sentences for the user about what was probably not meant.
+    """
+
+    whole: Picture
+    without: Picture
+    pixels: float
     notes: list[str]
 
 
@@ -94,16 +125,73 @@ class Inspector:
             StudioError: no subject is asked for, or the word is not in the prompt.
             SchedulerError, CoefficientsError, DrawCancelled: see `Studio.draw`.
         """
-        if not request.subjects:
-            raise StudioError("choose a subject first: without one the maps before and after are the same")
-        if request.batch_size != 1:
-            raise StudioError(f"batch_size is {request.batch_size}, expected 1: maps are of one picture")
+        self._check(request, "without one the maps before and after are the same")
         with self.loader.using(request.subjects) as studio:
             positions = word_positions(studio.pipe.tokenizer, request.prompt, word)
             with recording(denoiser_of(studio.pipe), positions) as recorder:
                 (picture,) = studio.draw(request, on_step, should_stop)
             notes = studio.notes(request)
         return WordView(picture, render(word_chart(picture.image, recorder.maps())), notes)
+
+    def heads(self, name: str) -> list[LayerHeads]:
+        """The layers of a subject in the order the data flows; none where it is a learned word alone.
+
+        Raises:
+            CoefficientsError: there is no such subject, or it is damaged.
+        """
+        subject = self._load(name)
+        return [
+            LayerHeads(path, title, head_changes(subject[path]).tolist())
+            for path, title in titles(list(subject)).items()
+        ]
+
+    def without_head(
+        self,
+        request: DrawRequest,
+        path: str,
+        head: int,
+        on_step: Callable[[DrawProgress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> HeadView:
+        """Draw one picture twice: as `Drawings.draw` would, and with one head of the subject switched off.
+
+        Args:
+            request: names one subject of the library.
+            path, head: which (see `subject.heads.without_head`).
+
+        Raises:
+            StudioError: not one subject is asked for, or nothing was learned for this head.
+            SchedulerError, CoefficientsError, DrawCancelled: see `Studio.draw`.
+        """
+        self._check(request, "there is no head to switch off")
+        (name,) = request.subjects
+        subject = self._load(name)
+        if not subject:
+            raise StudioError(f"{name!r} is a learned word alone: it has no head to switch off")
+        rest = without_head(subject, path, head)
+        called = f"head {head + 1} of {titles(list(subject))[path]}"
+        if rest == subject:
+            raise StudioError(f"nothing was learned for {called}: it uses the base's own map already; choose another")
+        first, second = (None, None) if on_step is None else (part_of(on_step, i, 2) for i in range(2))
+        with self.loader.using(request.subjects) as studio:
+            request = studio.resolved(request)  # one seed for both
+            (whole,) = studio.draw(request, first, should_stop)
+            notes = studio.notes(request)
+        with self.loader.using((), {name: rest}) as studio:
+            (without,) = studio.draw(request, second, should_stop)
+        told = parse_parameters(without.parameters)
+        told = replace(told, extra={**told.extra, "Head switched off": f"{path}:{head + 1}"})
+        without = replace(without, parameters=format_parameters(told))
+        bands = ImageStat.Stat(ImageChops.difference(whole.image, without.image)).rms
+        return HeadView(whole, without, (sum(band**2 for band in bands) / len(bands)) ** 0.5, notes)
+
+    @staticmethod
+    def _check(request: DrawRequest, why: str) -> None:
+        """Whether it asks for one picture of a subject; `why` says what it is needed for."""
+        if not request.subjects:
+            raise StudioError(f"choose a subject first: {why}")
+        if request.batch_size != 1:
+            raise StudioError(f"batch_size is {request.batch_size}, expected 1: one picture is looked at")
 
     def _load(self, name: str) -> Coefficients:
         return open_subject(self.loader.library.path(name))

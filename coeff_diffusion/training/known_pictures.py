@@ -83,7 +83,6 @@ def denoise_of(pipe: Any, latents: Tensor, prompts: Sequence[str]) -> Denoise:
     return lambda noised, timesteps: family.predict(denoiser, noised.to(denoiser.dtype), timesteps, condition)
 
 
-@torch.no_grad()
 def losses_at(levels: Sequence[float], schedule: DDPMScheduler, denoise: Denoise, latents: Tensor) -> Tensor:
     """Mean squared error of predictions for noised latents `[P, C, h, w]`, `[S, P]` float32.
 
@@ -118,7 +117,7 @@ def unknown_pictures(pipe: Any, latents: Tensor, class_word: str) -> str | None:
     schedule, chosen = training_schedule(pipe.scheduler.config), latents[:MOST].to(denoiser_of(pipe).device)
     with torch.no_grad():
         denoise = denoise_of(pipe, chosen, [f"a {class_word}" if class_word else ""] * len(chosen))
-    times = strangeness(known, losses_at(known.levels, schedule, denoise, chosen))
+        times = strangeness(known, losses_at(known.levels, schedule, denoise, chosen))
     if times < UNKNOWN:
         return None
     name = base_name(pipe)

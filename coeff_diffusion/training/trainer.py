@@ -442,7 +442,7 @@ class Trainer:
         framing = self.learner.framing(shown.first_framings()[: len(latents)])
         condition = {**self.data.prompts.condition(prompts), **framing}
         denoise = partial(self.learner.denoise, condition=condition)
-        with self.averaged():
+        with torch.no_grad(), self.averaged():
             found = strangeness(known, losses_at(known.levels, self.schedule, denoise, latents))
         return float(f"{found:.4g}")
 

@@ -1,4 +1,4 @@
-"""The Inspect tab: a subject's coefficients in charts, and where a word acts in a picture."""
+"""The Inspect tab: a subject's coefficients in charts, where a word acts in a picture, and what one head does there."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import gradio as gr
 from ..images.drawing_settings import SETTINGS, DrawRequest
 from ..service import Glimpse, StudioService, WordView
 from ..subject.layer_strengths import STRENGTH_REACH
+from . import inspect_head
 from .common import QUIET, REFUSALS, follow, refusal, shown, status_line
 from .draw_controls import NOBODY, offer
 from .job_bar import JobBar, job_bar
@@ -27,9 +28,12 @@ heads and the layers of one resolution. *Before*: the base's own maps in this ve
 subject; these may be below 0 or above 1. *Difference*: red where the subject attends more to the word, blue where
 less."""
 # Below the label and the buttons, which would hide the head of a chart.
-CSS = """
+CSS = (
+    inspect_head.CSS
+    + """
 .inspect-chart .image-container { padding-top: 40px; height: auto; }
 """
+)
 Values = dict[Any, Any]
 Update = dict[Any, Any]
 
@@ -52,6 +56,10 @@ class Controls:
     bar: JobBar
     picture: gr.Image
     maps: gr.Image
+
+    def inputs(self) -> set[Any]:
+        """What `request` reads."""
+        return {self.subject, self.prompt, *self.settings.values()}
 
     def request(self, values: Values) -> DrawRequest:
         """What the controls ask for."""
@@ -97,6 +105,7 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
         moment(lambda: offer(service.library.find()), None, subject, **QUIET)
     _wire_charts(service, controls)
     _wire_looking(service, page, controls)
+    inspect_head.build(service, page, subject, controls.request, controls.inputs())
 
 
 def _wire_charts(service: StudioService, on: Controls) -> None:
@@ -146,7 +155,7 @@ def _wire_looking(service: StudioService, page: gr.Blocks, on: Controls) -> None
     gr.on(
         [on.bar.start.click, on.prompt.submit, on.word.submit],
         on.bar.minding(press),
-        {on.subject, on.prompt, on.word, *on.settings.values()},
+        {*on.inputs(), on.word},
         [*on.bar.parts(), on.picture, on.maps],
         concurrency_limit=AT_ONCE,
         **QUIET,

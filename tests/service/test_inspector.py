@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import ImageChops
@@ -7,6 +9,7 @@ pytest.importorskip("matplotlib")
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
 from coeff_diffusion.inference.request import DrawCancelled, DrawProgress, DrawRequest, StudioError
 from coeff_diffusion.service import StudioService
+from coeff_diffusion.subject.heads import without_head
 
 REQUEST = DrawRequest("a sks dog on grass", subjects={"dog": 1.0}, seed=1, steps=2)
 
@@ -28,6 +31,41 @@ def test_a_word_is_looked_at_in_the_very_picture_that_is_drawn(service: StudioSe
     grass = service.inspector.look(REQUEST, "grass")
     assert ImageChops.difference(view.chart, grass.chart).getbbox() is not None
     assert service.inspector.look(DrawRequest("a dog", subjects={"dog": 1.0}, steps=1), "dog").notes
+
+
+def test_a_picture_is_drawn_again_without_one_head(service: StudioService) -> None:
+    inspector, steps = service.inspector, []
+    layer = inspector.heads("dog")[0]
+    whole = Coefficients.load(service.library.path("dog"))
+    assert (layer.title, len(layer.changes)) == ("down 0 · self", len(whole[layer.path]))
+    assert layer.changes[3] == pytest.approx(float(whole[layer.path][3].norm()))
+    view = inspector.without_head(REQUEST, layer.path, 3, steps.append)
+    assert view.whole.image.tobytes() == service.drawings.draw(REQUEST, compare=False).pictures[0].image.tobytes()
+    # The other picture is what a file without that row draws, from the same noise, and says what it is.
+    rest = service.library.folder / "rest.safetensors"
+    without_head(whole, layer.path, 3).save(rest)
+    drawn = service.drawings.draw(replace(REQUEST, subjects={"rest": 1.0}), compare=False).pictures[0]
+    assert view.without.image.tobytes() == drawn.image.tobytes() != view.whole.image.tobytes()
+    assert f"Head switched off: {layer.path}:4" in view.without.parameters.replace('"', "")
+    assert view.pixels > 0
+    assert [(step.step, step.total) for step in steps] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    unseeded = inspector.without_head(replace(REQUEST, seed=None), layer.path, 3)
+    assert unseeded.whole.seed == unseeded.without.seed
+
+
+def test_a_head_that_is_not_there_or_learned_nothing_is_said(service: StudioService) -> None:
+    off, path = service.inspector.without_head, service.inspector.heads("dog")[0].path
+    with pytest.raises(StudioError, match="choose a subject first"):
+        off(DrawRequest("a dog"), path, 0)
+    idle = without_head(Coefficients.load(service.library.path("dog")), path, 1)
+    idle.save(service.library.folder / "idle.safetensors")
+    with pytest.raises(StudioError, match="nothing was learned for head 2 of down 0 · self"):
+        off(replace(REQUEST, subjects={"idle": 1.0}), path, 1)
+    token = Coefficients({}, {"text_encoder": torch.ones(1, 32)}, CoefficientsInfo(trigger="sks pot"))
+    token.save(service.library.folder / "pot.safetensors")
+    with pytest.raises(StudioError, match="'pot' is a learned word alone: it has no head"):
+        off(replace(REQUEST, subjects={"pot": 1.0}), path, 0)
+    assert service.inspector.heads("pot") == []
 
 
 def test_what_cannot_be_looked_at_is_said(service: StudioService) -> None:

@@ -98,6 +98,20 @@ def test_inspect_a_subject_and_a_word(browser: Any, address: str) -> None:
     look.click()
     playwright.expect(status).to_contain_text("The maps of “sks dog”, seed 7.", timeout=30_000)
 
+    # One head is switched off: both pictures beside each other, and one over the other.
+    switched, pair, slider = (
+        page.locator("#inspect-head-status"),
+        page.locator("#inspect-pair"),
+        page.locator("#inspect-slider"),
+    )
+    page.locator("#inspect-head input").click()
+    page.get_by_role("option", name="2: ").click()
+    page.get_by_role("button", name="Draw without this head").click()
+    playwright.expect(switched).to_contain_text("Without it the picture changes by", timeout=30_000)
+    playwright.expect(switched).to_contain_text("seed 7.")
+    playwright.expect(pair.get_by_role("img")).to_have_count(2)
+    assert slider.locator("img").evaluate_all("images => new Set(images.map(image => image.src)).size") == 2
+
     # A subject of another base is refused, and the charts of the last one go.
     choose(page, "cat")
     playwright.expect(about.get_by_role("alert")).to_contain_text("has 3 heads, in this base 8", timeout=30_000)
