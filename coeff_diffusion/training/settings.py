@@ -7,7 +7,7 @@ by measurement stands here and nowhere else.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..subject.adapter import AdapterKind
+from ..subject.adapter_kind import AdapterKind
 from ..subject.info import Gate
 
 

@@ -22,7 +22,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from subject_maker import make_subject
 
-from coeff_diffusion.commands.generate import GenerateConfig, generate
+from coeff_diffusion.commands.generate import generate
+from coeff_diffusion.commands.generate_config import GenerateConfig
 from coeff_diffusion.images.control_picture import ControlPicture
 from coeff_diffusion.images.files import read_parameters
 from coeff_diffusion.images.start_picture import StartPicture
