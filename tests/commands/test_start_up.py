@@ -1,4 +1,4 @@
-"""What a command imports before it does something: `--help` answers at once, and a look at a file needs no diffusers."""
+"""What a command imports before it does something: `--help` answers at once, a look at a file needs no diffusers."""
 
 import subprocess
 import sys

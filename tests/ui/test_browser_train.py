@@ -19,7 +19,7 @@ from coeff_diffusion.service import Bases, StudioService, TrainingForm  # noqa: 
 from coeff_diffusion.service.presets import PRESETS  # noqa: E402
 from coeff_diffusion.sources.library import Library  # noqa: E402
 from coeff_diffusion.ui import PageConfig, api, timeline, train  # noqa: E402
-from coeff_diffusion.ui.page import launch  # noqa: E402
+from coeff_diffusion.ui.server import serve  # noqa: E402
 
 pytestmark = [
     pytest.mark.browser,
@@ -44,7 +44,7 @@ def address(service: StudioService) -> Iterator[str]:
             with gradio.Tab(title) as tab:
                 module.build(service, blocks, tab)
         api.build(Bases(service))
-    yield launch(blocks, PageConfig(port=0), [], block=False)
+    yield serve(blocks, PageConfig(port=0), [])
     blocks.close()
 
 

@@ -20,7 +20,8 @@ from coeff_diffusion.inference.outside import draw_request  # noqa: E402
 from coeff_diffusion.inference.request import StudioError  # noqa: E402
 from coeff_diffusion.service import StudioService, check_limits  # noqa: E402
 from coeff_diffusion.ui import PageConfig  # noqa: E402
-from coeff_diffusion.ui.page import build, launch  # noqa: E402
+from coeff_diffusion.ui.page import build  # noqa: E402
+from coeff_diffusion.ui.server import serve  # noqa: E402
 
 DOCS = Path(__file__).parents[2] / "docs" / "studio.md"
 
@@ -28,7 +29,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "studio.md"
 @pytest.fixture
 def address(service: StudioService) -> Iterator[str]:
     blocks = build(service)
-    yield launch(blocks, PageConfig(port=0), [], block=False)
+    yield serve(blocks, PageConfig(port=0), [])
     blocks.close()
 
 
