@@ -18,9 +18,10 @@ from ..images.photo_formats import readable_formats, why_unread
 from ..subject.atomic_write import atomic_write
 from ..subject.user_file import check_file, open_file
 from ..training.captions import MAX_CAPTION, some
-from ..training.known_pictures import MOST, known_pictures, unknown_pictures
+from ..training.known_pictures import MOST, unknown_pictures
 from ..training.latents import posterior
 from ..training.masks import mask_of
+from ..training.own_pictures import figures
 from ..training.photos import View, choose_views, cut_out, scale, view_tensor
 from ..training.picture_folder import MASK_ENDINGS, NO_REGULAR, PictureFolder, sort_files
 from ..training.seeds import mixed_seed
@@ -129,11 +130,11 @@ def check_pictures(paths: Sequence[Path], resolution: int, center_crop: bool = T
 
 def unknown_crops(pipe: Any, crops: Sequence[Image.Image], class_word: str) -> str | None:
     """See `unknown_pictures`, of squares as training sees them; the base must have no subject acting."""
-    if known_pictures(pipe) is None:
+    if (known := figures(pipe)) is None:
         return None
     weight = next(pipe.vae.parameters())
     pixels = torch.stack([view_tensor(crop, crop.size, View(0, 0)) for crop in crops[:MOST]])
-    return unknown_pictures(pipe, posterior(pipe.vae, pixels.to(weight))[0], class_word)
+    return unknown_pictures(pipe, known, posterior(pipe.vae, pixels.to(weight))[0], class_word)
 
 
 def _tell_files(files: PictureFolder, found: PictureCheck) -> None:

@@ -167,6 +167,10 @@ class TrainSettings:
     """End training when the validation loss has not improved for this many measurements; 0 never does."""
     early_stopping_threshold: float = 0.0
     """What counts as an improvement: a loss that is lower by more than this."""
+    measure_base: Literal["auto", "always", "never"] = "auto"
+    """Draw 8 pictures with a base, once, to tell from then on whether it knows such pictures as the subject's (the
+    embedded base comes with that). auto does so on a GPU, where it takes seconds; on a CPU it can take many minutes.
+    What is measured is kept in ~/.config/coeff-diffusion/known_pictures."""
 
     # --- Previews
     validation_prompt: str | None = None
