@@ -30,7 +30,16 @@ COLUMNS = ("name", "class_word", "trigger", "instance_prompt", "validation_promp
 FOLDER = ("folder", "file_name")  # what a row calls its folder
 MAX_TABLE = 16 * 2**20  # bytes
 RUNS = ".runs"  # where trainings keep what is no subject, in the folder of subjects
-OF_ONE = ("instance_data_dir", "trigger", "name", "class_prompt", "validation_data_dir", "resume_from_checkpoint")
+# What one subject alone can have, not all of them.
+OF_ONE = (
+    "instance_data_dir",
+    "crop_boxes",
+    "trigger",
+    "name",
+    "class_prompt",
+    "validation_data_dir",
+    "resume_from_checkpoint",
+)
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,16 @@ A_CONDITION = "pictures of conditions are not trained on"
 
 @dataclass(frozen=True)
 class TrainingPicture:
-    """A picture and the files that belong to it: what is written of it, and which parts of it count."""
+    """A picture and the files that belong to it: what is written of it, and which parts of it count.
+
+    Attributes:
+        box: the part that is used (see `crop_boxes`); None for all of it.
+    """
 
     path: Path
     caption: Caption | Path | None = None
     mask: Path | None = None
+    box: Sequence[float] | None = None
 
     def words(self) -> Caption | None:
         """Its caption. Raises DatasetError: it cannot be read."""

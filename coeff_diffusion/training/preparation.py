@@ -18,6 +18,7 @@ from ..inference.trigger import contains_trigger, reads_trigger
 from .captions import some, with_trigger
 from .class_images import class_images
 from .config import TrainConfig
+from .crop_boxes import with_boxes
 from .dataset import Prompts, TrainingSet, fingerprint_files
 from .held_out import split_pictures
 from .latents import Pictures, encode_pictures
@@ -53,7 +54,7 @@ def prepare_data(
     """
     assert config.instance_data_dir is not None
     assert config.resolution is not None
-    found = find_pictures(config.instance_data_dir)
+    found = with_boxes(find_pictures(config.instance_data_dir), config.crop_boxes or {})
     for line in _inventory(found, config.use_masks):
         say(line)
     pictures, held_out = split_pictures(config, found, say)

@@ -40,6 +40,9 @@ class TrainSettings:
     use_masks: bool = True
     """Learn only what the mask of a picture shows: white in `<picture>-masklabel.png`, or in a file called as the
     picture in the folder `masks`; without such a file, what is not transparent. Off: all of every picture counts."""
+    crop_boxes: dict[str, list[float]] | None = None
+    """The part of a picture that is used, and of its mask: left, top, right and bottom as shares of its width and
+    height, by the name of its file: {"1.jpg": [0.2, 0, 0.9, 1]}. What is cropped or bucketed is that part."""
     class_word: str | None = None
     """What kind of thing the subject is, in a word the base knows: "dog". Default: the trigger without its first word,
     or the word after "sks" in the instance prompt."""

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ..families.family import Framing
 from ..images.photo import DatasetError, read_photo
 from ..images.shapes import Size, nearest_size
+from .crop_boxes import cropped
 from .masks import mask_of, view_weights
 from .photos import choose_views, scale, view_tensor
 from .picture_folder import TrainingPicture
@@ -68,8 +69,9 @@ class PictureViews(Dataset[Views]):
         picture = self.pictures[index]
         photo = read_photo(picture.path)
         mask = mask_of(photo, picture.path, picture.mask) if self.masks else None
-        target = nearest_size(photo.image.size, self.sizes)
-        image = scale(photo.image, target)
+        whole, mask = cropped(photo.image, picture.box), cropped(mask, picture.box)
+        target = nearest_size(whole.size, self.sizes)
+        image = scale(whole, target)
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, index))
         views = choose_views(image.size, target, self.center_crop, self.random_flip, self.count, generator)
         notes, weights = list(photo.notes), None
@@ -90,7 +92,5 @@ class PictureViews(Dataset[Views]):
         lefts = [
             image.width - target[0] - view.left if view.flip else view.left for view in views
         ]  # of the mirrored one
-        framings = [
-            Framing(photo.image.size, (left, view.top), target) for view, left in zip(views, lefts, strict=True)
-        ]
+        framings = [Framing(whole.size, (left, view.top), target) for view, left in zip(views, lefts, strict=True)]
         return Views(pixels, weights, tuple(framings), tuple(f"{picture.path.name}: {note}" for note in notes))

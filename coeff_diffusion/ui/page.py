@@ -1,5 +1,7 @@
 """The page as a whole: its tabs and its looks."""
 
+from typing import Any
+
 import gradio as gr
 from gradio import routes
 
@@ -54,7 +56,7 @@ def fill(page: gr.Blocks, bases: Bases) -> None:
         PageError: see `build`.
     """
     routes.DEFAULT_TEMP_DIR = str(own_folder())
-    page.css, page.head = CSS, HEAD
+    _dress(page)
     bases.show = lambda: exchange(page, _blocks(bases))
     bases.show()
 
@@ -70,8 +72,12 @@ def _blocks(bases: Bases) -> gr.Blocks:
                     module.build(service, page, tab)
         notify.build(page)
         api.build(bases)
-    page.css, page.head = CSS, HEAD
+    _dress(page)
     return page
+
+
+def _dress(page: Any) -> None:
+    page.css, page.head = CSS, HEAD
 
 
 def exchange(page: gr.Blocks, other: gr.Blocks) -> None:

@@ -106,6 +106,24 @@ def test_train_reload_scrub_and_keep(
     expect(remarks).to_have_text("")
     crops.first.click()
     expect(box("train-caption")).to_have_value("a dog on the left", timeout=WAIT)
+
+    # Two corners of the left half, clicked in the picture; then the same in numbers, of which nonsense is refused.
+    whole = page.locator("#train-whole img")
+    whole.scroll_into_view_if_needed()
+    box_of = "e => [e.clientWidth, e.clientHeight, Math.min(e.clientWidth / 512, e.clientHeight / 384)]"
+    width, height, scale = whole.evaluate(box_of)  # the picture lies in the middle of its element
+    for x, y in ((0.5, 0.99), (0.01, 0.01)):
+        before = whole.get_attribute("src")
+        place = {"x": width / 2 + (x - 0.5) * 512 * scale, "y": height / 2 + (y - 0.5) * 384 * scale}
+        whole.click(position=place)
+        expect(whole).not_to_have_attribute("src", before, timeout=WAIT)
+    expect(box("train-box")).to_have_value(re.compile(r"^1, 1, (49|50)[\d.]*, (98|99)[\d.]*$"), timeout=WAIT)
+    box("train-box").fill("50, 0, 40, 100")
+    box("train-box").press("Enter")
+    page.get_by_text("the part that is used is [0.5").first.wait_for(timeout=WAIT)
+    box("train-box").fill("0, 0, 50, 100")
+    box("train-box").press("Enter")
+    expect(page.locator("#train-crops .thumbnail-item").first).to_be_visible()
     page.screenshot(path=tmp_path / "pictures-1280.png", full_page=True)
 
     # A preset fills the fold-out; what is changed there wins.
@@ -131,6 +149,7 @@ def test_train_reload_scrub_and_keep(
     assert before is not None
     assert before.state == "running"
     assert (before.folder / "pictures" / "001.txt").read_text() == "a dog on the left"
+    assert before.config.crop_boxes == {"001.png": [0, 0, 0.5, 1]}
     page.set_input_files("#train-pictures input[type=file]", photos[:5])
     box("train-name").fill("second")
     box("train-class-word").fill("dog")
