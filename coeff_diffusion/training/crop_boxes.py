@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from PIL import Image
 
@@ -13,13 +12,12 @@ from .picture_folder import PictureFolder, named
 Box = Sequence[float]
 """Left, top, right and bottom as shares of a picture's width and height, from 0 to 1, as it is looked at: turned as its
 camera says."""
-Maybe = TypeVar("Maybe", Image.Image, None)
 LEAST = 0.01  # of a side
 
 
-def cropped(image: Maybe, box: Box | None) -> Maybe:
+def cropped(image: Image.Image, box: Box | None) -> Image.Image:
     """The part of a picture, or of its mask, in a box; all of it without one."""
-    if image is None or box is None:
+    if box is None:
         return image
     left, top, right, bottom = (round(share * side) for share, side in zip(box, image.size * 2, strict=True))
     return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))

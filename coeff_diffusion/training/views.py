@@ -69,14 +69,16 @@ class PictureViews(Dataset[Views]):
         picture = self.pictures[index]
         photo = read_photo(picture.path)
         mask = mask_of(photo, picture.path, picture.mask) if self.masks else None
-        whole, mask = cropped(photo.image, picture.box), cropped(mask, picture.box)
+        whole = cropped(photo.image, picture.box)
         target = nearest_size(whole.size, self.sizes)
         image = scale(whole, target)
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, index))
         views = choose_views(image.size, target, self.center_crop, self.random_flip, self.count, generator)
         notes, weights = list(photo.notes), None
         if mask is not None:
-            scaled = scale(mask, target, Image.Resampling.BILINEAR)  # never rings: black stays black
+            scaled = scale(
+                cropped(mask, picture.box), target, Image.Resampling.BILINEAR
+            )  # never rings: black stays black
             weighed = [(view, view_weights(scaled, target, view)) for view in views]
             weighed = [(view, weight) for view, weight in weighed if weight.any()]  # the others would teach nothing
             if not weighed:

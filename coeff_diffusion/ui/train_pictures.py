@@ -25,7 +25,6 @@ CSS = """
 #train-crops .thumbnail-item img { aspect-ratio: 1; height: auto; }
 #train-crops .caption-label { position: static; width: 100%; max-width: none; border: 0; opacity: 1;
   white-space: normal; overflow-wrap: anywhere; text-align: start; }
-#train-whole > label.float { position: static; max-width: none; border: 0; }
 #train-remarks p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
 """
 
@@ -97,7 +96,8 @@ class Pictures:
         with gr.Column(visible=False, elem_id="train-picture") as self.one:
             self.caption = gr.Textbox(label="Caption", max_lines=6, elem_id="train-caption")
             self.whole = gr.Image(
-                label="Click two corners of the part to use",
+                label="Click two opposite corners of the part that is used",
+                show_label=False,  # it would lie on the picture; the field below says it
                 interactive=False,
                 format="png",
                 height=300,
@@ -106,7 +106,8 @@ class Pictures:
             )
             self.box = gr.Textbox(
                 label="Part that is used",
-                info="Left, top, right and bottom in percent of the picture, such as 10, 0, 90, 100. Empty: all of it",
+                info="Click two opposite corners in the picture, or write left, top, right and bottom in percent, such "
+                "as 10, 0, 90, 100, and press Enter. Empty: all of it",
                 elem_id="train-box",
             )
             self.out = gr.Button("Take it out", size="sm", elem_id="train-take-out")
