@@ -71,13 +71,8 @@ class TrainConfig(TrainSettings):
         }
         free |= {"instance_data_dir", "dataloader_num_workers", "class_data_dir", "sample_batch_size"}
         free |= {"max_train_steps", "gradient_checkpointing", "gate"}
-        free |= {
-            "measure_base",
-            "validation_data_dir",
-            "keep_best",
-            "early_stopping_patience",
-            "early_stopping_threshold",
-        }
+        free |= {"validation_data_dir", "keep_best", "early_stopping_patience", "early_stopping_threshold"}
+        free |= {"measure_base", "caption_model"}
         if self.with_adapter is None:
             free |= {"with_adapter", "adapter_learning_rate"}
         return {name: getattr(self, name) for name in field_help() if name not in free}

@@ -15,6 +15,7 @@ from ..images.shapes import bucket_sizes
 from ..inference.cut_off import cut_off
 from ..inference.studio import Studio
 from ..inference.trigger import contains_trigger, reads_trigger
+from .auto_captions import write_captions
 from .captions import some, with_trigger
 from .class_images import class_images
 from .config import TrainConfig
@@ -52,9 +53,8 @@ def prepare_data(
     Raises:
         DatasetError: pictures or captions that cannot be used. DrawCancelled: `should_stop` said so.
     """
-    assert config.instance_data_dir is not None
     assert config.resolution is not None
-    found = with_boxes(find_pictures(config.instance_data_dir), config.crop_boxes or {})
+    found = _found(config, studio, say, should_stop)
     for line in _inventory(found, config.use_masks):
         say(line)
     pictures, held_out = split_pictures(config, found, say)
@@ -84,6 +84,20 @@ def prepare_data(
     encoded = Prompts(lambda texts: learner.condition(texts, size), texts, live)
     each = (prompt_of[: len(pictures)], measured, prompt_of[len(pictures) :])
     return TrainingData(TrainingSet(instance, prior, encoded, *each), fingerprint)
+
+
+def _found(
+    config: TrainConfig, studio: Studio, say: Callable[[str], None], should_stop: Callable[[], bool] | None
+) -> PictureFolder:
+    """The pictures of the subject, each with its words, which a model may write first."""
+    assert config.instance_data_dir is not None
+    boxes = config.crop_boxes or {}
+    found = with_boxes(find_pictures(config.instance_data_dir), boxes)
+    if config.caption_model is None or not write_captions(
+        found.pictures, config.caption_model, studio.pipe.device, say, should_stop
+    ):
+        return found
+    return with_boxes(find_pictures(config.instance_data_dir), boxes)
 
 
 def _fingerprint(pictures: Sequence[TrainingPicture], prompts: Sequence["Prompt"], config: TrainConfig) -> str:

@@ -37,6 +37,10 @@ class TrainSettings:
     """Pictures of the subject: a folder, or a list of files. A `.txt` or `.caption` file beside a picture, or its line
     in `metadata.jsonl` or `metadata.csv`, is its caption and wins over the instance prompt; where it lacks the trigger,
     that takes the place of the class word (or goes in front). What is not used of a folder is said."""
+    caption_model: str | None = None
+    """A captioning model of transformers, BLIP or Florence-2: a folder, or an id on the Hub such as
+    Salesforce/blip-image-captioning-base. It writes a `.txt` file beside each picture that has no caption; what is
+    written there already stays."""
     use_masks: bool = True
     """Learn only what the mask of a picture shows: white in `<picture>-masklabel.png`, or in a file called as the
     picture in the folder `masks`; without such a file, what is not transparent. Off: all of every picture counts."""
