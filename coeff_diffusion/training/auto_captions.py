@@ -62,7 +62,8 @@ class Captioner:
             raise DatasetError(
                 f"--caption_model: {shown(name)} is a model of the kind {shown(kind)}; expected {' or '.join(TASKS)}"
             )
-        self.task, self.model, self.device = TASKS[kind], model.to(device).eval(), device
+        self.task, self.model, self.device = TASKS[kind], model.eval(), device
+        torch.nn.Module.to(model, device)
 
     @torch.no_grad()
     def caption(self, picture: TrainingPicture) -> str:

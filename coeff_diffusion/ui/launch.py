@@ -72,6 +72,7 @@ def _loaded(config: PageConfig, waiting: Any, address: str) -> Any:
     from ..inference.studio import Studio
     from ..inference.templates import check_templates
     from ..service import Bases, StudioService
+    from ..service.caption_writer import CaptionWriter
     from ..sources.library import Library
 
     output_dir = check_folder(config.output_dir)
@@ -87,6 +88,7 @@ def _loaded(config: PageConfig, waiting: Any, address: str) -> Any:
     }
     service = StudioService(Studio(load_base(config.base, **options)), Library(config.subjects_dir), output_dir)
     service.drawings.templates = templates
+    service.caption_writer = CaptionWriter(config.caption_model, service.studio.pipe.device)
     # Who reaches the page from outside names no folders of this computer, and fills no disk.
     service.import_export.folders = service.drawings.folders = not (config.listen or config.share)
     bases = Bases(service, config.base, options, anyone=service.import_export.folders)

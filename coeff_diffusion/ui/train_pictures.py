@@ -1,6 +1,6 @@
 """The pictures that are dropped for a training: each as training sees it, what is wrong with it, what it shows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..service.crop_editor import Corner, box_between, corner_at, picture_with_b
 from ..service.thumbnails import greyed, stand_in
 from ..training.captions import SUFFIXES, TABLES
 from ..training.crop_boxes import Box
-from .common import QUIET, or_refusal, status_line
+from .common import QUIET, REFUSALS, or_refusal, refusal, status_line
 
 Values = dict[Any, Any]
 CSS = """
@@ -25,7 +25,7 @@ CSS = """
 #train-crops .thumbnail-item img { aspect-ratio: 1; height: auto; }
 #train-crops .caption-label { position: static; width: 100%; max-width: none; border: 0; opacity: 1;
   white-space: normal; overflow-wrap: anywhere; text-align: start; }
-#train-remarks p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
+#train-remarks p, #train-captions p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
 """
 
 
@@ -93,6 +93,8 @@ class Pictures:
             buttons=[],
             elem_id="train-crops",
         )
+        self.write = gr.Button("Write captions", size="sm", visible=False, elem_id="train-write-captions")
+        self.told = gr.HTML(elem_id="train-captions", padding=False)
         with gr.Column(visible=False, elem_id="train-picture") as self.one:
             self.caption = gr.Textbox(label="Caption", max_lines=6, elem_id="train-caption")
             self.whole = gr.Image(
@@ -152,6 +154,8 @@ class Pictures:
             return {
                 self.crops: gr.Gallery(shown, visible=bool(shown), selected_index=_place(paths, chosen)),
                 self.remarks: status_line(*found.refused, *found.notes),
+                self.told: "",
+                self.write: gr.Button(visible=bool(shown) and self.service.caption_writer.name is not None),
                 **self._edit(Looked(paths, captions, written, chosen, kept, seen.corner)),
             }
 
@@ -187,15 +191,35 @@ class Pictures:
             boxes = or_refusal(seen.with_box, box)
             return look(files, crop, seed, word, text, replace(seen, boxes=boxes, corner=None))
 
+        def caption(text: str | None, seen: Looked) -> Iterator[Values]:
+            """Only of pictures that have no words; what is written can be mended before the training starts."""
+            written = dict(seen.with_words(text))
+            boxes = {Path(path): box for path, box in seen.boxes.items()}
+            wordless = [Path(path) for path in seen.paths if not replace(seen, written=written).words(path)]
+            yield {self.told: status_line(f"Looking at {len(wordless)} pictures ...")}
+            try:
+                for done, (path, words) in enumerate(self.service.caption_writer.captions(wordless, boxes), start=1):
+                    written[str(path)] = words
+                    yield {self.told: status_line(f"{done} of {len(wordless)}: {path.name} shows {words}")}
+            except REFUSALS as error:
+                kept = self._edit(replace(seen, written=written))
+                yield {self.told: status_line(str(error), refused=True), **kept}
+                raise refusal(error) from error
+            yield {
+                self.told: status_line(f"{len(wordless)} captions written; pick a picture to mend its own."),
+                **self._edit(replace(seen, written=written)),
+            }
+
         def take_out(files: list[str] | None, seen: Looked) -> list[str] | None:
             return [file for file in files or [] if file != seen.chosen] or None
 
         shown_on: dict[str, Any] = {"show_progress_on": [self.crops], "api_visibility": "private"}
-        outputs = [self.crops, self.remarks, *editor]
+        outputs = [self.crops, self.remarks, self.told, self.write, *editor]
         gr.on([self.files.change, crop.input], look, asked, outputs, **shown_on)
         self.crops.select(pick, [self.caption, self.box, self.looked], editor, **QUIET)
         self.whole.select(click, asked, outputs, **shown_on)
         self.box.submit(write, [*asked, self.box], outputs, **shown_on)
+        self.write.click(caption, [self.caption, self.looked], [self.told, *editor], **QUIET)
         self.out.click(take_out, [self.files, self.looked], self.files, **QUIET)
 
     def _edit(self, looked: Looked) -> Values:

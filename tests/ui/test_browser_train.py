@@ -16,6 +16,7 @@ gradio = pytest.importorskip("gradio")
 from coeff_diffusion import Coefficients  # noqa: E402
 from coeff_diffusion.inference.studio import Studio  # noqa: E402
 from coeff_diffusion.service import Bases, StudioService, TrainingForm  # noqa: E402
+from coeff_diffusion.service.caption_writer import CaptionWriter  # noqa: E402
 from coeff_diffusion.service.presets import PRESETS  # noqa: E402
 from coeff_diffusion.sources.library import Library  # noqa: E402
 from coeff_diffusion.ui import PageConfig, api, timeline, train  # noqa: E402
@@ -31,8 +32,9 @@ WAIT = 60_000
 
 
 @pytest.fixture
-def service(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Iterator[StudioService]:
+def service(tiny_pipe: StableDiffusionPipeline, tiny_blip_dir: Path, tmp_path: Path) -> Iterator[StudioService]:
     service = StudioService(Studio(tiny_pipe), Library(tmp_path / "subjects"), tmp_path / "pictures")
+    service.caption_writer = CaptionWriter(str(tiny_blip_dir), tiny_pipe.device)
     yield service
     service.close()
 
@@ -124,6 +126,9 @@ def test_train_reload_scrub_and_keep(
     box("train-box").fill("0, 0, 50, 100")
     box("train-box").press("Enter")
     expect(page.locator("#train-crops .thumbnail-item").first).to_be_visible()
+    page.get_by_role("button", name="Write captions").click()
+    page.locator("#train-captions").get_by_text("4 captions written").wait_for(timeout=WAIT)
+    expect(box("train-caption")).to_have_value("a dog on the left")
     page.screenshot(path=tmp_path / "pictures-1280.png", full_page=True)
 
     # A preset fills the fold-out; what is changed there wins.
@@ -149,6 +154,7 @@ def test_train_reload_scrub_and_keep(
     assert before is not None
     assert before.state == "running"
     assert (before.folder / "pictures" / "001.txt").read_text() == "a dog on the left"
+    assert len(list((before.folder / "pictures").glob("*.txt"))) == 5
     assert before.config.crop_boxes == {"001.png": [0, 0, 0.5, 1]}
     page.set_input_files("#train-pictures input[type=file]", photos[:5])
     box("train-name").fill("second")
