@@ -1,15 +1,16 @@
-"""What do coefficients add to an adapter, those of the text encoder to the UNet's, and which kind of layer brings what?
+"""What do coefficients add to an adapter, those of the text encoder to the UNet's, those of each kind of layer?
 
     python benchmarks/joins.py                                          # two subjects, one seed; goes on where it was
     python benchmarks/joins.py --subject cat --max_train_steps 100      # a look
-    python benchmarks/joins.py --way word coefficients text             # some ways alone
-    python benchmarks/joins.py --way self cross both                    # kinds of layers, left out else
+    python benchmarks/joins.py --way word coefficients lora4            # some ways alone
     python benchmarks/joins.py --table                                  # only what is measured so far
+    python benchmarks/joins.py --what layers --subject cat              # self-attention, cross-attention, both
+    python benchmarks/joins.py --what text --subject cat                # the text encoder's heads
 
-All ways learn on the same pictures and noise for as many steps: the trigger's word (its embedding) and what is named,
-those called "as usual" what stages read there, too, and those without "the word" coefficients alone. Each row is a line
-of `results.jsonl` in `outputs/joins`, and its files lie beside it. What the columns are, `docs/fidelity.md` says: the
-measures are those of `fidelity.py`, the drift with the gate open, as if what is learned acted on every prompt.
+All ways learn on the same pictures and noise for as many steps; "as usual" also what stages read at the trigger. Each
+row is a line of `results.jsonl` in
+`outputs/joins`, and its files lie beside it. What the columns are, `docs/fidelity.md` says: the measures are those of
+`fidelity.py`, the drift with the gate open, as if what is learned acted on every prompt.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from coeff_diffusion.training.reports import own_random_state
 from coeff_diffusion.training.trainer import Trainer
 
 Train = Literal["coefficients+token", "coefficients", "token"]
-BOTH: Train = "coefficients+token"
+Layers = Literal["auto", "all", "self", "cross", "text", "auto+text"]
 
 
 @dataclass(frozen=True)
@@ -44,43 +45,46 @@ class Way:
     label: str
     train: Train = "token"
     adapter: str | None = None
-    layers: str = "auto"
+    layers: Layers = "auto"
     stage_tokens: bool = False
 
 
+BOTH: Train = "coefficients+token"
 WAYS = {
     "word": Way("the word"),
-    "coefficients": Way("the word, coefficients", BOTH),
-    "text": Way("the word, coefficients of the text encoder", BOTH, layers="text"),
-    "coefficients+text": Way("the word, coefficients of UNet and text encoder", BOTH, layers="auto+text"),
-    "usual": Way("as usual", BOTH, stage_tokens=True),
-    "usual+text": Way("as usual, coefficients of the text encoder", BOTH, layers="auto+text", stage_tokens=True),
-    "lora4": Way("the word, LoRA of rank 4", adapter="lora:4"),
-    "lora4+coefficients": Way("the word, LoRA of rank 4, coefficients", BOTH, "lora:4"),
-    "dora4": Way("the word, DoRA of rank 4", adapter="dora:4"),
-    "dora4+coefficients": Way("the word, DoRA of rank 4, coefficients", BOTH, "dora:4"),
-}
-KINDS = {
+    "coefficients": Way("the word + coefficients", BOTH),
+    "lora4": Way("the word + LoRA of rank 4", adapter="lora:4"),
+    "lora4+coefficients": Way("the word + LoRA of rank 4 + coefficients", BOTH, "lora:4"),
+    "dora4": Way("the word + DoRA of rank 4", adapter="dora:4"),
+    "dora4+coefficients": Way("the word + DoRA of rank 4 + coefficients", BOTH, "dora:4"),
     "self": Way("coefficients of self-attention", "coefficients", layers="self"),
     "cross": Way("coefficients of cross-attention", "coefficients", layers="cross"),
     "both": Way("coefficients of both", "coefficients", layers="all"),
-    "word+self": Way("the word, coefficients of self-attention", BOTH, layers="self"),
-    "word+cross": Way("the word, coefficients of cross-attention", BOTH, layers="cross"),
-    "word+both": Way("the word, coefficients of both", BOTH, layers="all"),
+    "word+self": Way("the word + coefficients of self-attention", BOTH, layers="self"),
+    "word+cross": Way("the word + coefficients of cross-attention", BOTH, layers="cross"),
+    "word+both": Way("the word + coefficients of both", BOTH, layers="all"),
+    "text": Way("the word + coefficients of the text encoder", BOTH, layers="text"),
+    "coefficients+text": Way("the word + coefficients of the UNet and the text encoder", BOTH, layers="auto+text"),
+    "usual": Way("as usual", BOTH, stage_tokens=True),
+    "usual+text": Way("as usual + coefficients of the text encoder", BOTH, layers="auto+text", stage_tokens=True),
 }
-EVERY = {**WAYS, **KINDS}
+ASKED = {
+    "joins": [name for name in WAYS if name in ("word", "coefficients") or WAYS[name].adapter],
+    "layers": ["word", "self", "cross", "both", "word+self", "word+cross", "word+both"],
+    "text": ["word", "coefficients", "text", "coefficients+text", "usual", "usual+text"],
+}
 
 
 def train_config(run: Run, settings: Settings, folder: str) -> TrainConfig:
     """The settings of one training; `run.rates` are the learning rates of adapter and coefficients."""
-    pictures, way = Path(settings.subjects_dir) / run.subject, EVERY[run.method]
+    pictures, way = Path(settings.subjects_dir) / run.subject, WAYS[run.method]
     about = yaml.safe_load((pictures / "subject.yaml").read_text(encoding="utf-8"))
     return TrainConfig(
         instance_data_dir=str(pictures),
         class_word=about["class_word"],
         trigger=about["trigger"],
         train=way.train,
-        layers=way.layers,  # type: ignore[arg-type] # it is one of these
+        layers=way.layers,
         stage_tokens=way.stage_tokens,
         with_adapter=way.adapter,
         adapter_learning_rate=run.rates[0],
@@ -124,7 +128,11 @@ def measured(run: Run, settings: Settings) -> dict[str, Any]:
 
 
 def runs(settings: Settings, ways: Sequence[str], rates: tuple[float, float]) -> list[Run]:
-    """All rows, a subject and seed after the other, what they are compared with first."""
+    """All rows, a subject and seed after the other, what they are compared with first.
+
+    Args:
+        rates: of the adapters and of the coefficients.
+    """
     found = []
     for subject in settings.subject:
         found.append(Run.make(settings, NOTHING, subject))
@@ -153,7 +161,7 @@ def table(wanted: Sequence[Run], results: Results) -> str:
             for run in wanted
             if (run.method, run.subject) == (way, subject) and (way == NOTHING or run.seed == seed)
         ]
-        label = "nothing (class word)" if way == NOTHING else EVERY[way].label
+        label = "nothing (class word)" if way == NOTHING else WAYS[way].label
         cells = [_mean(rows, name, shape) for name, shape in COLUMNS.items()]
         lines.append(f"| {' | '.join([label, *cells])} |")
     return "\n".join(lines)
@@ -182,7 +190,8 @@ def main() -> None:
     parser.add_argument("--max_train_steps", type=int, default=TrainConfig.max_train_steps)
     parser.add_argument("--adapter_learning_rate", type=float, default=1e-3, help="ten times train's default")
     parser.add_argument("--learning_rate", type=float, default=TrainConfig.learning_rate, help="of coefficients")
-    parser.add_argument("--way", nargs="+", choices=EVERY, default=list(WAYS), help="what to compare")
+    parser.add_argument("--what", choices=ASKED, default="joins", help="adapters, kinds of layers, or the text encoder")
+    parser.add_argument("--way", nargs="+", choices=WAYS, help="these alone instead")
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--output_dir", default="outputs/joins")
     parser.add_argument("--table", action="store_true", help="measure nothing")
@@ -195,7 +204,8 @@ def main() -> None:
         output_dir=asked.output_dir,
     ).resolve()
     path = Path(settings.output_dir) / "results.jsonl"
-    wanted = runs(settings, asked.way, (asked.adapter_learning_rate, asked.learning_rate))
+    rates = asked.adapter_learning_rate, asked.learning_rate
+    wanted = runs(settings, asked.way or ASKED[asked.what], rates)
     path.parent.mkdir(parents=True, exist_ok=True)
     results = read_results(path)
     for run in () if asked.table else wanted:

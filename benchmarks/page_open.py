@@ -1,4 +1,4 @@
-"""How long people wait for the page: from the command to a page that can be used, from Draw to the first picture.
+"""How long people wait for the page: from the command to its answer and to its use, from Draw to the first picture.
 
     python benchmarks/page_open.py               # medians of 5 starts
 
@@ -8,12 +8,15 @@ Needs Playwright and a Chromium (`CHROMIUM` gives its path). Each start is a fre
 import argparse
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import numpy as np
 from PIL import Image
@@ -43,19 +46,36 @@ def fill(pictures: Path) -> None:
         save_picture(coarse.resize((SIDE, SIDE)), pictures / f"{number:05d}-1.png", text)
 
 
+def first_answer(address: str) -> None:
+    """Wait until there is any, also that the page is being opened."""
+    while True:
+        try:
+            urlopen(address, timeout=WAIT / 1000).close()
+            return
+        except HTTPError as error:  # not yet
+            error.close()
+            return
+        except URLError:
+            time.sleep(0.02)
+
+
 def measure(browser: Browser, folder: str) -> tuple[float, ...]:
-    """Seconds from the command to a Draw button that can be pressed; from pressing it to a preview, and the picture;
-    from "Earlier pictures", of which there are many, to the first of them all."""
+    """Seconds from the command to a first answer, and to a Draw button that can be pressed; from pressing it to a
+    preview, and the picture; from "Earlier pictures", of which there are many, to the first of them all."""
     fill(Path(folder) / "pictures")
-    flags = ["--port", "0", "--subjects_dir", f"{folder}/subjects", "--output_dir", f"{folder}/pictures"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    flags = ["--port", port, "--subjects_dir", f"{folder}/subjects", "--output_dir", f"{folder}/pictures"]
     command = [sys.executable, "-m", "coeff_diffusion.cli", "studio", *flags]
     started = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
         try:
-            assert server.stdout is not None
-            line = next(line for line in server.stdout if "http" in line)
+            address = f"http://127.0.0.1:{port}/"
+            first_answer(address)
+            answered = time.monotonic() - started
             page = browser.new_page()
-            page.goto(line.split(" at ")[1].split()[0])
+            page.goto(address)
             button = page.locator("#draw-button")
             expect(button).to_be_enabled(timeout=WAIT)
             opened = time.monotonic() - started
@@ -74,7 +94,7 @@ def measure(browser: Browser, folder: str) -> tuple[float, ...]:
         finally:
             server.send_signal(signal.SIGINT)
             server.wait()
-    return opened, forming, drawn, earlier
+    return answered, opened, forming, drawn, earlier
 
 
 def main() -> None:
@@ -91,6 +111,7 @@ def main() -> None:
     print(machine())
     for what, seconds in zip(
         (
+            "from the command to a first answer",
             "from the command to a page that can be used",
             "from Draw to a first preview",
             "from Draw to the picture",

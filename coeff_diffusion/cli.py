@@ -1,7 +1,7 @@
 """The `coeff-diffusion` command: wiring only. Every error is one line on stderr and exit code 2.
 
-Heavy imports wait until a command runs, so that `--help` answers at once. (The subcommands of argparse and jsonargparse
-need the arguments of all commands before they know which it is, and with them torch and diffusers.)
+Heavy imports wait until a command runs, so that `--help` answers at once: the flags of a command stand in a file that
+needs none of them.
 """
 
 import io
@@ -29,20 +29,21 @@ COMMANDS = {
               "training.config:parse_train_config", "training.trainer:train"),
     "train-many": ("learn many subjects at once, one from each folder of a folder",
                    "training.many_config:parse_many_config", "commands.train_many:teach_folder"),
-    "generate": ("draw with subjects", "commands.generate:GenerateConfig", "commands.generate:generate"),
+    "generate": ("draw with subjects", "commands.generate_config:GenerateConfig", "commands.generate:generate"),
     "serve": ("draw for other programs, over HTTP, on Ray Serve",
               "serving.config:ServeConfig", "serving.on_ray:serve_drawing"),
     "studio": ("open the page", "ui:PageConfig", "ui:open_page"),
-    "info": ("show what a subject's file or a picture carries", "commands.info:InfoConfig", "commands.info:show_info"),
+    "info": ("show what a subject's file or a picture carries",
+             "commands.config:InfoConfig", "commands.info:show_info"),
     "verify": ("check that a subject fits a base, without loading the base's weights",
-               "commands.verify:VerifyConfig", "commands.verify:verify"),
+               "commands.config:VerifyConfig", "commands.verify:verify"),
     "convert": ("write a subject again with wider or narrower numbers",
-                "commands.convert:ConvertConfig", "commands.convert:convert"),
-    "blend": ("mix several subjects into one", "commands.convert:BlendConfig", "commands.convert:blend_files"),
-    "card": ("put a subject into a picture", "commands.card:CardConfig", "commands.card:make_card_file"),
-    "qr": ("write a subject as a QR code", "commands.qr:QrConfig", "commands.qr:make_qr_file"),
-    "push": ("upload a subject to the Hub", "commands.push_pull:PushConfig", "commands.push_pull:push"),
-    "pull": ("fetch a subject from the Hub", "commands.push_pull:PullConfig", "commands.push_pull:pull"),
+                "commands.config:ConvertConfig", "commands.convert:convert"),
+    "blend": ("mix several subjects into one", "commands.config:BlendConfig", "commands.convert:blend_files"),
+    "card": ("put a subject into a picture", "commands.config:CardConfig", "commands.card:make_card_file"),
+    "qr": ("write a subject as a QR code", "commands.config:QrConfig", "commands.qr:make_qr_file"),
+    "push": ("upload a subject to the Hub", "commands.config:PushConfig", "commands.push_pull:push"),
+    "pull": ("fetch a subject from the Hub", "commands.config:PullConfig", "commands.push_pull:pull"),
 }  # fmt: skip
 
 # The base has two names, and every command takes both: what a diffusers user types, and the short one.
@@ -98,14 +99,14 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         raise UsageError(f"no command {command!r}; use one of {', '.join(COMMANDS)}")
     _, reader_name, runner_name = COMMANDS[command]
-    if command != "studio" and sys.stderr.isatty():  # the page says it by itself, once its flags are read
-        print("coeff-diffusion: loading the libraries ...", file=sys.stderr, flush=True)
     reader = _named(reader_name)
     config: Any
     if isinstance(reader, type):
         config = parse(command, reader, arguments[1:])
     else:
         config = reader(_renamed(arguments[1:], SHORT, LONG))
+    if command != "studio" and sys.stderr.isatty():  # the page says it by itself
+        print("coeff-diffusion: loading the libraries ...", file=sys.stderr, flush=True)
     _named(runner_name)(config)
     return 0
 

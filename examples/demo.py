@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from coeff_diffusion.cli import guarded, parse
-from coeff_diffusion.commands.generate import GenerateConfig, generate
+from coeff_diffusion.commands.generate import generate
+from coeff_diffusion.commands.generate_config import GenerateConfig
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.trainer import train
 

@@ -174,6 +174,14 @@ def subject_images(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_blip_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A captioning model, see `tiny_blip`."""
+    from tiny_blip import save_tiny_blip
+
+    return save_tiny_blip(tmp_path_factory.mktemp("blip"))
+
+
 @pytest.fixture
 def service(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Iterator[Any]:
     """What is behind the page, on the tiny base, with two subjects of one trigger in its library: dog and other-dog."""

@@ -1,7 +1,6 @@
 """`coeff-diffusion card`: a picture that carries a subject."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..images.files import find_drawing
@@ -11,21 +10,8 @@ from ..sources.open import open_subject
 from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
 from ..subject.errors import shown
+from .config import CardConfig
 from .output import check_output
-
-
-@dataclass
-class CardConfig:
-    """Make a card: a picture (PNG) that carries a subject. Whoever gets the picture can draw with the subject."""
-
-    subject: str = field(metadata={"positional": True})
-    """The subject: file, folder, Hub id, or another card."""
-    picture: str = field(metadata={"positional": True})
-    """The picture, in any format; what is not a PNG becomes one, without loss. What a PNG carries already stays."""
-    output: str = field(metadata={"short": "-o"})
-    """Where the card goes (.png)."""
-    overwrite: bool = False
-    """Replace a file that is there already."""
 
 
 def make_card_file(config: CardConfig, say: Callable[[str], None] = print) -> Path:

@@ -1,9 +1,8 @@
 """`coeff-diffusion convert` and `blend`: a subject's file out of one or several others."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -14,41 +13,8 @@ from ..subject.blend import blend
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, shown
 from ..subject.pruning import keep_strongest
+from .config import BlendConfig, ConvertConfig
 from .output import check_output
-
-
-@dataclass
-class ConvertConfig:
-    """Write a subject again as a file: with wider or narrower numbers, or with its strongest layers alone."""
-
-    file: str = field(metadata={"positional": True})
-    """The subject: file, folder, card or Hub id."""
-    output: str = field(metadata={"short": "-o"})
-    """The .safetensors file to write."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Of the numbers in the file. float32 keeps every bit; the others take half the size and round, float16 to about 3
-    digits, bfloat16 to about 2. Every reader widens them again. auto is float16 where that keeps every bit, float32
-    else."""
-    overwrite: bool = False
-    """Replace the output where it exists."""
-    keep: str = "100%"
-    """Leave out all but the layers whose coefficients are the strongest, as many as fit into this share of their
-    numbers: 50%. At 0% only the learned word is left."""
-
-
-@dataclass
-class BlendConfig:
-    """Mix several subjects of one base into one: the weighted sum of their coefficients. Learned tokens can only be
-    mixed where all that have one share the trigger; their weighted mean is taken."""
-
-    subject: list[str] = field(metadata={"positional": True})
-    """A subject (file, folder, card or Hub id) and after a colon its weight: dog.safetensors:0.7; 1 if left out."""
-    output: str = field(metadata={"short": "-o"})
-    """The .safetensors file to write."""
-    name: str | None = None
-    """What to call the result; left out, it says what was blended."""
-    overwrite: bool = False
-    """Replace the output where it exists."""
 
 
 def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Path:

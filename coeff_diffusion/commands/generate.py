@@ -26,8 +26,7 @@ from ..sources.image_card import called, chunks
 from ..sources.open import open_subject
 from ..subject.errors import shown
 from ..subject.printable import printable
-from .generate_config import GenerateConfig as GenerateConfig  # a part of what this module offers
-from .generate_config import drawing_flags as drawing_flags
+from .generate_config import GenerateConfig, drawing_flags
 from .given_parts import controlled, refined, started
 
 

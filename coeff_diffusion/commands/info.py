@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..subject.file_kind import kind_of_file
 from ..subject.info import not_learned
 from ..subject.places import text_encoder_of
 from ..subject.printable import printable
+from .config import InfoConfig
 
 MOST_SHOWN = 300  # characters of a text; JSON has all of it
 MOST_BLOCKS = 16  # rows of the table; Stable Diffusion has 9 blocks
@@ -29,16 +30,6 @@ BLOCK = re.compile(r"(down|up)_blocks\.\d+|mid_block")
 KINDS = {"attn1": "self", "attn2": "cross"}
 WORDS = {"text": "of the text encoder"}
 Facts = dict[str, Any]
-
-
-@dataclass
-class InfoConfig:
-    """Show what a subject's file or a picture carries."""
-
-    file: str = field(metadata={"positional": True})
-    """A subject's file, a folder with one, a Hub id ("user/repo"), or a picture."""
-    json: bool = False
-    """Print one JSON object instead; docs/commands.md lists its keys."""
 
 
 def show_info(config: InfoConfig, say: Callable[[str], None] = print) -> None:

@@ -6,7 +6,6 @@ files in memory, so that nothing is sent or written before all of it is checked.
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import __version__
@@ -19,47 +18,10 @@ from ..subject.errors import cut, shown
 from ..subject.printable import printable
 from ..subject.safetensors_file import FILE_NAME
 from ..subject.user_file import user_path
+from .config import PullConfig, PushConfig
 
 NEW_REPOSITORY = {".gitattributes", README}  # what the Hub itself puts into a new one
 Say = Callable[[str], None]
-
-
-@dataclass
-class PushConfig:
-    """Upload a subject to the Hub: its coefficients, the adapter that learned with them, its card and the pictures of
-    its last preview, nothing else."""
-
-    subject: str = field(metadata={"positional": True})
-    """The subject: folder of a training run, .safetensors file or card (a PNG that carries it)."""
-    repo: str = field(metadata={"positional": True})
-    """Where to: an id on the Hub (user/my-dog), or a folder (./my-dog) that gets the same files."""
-    private: bool = False
-    """Make a repository that only you see; one that is there and public is refused."""
-    license: str | None = None
-    """Licence of the subject, such as cc0-1.0 or cc-by-4.0; left out, the one it was trained with."""
-    message: str | None = None
-    """Message of the commit."""
-    token_file: str | None = None
-    """File that holds an access token; left out, the login of `hf auth login` or HF_TOKEN."""
-    dry_run: bool = False
-    """Only list what would be uploaded."""
-    overwrite: bool = False
-    """Where it goes to a folder: take the place of a subject that is there. The Hub needs no leave: it keeps earlier
-    versions."""
-
-
-@dataclass
-class PullConfig:
-    """Fetch a subject, its card and its pictures from the Hub into a new folder, once all of it is checked."""
-
-    repo: str = field(metadata={"positional": True})
-    """An id on the Hub (user/my-dog or user/my-dog@revision), or a folder with the same files."""
-    output: str = field(metadata={"short": "-o"})
-    """The folder to write."""
-    revision: str | None = None
-    """Branch, tag or commit."""
-    overwrite: bool = False
-    """Take the place of a subject that is in that folder."""
 
 
 def push(config: PushConfig, say: Say = print, token: str | None = None) -> str:

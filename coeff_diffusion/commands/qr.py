@@ -1,7 +1,6 @@
 """`coeff-diffusion qr`: a whole subject as one QR code."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..images.files import save_picture
@@ -10,23 +9,8 @@ from ..sources.open import open_subject
 from ..sources.qr_code import make_qr, make_sheet
 from ..sources.qr_payload import CAPACITY, largest_change, pack, unpack
 from ..subject.user_file import user_path
+from .config import QrConfig
 from .output import check_output
-
-
-@dataclass
-class QrConfig:
-    """Write a subject as a picture of one QR code, its numbers rounded to 8 bits. It survives what a card does not:
-    JPEG, screenshots, scaling, chats that strip pictures of all but their pixels. Prompts, licence and training are
-    not kept, only name, trigger, class word and which base it is for."""
-
-    subject: str = field(metadata={"positional": True})
-    """The subject: file, folder, card or Hub id."""
-    output: str = field(metadata={"short": "-o"})
-    """The PNG to write."""
-    picture: str | None = None
-    """A picture to show above the code, with the trigger between them, on one sheet."""
-    overwrite: bool = False
-    """Replace the output where it exists."""
 
 
 def make_qr_file(config: QrConfig, say: Callable[[str], None] = print) -> Path:

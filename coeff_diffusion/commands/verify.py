@@ -1,7 +1,6 @@
 """`coeff-diffusion verify`: whether a subject fits a base, found out from the base's configs; no weight is loaded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,25 +21,10 @@ from ..hub import HubUnreachableError, api, asking, listing
 from ..sources.open import open_subject
 from ..subject.errors import CoefficientsError, listed, shown
 from ..subject.user_file import user_path
+from .config import VerifyConfig
 
 COMPONENTS = {part for family in FAMILIES for part in (family.denoiser, *family.text_encoders, "vae")}
 CONFIGS = (INDEX, *(f"{part}/config.json" for part in sorted(COMPONENTS)))
-
-
-@dataclass
-class VerifyConfig:
-    """Check that a subject fits a base. No weight is loaded: the base's configs tell."""
-
-    file: str = field(metadata={"positional": True})
-    """The subject: file, folder, card or Hub id."""
-    base: str | None = None
-    """The base: "embedded", a diffusers folder, a .safetensors checkpoint, or a Hub id (its configs are fetched, no
-    weights). Left out, it is the one that the file names, if that is embedded or lies in the Hub's cache."""
-    revision: str | None = None
-    """Branch, tag or commit of a base from the Hub."""
-    base_config: str | None = None
-    """For a single checkpoint: the diffusers folder or Hub id its configs are read from; left out, the family is told
-    from its tensors, and its configs come from the Hub."""
 
 
 def verify(config: VerifyConfig, say: Callable[[str], None] = print) -> None:

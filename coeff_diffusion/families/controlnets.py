@@ -8,12 +8,13 @@ from typing import Any
 
 from diffusers import ControlNetModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+from huggingface_hub import try_to_load_from_cache
 
 from ..method.sites import unwrapped
 from ..subject.weight_sample import spread
 from .errors import BaseModelError
 from .load import base_name, short_name
-from .parts import Part, Tensors, load_part
+from .parts import HALF, WEIGHTS, Part, Tensors, load_part
 from .registry import by_denoiser, denoiser_of, family_of
 
 # What has to be alike for a ControlNet's layers to fit those of a denoiser, and what people call it.
@@ -37,6 +38,15 @@ class ControlNet:
     name: str
     digits: str
     model: Any = field(compare=False)
+
+
+def is_fetched(repo: str) -> bool:
+    """Whether the weights of a ControlNet, or a refiner, from the Hub are on this computer."""
+    return any(
+        isinstance(try_to_load_from_cache(repo, f"{inside}{name}"), str)
+        for inside in ("", "controlnet/", "unet/")
+        for name in (WEIGHTS, HALF)
+    )
 
 
 def load_controlnet(name: str | Path, pipe: Any) -> ControlNet:

@@ -19,6 +19,7 @@ from ..subject.user_file import read_text, user_path
 from .errors import BaseModelError, one_line
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+HALF = "diffusion_pytorch_model.fp16.safetensors"
 MAX_CONFIG = 2**20  # bytes
 Tensors = dict[str, torch.Tensor]
 
@@ -124,7 +125,7 @@ def _download(repo: str, part: Part) -> Path:
     try:
         names = set(listing(repo).sizes)
         inside = "" if "config.json" in names else f"{part.inside}/"
-        full, half = (f"{inside}{name}" for name in (WEIGHTS, WEIGHTS.replace(".safe", ".fp16.safe")))
+        full, half = (f"{inside}{name}" for name in (WEIGHTS, HALF))
         wanted = [f"{inside}config.json", full if full in names else half]
         if missing := [one for one in wanted if one not in names]:
             raise BaseModelError(f"{repo} has no {missing[0]}; expected {part.choices}")

@@ -67,6 +67,15 @@ def draw_request(
     )
 
 
+def style_names(value: Any) -> list[str]:
+    """The names of styles that a script sends; none where it sends nothing. Raises StudioError: it is no such list."""
+    if value is None or value == "":
+        return []
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise StudioError(f"styles is {shown(value)}, expected a list of names: ['watercolour']")
+    return value
+
+
 def _checked(setting: Setting, value: Any) -> Any:
     """A value of the setting's kind."""
     if not (isinstance(value, str) if setting.kind is str else _is_number(value)):

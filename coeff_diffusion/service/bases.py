@@ -199,7 +199,7 @@ class Bases:
         studio = Studio(self._placed(pipe, label))
         new = StudioService(studio, old.library, old.output_dir, old.training_queue.jobs)
         new.import_export.folders = new.drawings.folders = old.import_export.folders
-        new.drawings.templates = old.drawings.templates
+        new.drawings.templates, new.caption_writer = old.drawings.templates, old.caption_writer
         return new
 
     def _placed(self, pipe: Any, label: str) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..families.controlnets import is_fetched
 from ..families.fingerprint import fingerprint, other_weights, weight_sample
 from ..families.layout import layout_of
 from ..families.registry import denoiser_of
@@ -55,8 +56,8 @@ class Drawings:
     Attributes:
         prompts: helps to write what is to be drawn.
         templates: the styles and wildcards that people may use.
-        folders: whether a ControlNet or a refiner may lie in a folder of this computer; not where others can reach the
-            page.
+        folders: whether a ControlNet or a refiner may lie in a folder of this computer, or come down from the Hub; not
+            where others can reach the page.
     """
 
     def __init__(self, loader: SubjectLoader, output_dir: Path) -> None:
@@ -170,12 +171,15 @@ class Drawings:
         return first_prompt(open_subject(self.loader.library.path(name)).info)
 
     def _check_folders(self, request: DrawRequest) -> None:
-        """Raises StudioError: it names a folder or file where that is not allowed."""
+        """Raises StudioError: it names a folder or file, or what is not fetched yet, where that is not allowed."""
         control, refiner = request.control, request.refiner
         named = {"ControlNet": control and control.net, "refiner": refiner and refiner.name}
         for called, net in named.items():
-            if net and not self.folders and (not is_hub_id(net) or user_path(net).exists()):
-                raise StudioError(f"the {called} is {shown(net)}; on this page it has to be an id on the Hub")
+            if net and not self.folders and (not is_hub_id(net) or user_path(net).exists() or not is_fetched(net)):
+                raise StudioError(
+                    f"the {called} is {shown(net)}; where others can reach the page, it has to be an id on the Hub "
+                    "whose weights are on this computer already"
+                )
 
     def _base_prompt(self, request: DrawRequest) -> str:
         try:

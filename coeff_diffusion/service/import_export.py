@@ -7,9 +7,10 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-from ..commands.card import CardConfig, make_card_file
-from ..commands.push_pull import PullConfig, PushConfig, local_folder, pull, push
-from ..commands.qr import QrConfig, make_qr_file
+from ..commands.card import make_card_file
+from ..commands.config import CardConfig, PullConfig, PushConfig, QrConfig
+from ..commands.push_pull import local_folder, pull, push
+from ..commands.qr import make_qr_file
 from ..hub import TOKEN, HubError, api, asking, split_id
 from ..images.generation_info import PictureError
 from ..sources.library import plain_name

@@ -18,9 +18,11 @@ from ..images.photo_formats import readable_formats, why_unread
 from ..subject.atomic_write import atomic_write
 from ..subject.user_file import check_file, open_file
 from ..training.captions import MAX_CAPTION, some
-from ..training.known_pictures import MOST, known_pictures, unknown_pictures
+from ..training.crop_boxes import Box, box_problem, cropped
+from ..training.known_pictures import MOST, unknown_pictures
 from ..training.latents import posterior
 from ..training.masks import mask_of
+from ..training.own_pictures import figures
 from ..training.photos import View, choose_views, cut_out, scale, view_tensor
 from ..training.picture_folder import MASK_ENDINGS, NO_REGULAR, PictureFolder, sort_files
 from ..training.seeds import mixed_seed
@@ -65,7 +67,13 @@ class PictureCheck:
         self.about.setdefault(path, {})[word] = sentence
 
 
-def check_pictures(paths: Sequence[Path], resolution: int, center_crop: bool = True, seed: int = 0) -> PictureCheck:
+def check_pictures(
+    paths: Sequence[Path],
+    resolution: int,
+    center_crop: bool = True,
+    seed: int = 0,
+    boxes: Mapping[Path, Box] | None = None,
+) -> PictureCheck:
     """Read every file once, as training will.
 
     Captions and masks among them are those of the pictures that they are called after.
@@ -73,7 +81,9 @@ def check_pictures(paths: Sequence[Path], resolution: int, center_crop: bool = T
     Args:
         resolution: side of the training pictures in pixels.
         center_crop, seed: the settings of the training (`TrainConfig`).
+        boxes: the parts of pictures that are used.
     """
+    boxes = boxes or {}
     found = PictureCheck()
     once = list(dict.fromkeys(paths))
     files = sort_files(once)
@@ -97,7 +107,7 @@ def check_pictures(paths: Sequence[Path], resolution: int, center_crop: bool = T
         except (DatasetError, OSError) as error:
             found.refuse(path, _by_name(str(error), once))
             continue
-        image = photo.image
+        image = cropped(photo.image, boxes.get(path))
         if caption is not None:
             found.captions[path] = caption.text
         notes += [*(f"{path.name}: {note}" for note in photo.notes), *(() if caption is None else caption.notes)]
@@ -129,11 +139,11 @@ def check_pictures(paths: Sequence[Path], resolution: int, center_crop: bool = T
 
 def unknown_crops(pipe: Any, crops: Sequence[Image.Image], class_word: str) -> str | None:
     """See `unknown_pictures`, of squares as training sees them; the base must have no subject acting."""
-    if known_pictures(pipe) is None:
+    if (known := figures(pipe)) is None:
         return None
     weight = next(pipe.vae.parameters())
     pixels = torch.stack([view_tensor(crop, crop.size, View(0, 0)) for crop in crops[:MOST]])
-    return unknown_pictures(pipe, posterior(pipe.vae, pixels.to(weight))[0], class_word)
+    return unknown_pictures(pipe, known, posterior(pipe.vae, pixels.to(weight))[0], class_word)
 
 
 def _tell_files(files: PictureFolder, found: PictureCheck) -> None:
@@ -159,18 +169,23 @@ def _by_name(message: str, paths: Sequence[Path]) -> str:
     return message
 
 
-def copy_pictures(paths: Sequence[Path], folder: Path, captions: Mapping[Path, str]) -> None:
+def copy_pictures(paths: Sequence[Path], folder: Path, captions: Mapping[Path, str]) -> dict[Path, str]:
     """Copy readable pictures into a new folder as they are, by name, each with its caption and its mask.
 
     No name of the user's becomes a path.
 
     Args:
         captions: what counts instead of the caption that a picture came with; none where it is empty.
+
+    Returns:
+        What each is called there.
     """
     folder.mkdir(parents=True)
+    called: dict[Path, str] = {}
     for number, picture in enumerate(sort_files(dict.fromkeys(paths)).pictures, start=1):
         name = f"{number:03d}"
-        shutil.copyfile(picture.path, folder / f"{name}{_suffix(picture.path)}")
+        called[picture.path] = f"{name}{_suffix(picture.path)}"
+        shutil.copyfile(picture.path, folder / called[picture.path])
         if picture.mask is not None:
             shutil.copyfile(picture.mask, folder / f"{name}{MASK_ENDINGS[0]}{_suffix(picture.mask)}")
         words = picture.words()
@@ -178,6 +193,7 @@ def copy_pictures(paths: Sequence[Path], folder: Path, captions: Mapping[Path, s
         if text := " ".join(text.split()):
             with atomic_write(folder / f"{name}.txt") as file:
                 file.write(text.encode())
+    return called
 
 
 def caption_problems(captions: Mapping[Path, str]) -> list[str]:
@@ -189,6 +205,11 @@ def caption_problems(captions: Mapping[Path, str]) -> list[str]:
         elif not " ".join(text.split()).isprintable():
             problems.append(f"the caption of {path.name} holds characters that cannot be shown")
     return problems
+
+
+def box_problems(boxes: Mapping[Path, Box]) -> list[str]:
+    """What is wrong with the parts of pictures that someone chose."""
+    return [f"the part of {path.name} {problem}" for path, box in boxes.items() if (problem := box_problem(box))]
 
 
 def _suffix(picture: Path) -> str:

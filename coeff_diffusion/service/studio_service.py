@@ -9,6 +9,7 @@ from ..families.load import EMBEDDED
 from ..inference.request import StudioError
 from ..inference.studio import Studio
 from ..sources.library import Library
+from .caption_writer import CaptionWriter
 from .drawings import Drawings
 from .explorer import Explorer
 from .history import History
@@ -39,6 +40,7 @@ class StudioService:
         self.drawings = Drawings(loader, output_dir)
         self.history = History(output_dir)
         self.training_queue = TrainingQueue(loader, earlier)
+        self.caption_writer = CaptionWriter(None, studio.pipe.device)
         self.library_view = LibraryView(studio, library, self.training_queue.writing)
         self.import_export = ImportExport(self.library_view)
         self.timelines = Timelines(loader, self.training_queue)

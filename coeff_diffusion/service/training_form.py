@@ -13,6 +13,7 @@ from ..families.load import base_name
 from ..families.quantization import quantization_of
 from ..families.registry import denoiser_of
 from ..training.config import ConfigError, TrainConfig, config_from_namespace, train_parser
+from ..training.crop_boxes import Box
 from .presets import PAGE, PRESETS
 
 MAX_WORDS = 60  # characters of a name, a class word or a trigger
@@ -53,6 +54,7 @@ class TrainingForm:
         preset: one of `PRESETS`.
         settings: values by the names in `SETTINGS`; they win over the preset, None leaves it as it is.
         captions: of pictures, instead of those that they came with; an empty one is none.
+        boxes: the parts of pictures that are used; all of the others (see `training.crop_boxes`).
     """
 
     pictures: Sequence[Path]
@@ -61,6 +63,7 @@ class TrainingForm:
     preset: str = "balanced"
     settings: Mapping[str, Any] = field(default_factory=dict)
     captions: Mapping[Path, str] = field(default_factory=dict)
+    boxes: Mapping[Path, Box] = field(default_factory=dict)
 
 
 def training_config(request: TrainingForm, pipe: Any, folder: Path, class_pictures: Path) -> TrainConfig:

@@ -3,21 +3,23 @@
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..families.shared_weights import shared_pipeline
 from ..inference.request import StudioError
 from ..training.config import ConfigError, TrainConfig
+from ..training.crop_boxes import Box
 from ..training.model import training_resolution
 from ..training.reports import PreviewReport, StepReport, TrainingCancelled
 from ..training.run_folder import RunFolder
 from ..training.timeline import keep_step
 from ..training.trainer import train
 from .loading import SubjectLoader
-from .picture_check import PictureCheck, caption_problems, check_pictures, copy_pictures, unknown_crops
+from .picture_check import PictureCheck, box_problems, caption_problems, check_pictures, copy_pictures, unknown_crops
 from .presets import MEANING, PAGE, PRESETS
 from .time_estimate import TimeEstimate, about
 from .training_form import TrainingForm, folder_name, training_config, word_problems
@@ -48,10 +50,15 @@ class TrainingQueue:
     # --- asking -------------------------------------------------------------------------------------------------------
 
     def check(
-        self, pictures: Sequence[Path], center_crop: bool = True, seed: int = 0, class_word: str = ""
+        self,
+        pictures: Sequence[Path],
+        center_crop: bool = True,
+        seed: int = 0,
+        class_word: str = "",
+        boxes: Mapping[Path, Box] | None = None,
     ) -> PictureCheck:
         """Look at pictures before anything is asked for; the base is asked, too, whether it knows such pictures."""
-        found = check_pictures(pictures, self.resolution, center_crop, seed)
+        found = check_pictures(pictures, self.resolution, center_crop, seed, boxes)
         if found.crops:
             with self.loader.using(()) as studio:
                 if note := unknown_crops(studio.pipe, list(found.crops.values()), class_word):
@@ -70,7 +77,7 @@ class TrainingQueue:
         if not problems and (folder.exists() or folder.with_name(f"{name}.safetensors").exists()):
             problems.append(_taken(name))
         problems += check_pictures(request.pictures, self.resolution).refused
-        problems += caption_problems(request.captions)
+        problems += [*caption_problems(request.captions), *box_problems(request.boxes)]
         if not request.pictures:
             problems.append("there are no pictures: give a few of the subject, five good ones do")
         try:
@@ -81,8 +88,9 @@ class TrainingQueue:
             raise ConfigError(problems)
         _claim(folder)
         try:
-            copy_pictures(request.pictures, folder / "pictures", request.captions)
-            return self._line_up(name, config)
+            called = copy_pictures(request.pictures, folder / "pictures", request.captions)
+            boxes = {called[path]: list(box) for path, box in request.boxes.items() if path in called}
+            return self._line_up(name, replace(config, crop_boxes=boxes or None))
         except (OSError, ConfigError):
             shutil.rmtree(folder, ignore_errors=True)
             raise

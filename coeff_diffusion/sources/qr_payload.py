@@ -9,16 +9,19 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..families.layout import KNOWN, Layout, known_layout
 from ..subject.coefficients import MAX_MAGNITUDE, Coefficients
 from ..subject.errors import CoefficientsError, cut, shown
 from ..subject.info import CoefficientsInfo
 from ..subject.places import text_encoder_of
+
+if TYPE_CHECKING:
+    from ..families.layout import Layout  # needs diffusers, and what has no QR code to read or write does not
 
 CAPACITY = 2_953  # bytes of a QR code of version 40 at error level L
 MAGIC = b"coEf"
@@ -137,7 +140,9 @@ def pack(subject: Coefficients) -> bytes:
     )
 
 
-def _layout_for(subject: Coefficients) -> Layout:
+def _layout_for(subject: Coefficients) -> "Layout":
+    from ..families.layout import KNOWN, known_layout
+
     info = subject.info
     layout = known_layout(info.base_fingerprint) if info.base_fingerprint else None
     if layout is None:
@@ -170,7 +175,7 @@ def _every_nth(sample: tuple[float, ...]) -> tuple[float, ...]:
     return kept if len(kept) == SAMPLE and max(map(abs, kept)) <= MAX_MAGNITUDE else ()
 
 
-def _payload(flags: int, layout: Layout, body: bytes) -> bytes:
+def _payload(flags: int, layout: "Layout", body: bytes) -> bytes:
     compressor = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
     deflated = compressor.compress(body) + compressor.flush()
     if len(deflated) < len(body):
@@ -202,6 +207,8 @@ def unpack(data: bytes) -> Coefficients:
     Raises:
         CoefficientsError: it is no payload of a subject, damaged, of a newer version, or for a base that is not known.
     """
+    from ..families.layout import KNOWN, known_layout
+
     if not data.startswith(MAGIC):
         raise CoefficientsError("not a subject: its first bytes are others")
     if not HEADER.size + CHECKSUM.size <= len(data) <= CAPACITY:
@@ -236,7 +243,7 @@ def _inflated(data: bytes) -> bytes:
     return body
 
 
-def _subject(body: "_Body", flags: int, layout: Layout) -> Coefficients:
+def _subject(body: "_Body", flags: int, layout: "Layout") -> Coefficients:
     trigger, class_word, name = body.text(), body.text(), body.text()
     there = body.mask(len(layout.heads)) if flags & SOME_LAYERS else [True] * len(layout.heads)
     sample = np.frombuffer(body.take(2 * SAMPLE), "<f2").tolist() if flags & WITH_SAMPLE else []

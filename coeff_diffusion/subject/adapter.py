@@ -22,44 +22,17 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .adapter_kind import AdapterKind
 from .atomic_write import atomic_write
 from .errors import CoefficientsError, listed, shown
 from .safetensors_file import DTYPES, FILE_NAME, serialize
 from .user_file import read_file
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-METHODS = ("lora", "dora")
-MAX_RANK = 64
 MAX_ADAPTER = 512 * 2**20  # bytes; of rank 64, the largest UNet of Stable Diffusion takes 190 MB
 MAX_PROJECTIONS = 4_096
 DOWN, UP, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 TENSOR_NAME = re.compile(rf"(unet)\.([A-Za-z0-9_.]{{1,300}})\.({DOWN}|{UP}|{MAGNITUDE})", re.ASCII)
-WRITTEN = re.compile(rf"({'|'.join(METHODS)}):(\d{{1,4}})", re.ASCII)
-
-
-class AdapterKind(NamedTuple):
-    """What kind of adapter it is, as people write it: `lora:4`."""
-
-    method: str
-    rank: int
-
-    def __str__(self) -> str:
-        return f"{self.method}:{self.rank}"
-
-    @classmethod
-    def parse(cls, text: str) -> "AdapterKind":
-        """Read `lora:4` or `dora:4`.
-
-        Raises:
-            CoefficientsError: it is neither, or the rank is out of bounds.
-        """
-        found = WRITTEN.fullmatch(text)
-        if found is None or not 1 <= int(found[2]) <= MAX_RANK:
-            raise CoefficientsError(
-                f"the adapter {shown(text)} is not known; expected lora:RANK or dora:RANK with a rank of 1 to "
-                f"{MAX_RANK}, such as lora:4: the kinds that diffusers loads (no LoHa, LoKr or IA3)"
-            )
-        return cls(found[1], int(found[2]))
 
 
 class Factors(NamedTuple):

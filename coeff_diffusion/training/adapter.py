@@ -13,7 +13,8 @@ from torch import nn
 
 from ..method.low_rank import attach_low_rank, projections, set_low_rank
 from ..method.sites import Site
-from ..subject.adapter import DOWN, MAGNITUDE, UP, Adapter, AdapterKind, Factors
+from ..subject.adapter import DOWN, MAGNITUDE, UP, Adapter, Factors
+from ..subject.adapter_kind import AdapterKind
 from .seeds import mixed_seed
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from ..inference.trigger import contains_trigger
-from ..subject.errors import CoefficientsError
+from ..subject.errors import CoefficientsError, shown
 from ..subject.user_file import user_path
+from .crop_boxes import box_problem
 from .settings import TrainSettings
 
 
@@ -98,6 +99,11 @@ def _prompt_problems(config: TrainSettings) -> list[str]:
     problems = []
     if not config.instance_data_dir:
         problems.append("--instance_data_dir is missing: the folder with the pictures of the subject")
+    problems += [
+        f"--crop_boxes: that of {shown(name)} {problem}"
+        for name, box in (config.crop_boxes or {}).items()
+        if (problem := box_problem(box))
+    ]
     if not config.class_word:
         problems.append("--class_word is missing: what kind of thing the subject is, in a word the base knows ('dog')")
     elif config.trigger is not None and not re.search(r"\w", config.trigger):

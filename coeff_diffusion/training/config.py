@@ -21,7 +21,6 @@ from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentP
 from ..subject.errors import UserError, shown
 from ..subject.field_texts import field_texts
 from ..subject.user_file import FileError, read_text, user_path
-from .checks import find_problems
 from .config_layers import parse_layers
 from .settings import TrainSettings
 
@@ -53,6 +52,8 @@ class TrainConfig(TrainSettings):
         Raises:
             ConfigError: with all problems found, each naming its flag.
         """
+        from .checks import find_problems  # needs torch, and `--help` does not
+
         config = _with_defaults(self)
         if problems := find_problems(config):
             raise ConfigError(problems)
@@ -71,6 +72,7 @@ class TrainConfig(TrainSettings):
         free |= {"instance_data_dir", "dataloader_num_workers", "class_data_dir", "sample_batch_size"}
         free |= {"max_train_steps", "gradient_checkpointing", "gate"}
         free |= {"validation_data_dir", "keep_best", "early_stopping_patience", "early_stopping_threshold"}
+        free |= {"measure_base", "caption_model"}
         if self.with_adapter is None:
             free |= {"with_adapter", "adapter_learning_rate"}
         return {name: getattr(self, name) for name in field_help() if name not in free}

@@ -7,14 +7,20 @@ part of a thing are alike from picture to picture (DIFT, arXiv 2306.03881; stage
 Shapes: P pictures; C, h, w channels and size of the latents or features.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..families.load import EMBEDDED, base_name
 from ..families.process import training_schedule
 from ..families.registry import denoiser_of
+from .config import TrainConfig
 from .known_pictures import denoise_of
+from .latents import Pictures
+from .picture_folder import TrainingPicture, named
 
 STAGE = "up_blocks.1"
 LEVEL = 0.261  # of the noise schedule
@@ -24,6 +30,36 @@ PLACES = 16  # that features have along a side, at most
 REACH = 3  # of these places: how far apart two pictures may show the subject
 SPREAD = 0.3  # of a side: the middle of a picture counts most
 SURE = 0.01  # agreement (a cosine) below which a picture stays as it is: some things face nowhere
+
+
+def facing_one_way(
+    config: TrainConfig,
+    pipe: Any,
+    pictures: list[TrainingPicture],
+    held_out: list[TrainingPicture],
+    encode: Callable[..., Pictures],
+    say: Callable[[str], None],
+) -> tuple[list[TrainingPicture], list[TrainingPicture]]:
+    """The pictures to train on and those to measure on, mirrored where the subject faces the other way, if asked for.
+
+    Args:
+        config: resolved settings.
+        encode: the middles of `pictures`, all of one size.
+        say: is told which ones are mirrored.
+    """
+    asked = config.facing == "one_way"
+    if not asked and (config.facing == "as_is" or config.random_flip or base_name(pipe) != EMBEDDED):
+        return pictures, held_out
+    every = [*pictures, *held_out]
+    both = [*every, *(replace(picture, mirrored=True) for picture in every)]
+    latents = encode(pictures=both, what="which way the subject faces", say=lambda line: None)
+    plain, mirrored = latents.groups[0].first_views().chunk(2)
+    away = turned_away(pipe, plain, mirrored, f"a {config.class_word}")
+    if any(away):
+        turned = named([picture.path for picture, is_away in zip(every, away, strict=True) if is_away])
+        say(f"mirrored {turned}, so that the subject faces one way in all pictures (--facing as_is leaves them)")
+    every = [replace(picture, mirrored=is_away) for picture, is_away in zip(every, away, strict=True)]
+    return every[: len(pictures)], every[len(pictures) :]
 
 
 def turned_away(pipe: Any, latents: Tensor, mirrored: Tensor, prompt: str) -> list[bool]:

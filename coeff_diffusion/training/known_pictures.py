@@ -36,7 +36,7 @@ class KnownPictures:
     """What a base was trained on, as `known_pictures.json` in its folder says.
 
     Attributes:
-        kind: of pictures, for people ("drawn things").
+        kind: of pictures, for people ("drawn things"); empty where they are what the base itself draws.
         levels: shares of the noise schedule.
         losses: mean squared error of the base's predictions for such pictures, at each level.
     """
@@ -49,9 +49,25 @@ class KnownPictures:
         """As it stands in the file."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
+    @classmethod
+    def read(cls, path: Path) -> "KnownPictures":
+        """Read such a file.
+
+        Raises:
+            BaseModelError: it cannot be read, or holds something else.
+        """
+        try:
+            found = json.loads(read_text(path, MAX_FILE))
+            levels, losses = (tuple(map(float, found[key])) for key in ("levels", "losses"))
+            if not 0 < len(levels) == len(losses) or not all(0 <= level <= 1 for level in levels) or min(losses) <= 0:
+                raise ValueError("as many levels from 0 to 1 as losses are expected")
+            return cls(str(found["kind"]), levels, losses)
+        except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+            raise BaseModelError(f"{path} says nothing of what the base knows: {error}") from error
+
 
 def known_pictures(pipe: Any) -> KnownPictures | None:
-    """The figures of a base; None where it has none, as any but the embedded one today.
+    """The figures in a base's folder; None where it has none, as any but the embedded one today.
 
     Raises:
         BaseModelError: its file cannot be read, or holds something else.
@@ -60,14 +76,7 @@ def known_pictures(pipe: Any) -> KnownPictures | None:
     folder = embedded_path() if base_name(pipe) == EMBEDDED else Path(name)
     if not name or not (folder / FILE).is_file():
         return None
-    try:
-        found = json.loads(read_text(folder / FILE, MAX_FILE))
-        levels, losses = (tuple(map(float, found[key])) for key in ("levels", "losses"))
-        if not 0 < len(levels) == len(losses) or not all(0 <= level <= 1 for level in levels) or min(losses) <= 0:
-            raise ValueError("as many levels from 0 to 1 as losses are expected")
-        return KnownPictures(str(found["kind"]), levels, losses)
-    except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
-        raise BaseModelError(f"{folder / FILE} says nothing of what the base knows: {error}") from error
+    return KnownPictures.read(folder / FILE)
 
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -103,16 +112,16 @@ def strangeness(known: KnownPictures, losses: Tensor) -> float:
     return float((losses.mean(1) / torch.tensor(known.losses)).mean())
 
 
-def unknown_pictures(pipe: Any, latents: Tensor, class_word: str) -> str | None:
+def unknown_pictures(pipe: Any, known: KnownPictures, latents: Tensor, class_word: str) -> str | None:
     """What to do instead, where pictures are of a kind that a base does not know; None where it knows such pictures.
 
     Args:
-        pipe: the base, with no subject acting; None is said of one without figures.
+        pipe: the base, with no subject acting.
+        known: its figures.
         latents: `[P, C, h, w]`; the first `MOST` are looked at.
         class_word: what the pictures show; may be empty.
     """
-    known = known_pictures(pipe)
-    if known is None or not len(latents):
+    if not len(latents):
         return None
     schedule, chosen = training_schedule(pipe.scheduler.config), latents[:MOST].to(denoiser_of(pipe).device)
     with torch.no_grad():
@@ -122,6 +131,12 @@ def unknown_pictures(pipe: Any, latents: Tensor, class_word: str) -> str | None:
         return None
     name = base_name(pipe)
     base = "the embedded base" if name == EMBEDDED else f"the base {name!r}"
+    if not known.kind:
+        return (
+            f"these are pictures of another kind than {base} draws: it is {times:.1f} times as far off with them as "
+            "with its own, and will hardly draw this subject. Choose a base that knows such pictures "
+            "(--pretrained_model_name_or_path)"
+        )
     return (
         f"these look like photos; {base} knows {known.kind} only, and is {times:.1f} times as far off with them: it "
         "will hardly draw this subject. Choose Stable Diffusion 1.5, SDXL or another base that knows photos "

@@ -11,7 +11,6 @@ from jsonargparse import ArgumentError
 from ..subject.user_file import user_path
 from .config import ConfigError, TrainConfig, config_from_namespace, train_parser
 from .config_layers import parse_layers
-from .many_subjects import TABLES
 
 # Unlike one training: nobody looks at hundreds of previews, and what is begun is gone on with, not begun again.
 DEFAULTS: dict[str, Any] = {
@@ -21,6 +20,13 @@ DEFAULTS: dict[str, Any] = {
     "checkpoints_total_limit": 2,
 }
 AT_ONCE = 8
+TABLES = (
+    "subjects.csv",
+    "subjects.jsonl",
+    "subjects.json",
+    "subjects.yaml",
+    "subjects.yml",
+)  # in the folder of folders
 ABOUT_MANY = """Teach a base many subjects at once: a folder of folders, each with the pictures of one subject. Goes on
 where it was ended, and skips what is there already."""
 HELP = {

@@ -22,15 +22,24 @@ from ..sources.library import SUFFIX, LibraryError, check_name, plain_name
 from ..subject.errors import cut, shown
 from ..subject.user_file import FileError, read_text, user_path
 from .config import ConfigError, TrainConfig
+from .many_config import TABLES
 from .picture_folder import ABOUT, find_pictures, natural
 from .subject_store import inside, is_address
 
-TABLES = ("subjects.csv", "subjects.jsonl", "subjects.json", "subjects.yaml", "subjects.yml")
 COLUMNS = ("name", "class_word", "trigger", "instance_prompt", "validation_prompt", "class_prompt", "license", "seed")
 FOLDER = ("folder", "file_name")  # what a row calls its folder
 MAX_TABLE = 16 * 2**20  # bytes
 RUNS = ".runs"  # where trainings keep what is no subject, in the folder of subjects
-OF_ONE = ("instance_data_dir", "trigger", "name", "class_prompt", "validation_data_dir", "resume_from_checkpoint")
+# What one subject alone can have, not all of them.
+OF_ONE = (
+    "instance_data_dir",
+    "crop_boxes",
+    "trigger",
+    "name",
+    "class_prompt",
+    "validation_data_dir",
+    "resume_from_checkpoint",
+)
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,14 @@ class TrainingPicture:
     """A picture and the files that belong to it: what is written of it, and which parts of it count.
 
     Attributes:
+        box: the part that is used (see `crop_boxes`); None for all of it.
         mirrored: it is seen as in a mirror, and so is its mask.
     """
 
     path: Path
     caption: Caption | Path | None = None
     mask: Path | None = None
+    box: Sequence[float] | None = None
     mirrored: bool = False
 
     def words(self) -> Caption | None:

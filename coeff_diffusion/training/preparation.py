@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..families.load import EMBEDDED, base_name
 from ..families.registry import encoders_of, family_of, tokenizer_name
 from ..families.shared_weights import shared_copy
 from ..images.photo import DatasetError
@@ -16,15 +15,17 @@ from ..images.shapes import bucket_sizes
 from ..inference.cut_off import cut_off
 from ..inference.studio import Studio
 from ..inference.trigger import contains_trigger, reads_trigger
+from .auto_captions import write_captions
 from .captions import some, with_trigger
 from .class_images import class_images
 from .config import TrainConfig
+from .crop_boxes import with_boxes
 from .dataset import Prompts, TrainingSet, fingerprint_files
-from .facing import turned_away
+from .facing import facing_one_way
 from .held_out import split_pictures
 from .latents import Pictures, encode_pictures
 from .model import Learner
-from .picture_folder import PictureFolder, TrainingPicture, find_pictures, named
+from .picture_folder import PictureFolder, TrainingPicture, find_pictures
 from .views import PictureViews
 
 MIRRORED = "\n(mirrored)"  # in a fingerprint, behind the prompt of a picture; a prompt is one line
@@ -55,9 +56,8 @@ def prepare_data(
     Raises:
         DatasetError: pictures or captions that cannot be used. DrawCancelled: `should_stop` said so.
     """
-    assert config.instance_data_dir is not None
     assert config.resolution is not None
-    found = find_pictures(config.instance_data_dir)
+    found = _found(config, studio, say, should_stop)
     for line in _inventory(found, config.use_masks):
         say(line)
     pictures, held_out = split_pictures(config, found, say)
@@ -66,12 +66,13 @@ def prepare_data(
     asked = [*prompts, class_prompt] if config.with_prior_preservation else prompts
     _check_read(learner, asked, str(config.trigger), say)
     encode = partial(_encode, studio=studio, show_progress=show_progress, say=say)
-    pictures, held_out = _facing_one_way(config, studio, pictures, held_out, encode, say)
+    still = partial(encode, _middles(config))  # nothing random, and all of one size
+    pictures, held_out = facing_one_way(config, studio.pipe, pictures, held_out, still, say)
     instance = encode(config, pictures=pictures, what="pictures of the subject")
     fingerprint = {"pictures": _fingerprint(pictures, prompts[: len(pictures)], config)}
     measured = None
-    if held_out:  # nothing random between two measurements, and all are asked together
-        measured = encode(_middles(config), pictures=held_out, what="pictures to measure on")
+    if held_out:
+        measured = still(pictures=held_out, what="pictures to measure on")
         fingerprint["validation_pictures"] = _fingerprint(held_out, prompts[len(pictures) :], config)
     prior = None
     if config.with_prior_preservation:
@@ -90,34 +91,23 @@ def prepare_data(
     return TrainingData(TrainingSet(instance, prior, encoded, *each), fingerprint)
 
 
+def _found(
+    config: TrainConfig, studio: Studio, say: Callable[[str], None], should_stop: Callable[[], bool] | None
+) -> PictureFolder:
+    """The pictures of the subject, each with its words, which a model may write first."""
+    assert config.instance_data_dir is not None
+    boxes = config.crop_boxes or {}
+    found = with_boxes(find_pictures(config.instance_data_dir), boxes)
+    if config.caption_model is None or not write_captions(
+        found.pictures, config.caption_model, studio.pipe.device, say, should_stop
+    ):
+        return found
+    return with_boxes(find_pictures(config.instance_data_dir), boxes)
+
+
 def _middles(config: TrainConfig) -> TrainConfig:
     """Settings by which the middle of each picture is seen, square, as it is."""
     return replace(config, center_crop=True, random_flip=False, enable_bucket=False)
-
-
-def _facing_one_way(
-    config: TrainConfig,
-    studio: Studio,
-    pictures: list[TrainingPicture],
-    held_out: list[TrainingPicture],
-    encode: Callable[..., Pictures],
-    say: Callable[[str], None],
-) -> tuple[list[TrainingPicture], list[TrainingPicture]]:
-    """The pictures to train on and those to measure on, mirrored where the subject faces the other way (`facing`)."""
-    asked = config.facing == "one_way"
-    if not asked and (config.facing == "as_is" or config.random_flip or base_name(studio.pipe) != EMBEDDED):
-        return pictures, held_out
-    every = [*pictures, *held_out]
-    both = [*every, *(replace(picture, mirrored=True) for picture in every)]
-    still = replace(_middles(config), use_masks=False)
-    latents = encode(still, pictures=both, what="which way the subject faces", say=lambda line: None)
-    plain, mirrored = latents.groups[0].first_views().chunk(2)
-    away = turned_away(studio.pipe, plain, mirrored, f"a {config.class_word}")
-    if any(away):
-        turned = named([picture.path for picture, is_away in zip(every, away, strict=True) if is_away])
-        say(f"mirrored {turned}, so that the subject faces one way in all pictures (--facing as_is leaves them)")
-    every = [replace(picture, mirrored=is_away) for picture, is_away in zip(every, away, strict=True)]
-    return every[: len(pictures)], every[len(pictures) :]
 
 
 def _fingerprint(pictures: Sequence[TrainingPicture], prompts: Sequence["Prompt"], config: TrainConfig) -> str:

@@ -7,7 +7,7 @@ by measurement stands here and nowhere else.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..subject.adapter import AdapterKind
+from ..subject.adapter_kind import AdapterKind
 from ..subject.info import Gate
 
 
@@ -37,9 +37,16 @@ class TrainSettings:
     """Pictures of the subject: a folder, or a list of files. A `.txt` or `.caption` file beside a picture, or its line
     in `metadata.jsonl` or `metadata.csv`, is its caption and wins over the instance prompt; where it lacks the trigger,
     that takes the place of the class word (or goes in front). What is not used of a folder is said."""
+    caption_model: str | None = None
+    """A captioning model of transformers, BLIP or Florence-2: a folder, or an id on the Hub such as
+    Salesforce/blip-image-captioning-base. It writes a `.txt` file beside each picture that has no caption; what is
+    written there already stays."""
     use_masks: bool = True
     """Learn only what the mask of a picture shows: white in `<picture>-masklabel.png`, or in a file called as the
     picture in the folder `masks`; without such a file, what is not transparent. Off: all of every picture counts."""
+    crop_boxes: dict[str, list[float]] | None = None
+    """The part of a picture that is used, and of its mask: left, top, right and bottom as shares of its width and
+    height, by the name of its file: {"1.jpg": [0.2, 0, 0.9, 1]}. What is cropped or bucketed is that part."""
     class_word: str | None = None
     """What kind of thing the subject is, in a word the base knows: "dog". Default: the trigger without its first word,
     or the word after "sks" in the instance prompt."""
@@ -175,6 +182,10 @@ class TrainSettings:
     """End training when the validation loss has not improved for this many measurements; 0 never does."""
     early_stopping_threshold: float = 0.0
     """What counts as an improvement: a loss that is lower by more than this."""
+    measure_base: Literal["auto", "always", "never"] = "auto"
+    """Draw 8 pictures with a base, once, to tell from then on whether it knows such pictures as the subject's (the
+    embedded base comes with that). auto does so on a GPU, where it takes seconds; on a CPU it can take many minutes.
+    What is measured is kept in ~/.config/coeff-diffusion/known_pictures."""
 
     # --- Previews
     validation_prompt: str | None = None

@@ -38,11 +38,12 @@ from ..subject.user_file import user_path
 from .average import Average
 from .checkpoint import Checkpoint, CheckpointError, find_checkpoint, prune_checkpoints
 from .config import ConfigError, TrainConfig
-from .known_pictures import MOST, known_pictures, losses_at, strangeness, unknown_pictures
+from .known_pictures import MOST, KnownPictures, losses_at, strangeness, unknown_pictures
 from .model import DTYPES, Learner, training_resolution
 from .model_card import model_card
 from .noising import NoisedBatch, batch_loss, noised_batch
 from .optimizer import Optimizer
+from .own_pictures import figures, measure_own
 from .preparation import prepare_data
 from .previews import Previews
 from .probe import Effect
@@ -205,9 +206,23 @@ class Trainer:
         self.validation = Validation(self.learner, self.data, self.schedule, config, *means)
         self.clock.validated(time.monotonic() - started)
         shown, _ = self.data.instance.largest()
-        if note := unknown_pictures(self.studio.pipe, shown.first_views(), str(config.class_word)):
+        self.known = self.measured()
+        if self.known and (
+            note := unknown_pictures(self.studio.pipe, self.known, shown.first_views(), str(config.class_word))
+        ):
             self.say(f"warning: {note}")
         self.previews = Previews(self.studio, config, self.output, self.say, self.stop.asked, self.on_preview)
+
+    def measured(self) -> KnownPictures | None:
+        """What the base knows, as far as that was measured, or is to be measured now."""
+        wanted = {"auto": self.device.type != "cpu", "always": True, "never": False}[self.config.measure_base]
+        with self.accelerator.main_process_first():  # the others find what it has kept
+            if (known := figures(self.studio.pipe)) is not None or not wanted:
+                return known
+            try:
+                return measure_own(self.studio, self.say, self.stop.asked)
+            except DrawCancelled as error:
+                raise TrainingCancelled("stopped while the base was drawing what it knows") from error
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint and the run that goes on from it must have in common."""
@@ -433,8 +448,8 @@ class Trainer:
 
     def strangeness(self) -> float | None:
         """How many times as far off the base is with the subject's pictures, by now, as with those that it knows."""
-        known = known_pictures(self.studio.pipe)
-        if known is None:
+        known = self.known
+        if known is None or not known.kind:  # what a base draws is enough for advice, not for a verdict in the file
             return None
         shown, numbers = self.data.instance.largest()
         latents = shown.first_views()[:MOST]

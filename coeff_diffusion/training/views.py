@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from ..families.family import Framing
 from ..images.photo import DatasetError, read_photo
 from ..images.shapes import Size, nearest_size
+from .crop_boxes import cropped
 from .masks import mask_of, view_weights
 from .photos import choose_views, scale, view_tensor
 from .picture_folder import TrainingPicture
@@ -68,15 +69,14 @@ class PictureViews(Dataset[Views]):
         picture = self.pictures[index]
         photo = read_photo(picture.path)
         mask = mask_of(photo, picture.path, picture.mask) if self.masks else None
-        seen = photo.image
-        if picture.mirrored:
-            seen, mask = ImageOps.mirror(seen), mask and ImageOps.mirror(mask)
+        seen = _used(photo.image, picture)
         target = nearest_size(seen.size, self.sizes)
         image = scale(seen, target)
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, index))
         views = choose_views(image.size, target, self.center_crop, self.random_flip, self.count, generator)
         notes, weights = list(photo.notes), None
         if mask is not None:
+            mask = _used(mask, picture)
             scaled = scale(mask, target, Image.Resampling.BILINEAR)  # never rings: black stays black
             weighed = [(view, view_weights(scaled, target, view)) for view in views]
             weighed = [(view, weight) for view, weight in weighed if weight.any()]  # the others would teach nothing
@@ -95,3 +95,9 @@ class PictureViews(Dataset[Views]):
         ]  # of the mirrored one
         framings = [Framing(seen.size, (left, view.top), target) for view, left in zip(views, lefts, strict=True)]
         return Views(pixels, weights, tuple(framings), tuple(f"{picture.path.name}: {note}" for note in notes))
+
+
+def _used(image: Image.Image, picture: TrainingPicture) -> Image.Image:
+    """What is used of a picture, or of its mask, and as it is used."""
+    part = cropped(image, picture.box)
+    return ImageOps.mirror(part) if picture.mirrored else part

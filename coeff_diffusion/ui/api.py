@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..inference.outside import draw_request
+from ..inference.outside import draw_request, style_names
 from ..service import Bases, TrainingForm, TrainingJob, check_limits
 from ..service.presets import PRESETS
 from .common import REFUSALS, or_refusal, refusal
@@ -56,11 +56,13 @@ def _drawing(bases: Bases) -> None:
         control_image: str | None = None,
         controlnet: str | None = None,
         refiner: str | None = None,
+        styles: Any = None,
     ) -> tuple[list[Any], dict[str, Any]]:
         service = bases.current
         beside = init_image, mask, control_image, controlnet, refiner
         asked = or_refusal(draw_request, prompt, subjects, settings, *beside)
-        request = or_refusal(check_limits, service.studio, asked)
+        styled = or_refusal(service.drawings.templates.applied, asked, or_refusal(style_names, styles))
+        request = or_refusal(check_limits, service.studio, styled)
         drawing = or_refusal(service.drawings.draw, request, compare)
         served = [files.move_resource_to_block_cache(file) for file in drawing.files]
         return served, {
@@ -81,6 +83,7 @@ def _drawing(bases: Bases) -> None:
             gr.File(label="control_image"),
             gr.Textbox(label="controlnet"),
             gr.Textbox(label="refiner"),
+            gr.JSON(label="styles"),
         ]
         files, answer = gr.File(label="files", file_count="multiple"), gr.JSON(label="answer")
         start = gr.Button()

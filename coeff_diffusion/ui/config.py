@@ -34,6 +34,9 @@ class PageConfig:
     styles_dir: str | None = None
     """The folder with styles.csv (A1111's form) and with wildcards/colour.txt for __colour__ in prompts; left out,
     ~/.config/coeff-diffusion."""
+    caption_model: str | None = None
+    """A captioning model of transformers (BLIP or Florence-2; a folder or a Hub id): Train then offers to write the
+    captions of dropped pictures."""
     output_dir: str = "outputs/pictures"
     """Where every drawn picture is saved, under the next free number."""
     port: int = 7860

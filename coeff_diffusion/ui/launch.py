@@ -1,22 +1,22 @@
-"""Open the page: load the base, put the services behind it, serve it."""
+"""Open the page: serve it at once, load the base, put the services behind it."""
 
-import os
 import sys
-from contextlib import nullcontext
 from typing import Any
 
 from ..training.signals import ending_once
 from .config import PageConfig, PageError, check
 from .own_folder import own_folder
+from .quick_gradio import import_gradio
 
 
 def open_page(config: PageConfig, block: bool = True) -> str:
-    """Load the base, open the page, and stay until Ctrl-C, SIGTERM or SIGHUP.
+    """Open the page, load the base, and stay until Ctrl-C, SIGTERM or SIGHUP.
 
-    What is heavy is imported here, after the settings are known to be right and with a word that it takes seconds.
+    What is heavy is imported here, after the settings are known to be right. The page is served before the base is
+    there: until then it says what it waits for, and then it loads again by itself.
 
     Args:
-        block: False returns at once with the page running in a thread (for tests and notebooks).
+        block: False returns with the page running in a thread, once it can be used (for tests and notebooks).
 
     Returns:
         The page's address.
@@ -27,24 +27,57 @@ def open_page(config: PageConfig, block: bool = True) -> str:
     users = check(config)
     own_folder()
     _progress("loading the libraries of the page")
-    # Read when gradio is imported: nothing leaves the machine, no table of all events is made after each, and no prompt
-    # or picture stays in the browser.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_RUN_HISTORY"] = "False"
-    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
     try:
-        from ..families.load import load_base
-        from ..images.files import check_folder
-        from ..inference.studio import Studio
-        from ..inference.templates import check_templates
-        from ..service import Bases, StudioService
-        from ..sources.library import Library
-        from ..training.reports import unbroken
-        from .page import build, launch
+        import_gradio()
+        from .server import blocks, serve
+        from .waiting import Waiting
     except ModuleNotFoundError as error:
         raise PageError(f'the page needs {error.name}; pip install "coeff-diffusion[ui]"') from error
+    waiting = Waiting()
+    with blocks() as page:
+        pass  # what stands on it needs the base
+    address = serve(page, config, users, waiting)
+    try:
+        bases = _loaded(config, waiting, address)
+        from .page import fill
+
+        fill(page, bases)
+        waiting.over = True
+        print(f"The page is at {address} (Ctrl-C closes it)", flush=True)
+    except BaseException:
+        page.close(verbose=False)
+        raise
+    if block:
+        _stay(page, bases)
+    return address
+
+
+def _stay(page: Any, bases: Any) -> None:
+    """Until Ctrl-C, SIGTERM or SIGHUP; what is being trained then is saved."""
+    from ..training.reports import unbroken
+
+    with ending_once(unbroken(print)):
+        try:
+            page.block_thread()
+        finally:
+            bases.current.close()
+
+
+def _loaded(config: PageConfig, waiting: Any, address: str) -> Any:
+    """The base and all that is done with it."""
+    _progress(f"loading the base {config.base!r} for the page at {address}")
+    waiting.doing = "Loading the libraries that draw ..."
+    from ..families.load import load_base
+    from ..images.files import check_folder
+    from ..inference.studio import Studio
+    from ..inference.templates import check_templates
+    from ..service import Bases, StudioService
+    from ..service.caption_writer import CaptionWriter
+    from ..sources.library import Library
+
     output_dir = check_folder(config.output_dir)
-    _progress(f"loading the base {config.base!r}")
+    templates = check_templates(config.styles_dir)
+    waiting.doing = "Loading the base, which takes seconds to minutes ..."
     options: dict[str, Any] = {
         "revision": config.revision,
         "dtype": config.dtype,
@@ -53,19 +86,14 @@ def open_page(config: PageConfig, block: bool = True) -> str:
         "vae": config.pretrained_vae_model_name_or_path,
         "quantization": config.quantization,
     }
-    templates = check_templates(config.styles_dir)
     service = StudioService(Studio(load_base(config.base, **options)), Library(config.subjects_dir), output_dir)
     service.drawings.templates = templates
+    service.caption_writer = CaptionWriter(config.caption_model, service.studio.pipe.device)
     # Who reaches the page from outside names no folders of this computer, and fills no disk.
     service.import_export.folders = service.drawings.folders = not (config.listen or config.share)
     bases = Bases(service, config.base, options, anyone=service.import_export.folders)
     bases.remember()
-    with ending_once(unbroken(print)) if block else nullcontext():
-        try:
-            return launch(build(service, bases), config, users, block)
-        finally:
-            if block:  # Ctrl-C, SIGTERM or SIGHUP: what is being trained is saved
-                bases.current.close()
+    return bases
 
 
 def _progress(what: str) -> None:

@@ -58,6 +58,7 @@ class Controls:
             values[self.preset],
             {name: None if values[control] == "" else values[control] for name, control in self.settings.items()},
             self.pictures.captions(values),
+            self.pictures.boxes(values),
         )
 
     def wire(self, tab: gr.Tab) -> None:

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, blend, check_fits
-from coeff_diffusion.commands.convert import BlendConfig, ConvertConfig, blend_files, convert
+from coeff_diffusion.commands.config import BlendConfig, ConvertConfig
+from coeff_diffusion.commands.convert import blend_files, convert
 from coeff_diffusion.commands.output import OutputError
 from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.inference.request import StudioError

@@ -13,7 +13,8 @@ from subject_maker import make_subject
 
 from coeff_diffusion import Coefficients, CoefficientsError, load_base
 from coeff_diffusion.cli import main
-from coeff_diffusion.commands.generate import GenerateConfig, drawing_flags, generate
+from coeff_diffusion.commands.generate import generate
+from coeff_diffusion.commands.generate_config import GenerateConfig, drawing_flags
 from coeff_diffusion.images.files import read_parameters, save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.inference.limits import within_limits

@@ -17,7 +17,8 @@ from PIL import Image, PngImagePlugin
 from single_file import write_original_checkpoint
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, describe_base, layer_heads
-from coeff_diffusion.commands.info import InfoConfig, collect_facts, show_info
+from coeff_diffusion.commands.config import InfoConfig
+from coeff_diffusion.commands.info import collect_facts, show_info
 from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.sources.image_card import embed

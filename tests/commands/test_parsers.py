@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from coeff_diffusion import cli
-from coeff_diffusion.commands.generate import GenerateConfig, drawing_flags
-from coeff_diffusion.commands.push_pull import PullConfig
+from coeff_diffusion.commands.config import PullConfig
+from coeff_diffusion.commands.generate_config import GenerateConfig, drawing_flags
 from coeff_diffusion.images.drawing_settings import DrawRequest
 from coeff_diffusion.subject.field_texts import field_texts
 from coeff_diffusion.training.config import field_help, parse_train_config

@@ -18,8 +18,9 @@ from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
 from coeff_diffusion import hub as hub_client
 from coeff_diffusion.cli import main
 from coeff_diffusion.commands import push_pull
+from coeff_diffusion.commands.config import PullConfig, PushConfig
 from coeff_diffusion.commands.info import collect_facts
-from coeff_diffusion.commands.push_pull import PullConfig, PushConfig, local_folder, pull, push
+from coeff_diffusion.commands.push_pull import local_folder, pull, push
 from coeff_diffusion.hub import HubError, HubUnreachableError, find_token
 from coeff_diffusion.images.files import read_parameters, save_picture
 from coeff_diffusion.images.generation_info import Parameters, format_parameters
@@ -27,7 +28,8 @@ from coeff_diffusion.publishing.shareable import local_path_in
 from coeff_diffusion.sources import shared_folder as layout
 from coeff_diffusion.sources.image_card import chunks
 from coeff_diffusion.sources.shared_folder import LayoutError, check, wanted
-from coeff_diffusion.subject.adapter import ADAPTER_FILE, Adapter, AdapterKind, Factors
+from coeff_diffusion.subject.adapter import ADAPTER_FILE, Adapter, Factors
+from coeff_diffusion.subject.adapter_kind import AdapterKind
 from coeff_diffusion.subject.safetensors_file import FILE_NAME, MAX_FILE
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.model_card import model_card

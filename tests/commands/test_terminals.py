@@ -11,7 +11,7 @@ from PIL import Image
 from subject_maker import of_stable_diffusion
 
 from coeff_diffusion.cli import parse
-from coeff_diffusion.commands.generate import GenerateConfig
+from coeff_diffusion.commands.generate_config import GenerateConfig
 from coeff_diffusion.images.files import read_parameters
 from coeff_diffusion.sources.library import Library
 from coeff_diffusion.training.config import parse_train_config

@@ -13,7 +13,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from single_file import write_original_checkpoint
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, layer_heads
-from coeff_diffusion.commands.verify import VerifyConfig, read_base, verify
+from coeff_diffusion.commands.config import VerifyConfig
+from coeff_diffusion.commands.verify import read_base, verify
 from coeff_diffusion.families.load import BaseModelError
 
 Subject = Callable[..., Coefficients]

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 from coeff_diffusion import Coefficients, load_base
-from coeff_diffusion.commands.generate import GenerateConfig, generate
+from coeff_diffusion.commands.generate import generate
+from coeff_diffusion.commands.generate_config import GenerateConfig
 from coeff_diffusion.families.errors import BaseModelError
 from coeff_diffusion.families.fingerprint import base_hash, describe_base
 from coeff_diffusion.families.quantization import Int8Linear, quantization_of, quantize

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coeff_diffusion.commands.generate import drawing_flags
+from coeff_diffusion.commands.generate_config import drawing_flags
 from coeff_diffusion.images.drawing_settings import LAYERS, SETTINGS
 
 PACKAGE = Path(__file__).parents[2] / "coeff_diffusion"
@@ -28,8 +28,10 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from coeff_diffusion.cli import parse
-from coeff_diffusion.commands.generate import GenerateConfig, _overridden, drawing_flags
-from coeff_diffusion.commands.info import InfoConfig, picture_facts, show_info
+from coeff_diffusion.commands.generate_config import GenerateConfig, drawing_flags
+from coeff_diffusion.commands.generate import _overridden
+from coeff_diffusion.commands.config import InfoConfig
+from coeff_diffusion.commands.info import picture_facts, show_info
 from coeff_diffusion.images.files import save_picture
 from coeff_diffusion.images.generation_info import Parameters, format_parameters, parse_parameters
 from coeff_diffusion.inference.replay import Replay

@@ -22,7 +22,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from subject_maker import make_subject
 
-from coeff_diffusion.commands.generate import GenerateConfig, generate
+from coeff_diffusion.commands.generate import generate
+from coeff_diffusion.commands.generate_config import GenerateConfig
+from coeff_diffusion.families.controlnets import is_fetched
 from coeff_diffusion.images.control_picture import ControlPicture
 from coeff_diffusion.images.files import read_parameters
 from coeff_diffusion.images.start_picture import StartPicture
@@ -169,12 +171,22 @@ def test_what_does_not_fit_is_said_in_a_sentence(tiny_pipe: Any, tiny_xl_pipe: A
         studio.draw(request(net, control_guidance_start=0.5, control_guidance_end=0.5))
 
 
-def test_others_name_no_folders_of_this_computer(tiny_pipe: Any, net: Path, tmp_path: Path) -> None:
+def test_others_name_no_folders_of_this_computer_and_fetch_nothing(
+    tiny_pipe: Any, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawings = Drawings(SubjectLoader(Studio(tiny_pipe), Library(tmp_path / "subjects")), tmp_path / "pictures")
     assert len(drawings.draw(request(net)).files) == 1
     drawings.folders = False
-    with pytest.raises(StudioError, match="on this page it has to be an id on the Hub"):
-        drawings.draw(request(net))
+    for name in (net, "user/edges"):  # of the second, gigabytes would come down
+        with pytest.raises(StudioError, match="has to be an id on the Hub whose weights are on this computer already"):
+            drawings.draw(request(name))
+    (tmp_path / "hub" / "models--user--edges" / "refs").mkdir(parents=True)
+    (tmp_path / "hub" / "models--user--edges" / "refs" / "main").write_text("1" * 40)
+    snapshot = tmp_path / "hub" / "models--user--edges" / "snapshots" / ("1" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "diffusion_pytorch_model.safetensors").touch()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert is_fetched("user/edges")
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

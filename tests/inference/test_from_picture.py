@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw
 from subject_maker import make_subject
 
 from coeff_diffusion import load_coefficients, unload_coefficients
-from coeff_diffusion.commands.generate import GenerateConfig, generate
+from coeff_diffusion.commands.generate import generate
+from coeff_diffusion.commands.generate_config import GenerateConfig
 from coeff_diffusion.images.files import read_parameters
 from coeff_diffusion.images.generation_info import PictureError
 from coeff_diffusion.images.png import TEXT_KINDS, read_chunks, with_chunks

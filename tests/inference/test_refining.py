@@ -13,7 +13,8 @@ from subject_maker import make_subject
 from tiny_refiners import make_refiner, save_refiner
 
 from coeff_diffusion import Coefficients
-from coeff_diffusion.commands.generate import GenerateConfig, generate
+from coeff_diffusion.commands.generate import generate
+from coeff_diffusion.commands.generate_config import GenerateConfig
 from coeff_diffusion.images.control_picture import ControlPicture
 from coeff_diffusion.images.generation_info import parse_parameters
 from coeff_diffusion.images.refiner_name import RefinerName

@@ -12,7 +12,8 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, S
 from PIL import Image
 from subject_maker import make_subject
 
-from coeff_diffusion.commands.generate import GenerateConfig, generate
+from coeff_diffusion.commands.generate import generate
+from coeff_diffusion.commands.generate_config import GenerateConfig
 from coeff_diffusion.images.control_picture import ControlPicture
 from coeff_diffusion.images.generation_info import parse_parameters
 from coeff_diffusion.images.start_picture import StartPicture

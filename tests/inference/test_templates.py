@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from coeff_diffusion.commands.generate import GenerateConfig, generate
+from coeff_diffusion.commands.generate import generate
+from coeff_diffusion.commands.generate_config import GenerateConfig
 from coeff_diffusion.images.files import read_parameters
 from coeff_diffusion.inference.request import DrawRequest, StudioError
 from coeff_diffusion.inference.templates import Templates, check_templates

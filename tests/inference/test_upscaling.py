@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from coeff_diffusion.commands.generate import GenerateConfig, generate
+from coeff_diffusion.commands.generate import generate
+from coeff_diffusion.commands.generate_config import GenerateConfig
 from coeff_diffusion.images.files import read_parameters
 from coeff_diffusion.images.generation_info import parse_parameters
 from coeff_diffusion.inference.request import StudioError

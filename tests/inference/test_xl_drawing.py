@@ -16,7 +16,8 @@ from diffusers import (
 )
 
 from coeff_diffusion import Coefficients, CoefficientsInfo, describe_base, layer_heads
-from coeff_diffusion.commands.generate import GenerateConfig, generate
+from coeff_diffusion.commands.generate import generate
+from coeff_diffusion.commands.generate_config import GenerateConfig
 from coeff_diffusion.images.files import read_parameters, save_picture
 from coeff_diffusion.inference.replay import Replay
 from coeff_diffusion.inference.request import DrawRequest, Picture, StudioError

@@ -18,7 +18,8 @@ from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.service import Drawings, SubjectLoader, limits_of
 from coeff_diffusion.sources.image_card import chunks, embed, extract
 from coeff_diffusion.sources.library import Library
-from coeff_diffusion.subject.adapter import Adapter, AdapterKind, Factors
+from coeff_diffusion.subject.adapter import Adapter, Factors
+from coeff_diffusion.subject.adapter_kind import AdapterKind
 
 REQUEST = DrawRequest("a sks dog", subjects={"dog": 1.0}, seed=1, steps=2)
 STRANGER = Coefficients({"a.b": torch.ones(2, 2)}, info=CoefficientsInfo(name="stranger", base_model="other"))

@@ -15,7 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, load_coefficients, loaded_coefficients
 from coeff_diffusion.base import embedded_path
-from coeff_diffusion.commands.card import CardConfig, make_card_file
+from coeff_diffusion.commands.card import make_card_file
+from coeff_diffusion.commands.config import CardConfig
 from coeff_diffusion.commands.output import OutputError
 from coeff_diffusion.images.files import read_parameters, save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters

@@ -18,8 +18,9 @@ from PIL import Image, PngImagePlugin
 
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, load_base, load_coefficients
 from coeff_diffusion.cli import main
+from coeff_diffusion.commands.config import QrConfig
 from coeff_diffusion.commands.output import OutputError
-from coeff_diffusion.commands.qr import QrConfig, make_qr_file
+from coeff_diffusion.commands.qr import make_qr_file
 from coeff_diffusion.families.fingerprint import describe_base
 from coeff_diffusion.families.layout import Layout, _known
 from coeff_diffusion.images.generation_info import PictureError

@@ -15,9 +15,10 @@ from subject_maker import of_stable_diffusion
 
 import coeff_diffusion
 from coeff_diffusion import Coefficients
-from coeff_diffusion.commands.card import CardConfig, make_card_file
+from coeff_diffusion.commands.card import make_card_file
+from coeff_diffusion.commands.config import CardConfig, QrConfig
 from coeff_diffusion.commands.info import collect_facts
-from coeff_diffusion.commands.qr import QrConfig, make_qr_file
+from coeff_diffusion.commands.qr import make_qr_file
 from coeff_diffusion.families.load import load_base
 from coeff_diffusion.inference.replay import Replay
 from coeff_diffusion.sources.qr_code import read_qr

@@ -12,10 +12,12 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 from training_runs import train_and_kill
 
-from coeff_diffusion.commands.generate import GenerateConfig, generate
-from coeff_diffusion.commands.info import InfoConfig, show_info
-from coeff_diffusion.commands.push_pull import PullConfig, PushConfig, pull, push
-from coeff_diffusion.commands.verify import VerifyConfig, verify
+from coeff_diffusion.commands.config import InfoConfig, PullConfig, PushConfig, VerifyConfig
+from coeff_diffusion.commands.generate import generate
+from coeff_diffusion.commands.generate_config import GenerateConfig
+from coeff_diffusion.commands.info import show_info
+from coeff_diffusion.commands.push_pull import pull, push
+from coeff_diffusion.commands.verify import verify
 from coeff_diffusion.families.fingerprint import check_adapter_fits
 from coeff_diffusion.inference.pipeline_subjects import load_coefficients, set_coefficients, unload_coefficients
 from coeff_diffusion.inference.request import DrawRequest

@@ -26,7 +26,8 @@ gradio = pytest.importorskip("gradio")
 
 from coeff_diffusion.service import StudioService  # noqa: E402
 from coeff_diffusion.ui import PageConfig, open_page  # noqa: E402
-from coeff_diffusion.ui.page import build, launch  # noqa: E402
+from coeff_diffusion.ui.page import build  # noqa: E402
+from coeff_diffusion.ui.server import serve  # noqa: E402
 
 pytestmark = [
     pytest.mark.browser,
@@ -267,7 +268,7 @@ def test_cancel_refusals_and_a_phone(
     service = StudioService(Studio(tiny_pipe), Library(subjects_dir), tmp_path / "pictures")
     blocks = build(service)
     try:
-        draw = Draw(browser, launch(blocks, PageConfig(port=0), [], block=False), width=390, height=844)
+        draw = Draw(browser, serve(blocks, PageConfig(port=0), []), width=390, height=844)
         _phone(draw)
         _refusals(draw, subjects_dir, tmp_path)
         _cancel(draw, service)

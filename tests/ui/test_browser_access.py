@@ -12,7 +12,8 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 from coeff_diffusion.service import StudioService  # noqa: E402
 from coeff_diffusion.ui import PageConfig  # noqa: E402
-from coeff_diffusion.ui.page import build, launch  # noqa: E402
+from coeff_diffusion.ui.page import build  # noqa: E402
+from coeff_diffusion.ui.server import serve  # noqa: E402
 
 pytestmark = [
     pytest.mark.browser,
@@ -26,7 +27,7 @@ SERIOUS = ("serious", "critical")
 @pytest.fixture
 def address(service: StudioService) -> Iterator[str]:
     blocks = build(service)
-    yield launch(blocks, PageConfig(port=0), [], block=False)
+    yield serve(blocks, PageConfig(port=0), [])
     blocks.close()
 
 

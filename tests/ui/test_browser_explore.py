@@ -20,7 +20,7 @@ gradio = pytest.importorskip("gradio")
 
 from coeff_diffusion.service import StudioService  # noqa: E402
 from coeff_diffusion.ui import PageConfig, explore  # noqa: E402
-from coeff_diffusion.ui.page import launch  # noqa: E402
+from coeff_diffusion.ui.server import serve  # noqa: E402
 
 pytestmark = pytest.mark.browser
 
@@ -43,7 +43,7 @@ def address(service: StudioService) -> Iterator[str]:
     with gradio.Blocks() as page, gradio.Tab("Explore") as tab:
         explore.build(service, page, tab)
     page.queue(default_concurrency_limit=1)
-    yield launch(page, PageConfig(port=0), [], block=False)
+    yield serve(page, PageConfig(port=0), [])
     page.close()
 
 

@@ -18,7 +18,7 @@ from coeff_diffusion.inference.studio import Studio  # noqa: E402
 from coeff_diffusion.service import StudioService  # noqa: E402
 from coeff_diffusion.sources.library import Library  # noqa: E402
 from coeff_diffusion.ui import PageConfig, inspect  # noqa: E402
-from coeff_diffusion.ui.page import launch  # noqa: E402
+from coeff_diffusion.ui.server import serve  # noqa: E402
 
 pytestmark = pytest.mark.browser
 
@@ -35,7 +35,7 @@ def address(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Iterator[str]
     service = StudioService(Studio(tiny_pipe), library, tmp_path / "pictures")
     with gradio.Blocks(analytics_enabled=False) as page, gradio.Tab("Inspect") as tab:
         inspect.build(service, page, tab)
-    yield launch(page, PageConfig(port=0), [], block=False)
+    yield serve(page, PageConfig(port=0), [])
     page.close()
 
 

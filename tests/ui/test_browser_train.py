@@ -16,10 +16,11 @@ gradio = pytest.importorskip("gradio")
 from coeff_diffusion import Coefficients  # noqa: E402
 from coeff_diffusion.inference.studio import Studio  # noqa: E402
 from coeff_diffusion.service import Bases, StudioService, TrainingForm  # noqa: E402
+from coeff_diffusion.service.caption_writer import CaptionWriter  # noqa: E402
 from coeff_diffusion.service.presets import PRESETS  # noqa: E402
 from coeff_diffusion.sources.library import Library  # noqa: E402
 from coeff_diffusion.ui import PageConfig, api, timeline, train  # noqa: E402
-from coeff_diffusion.ui.page import launch  # noqa: E402
+from coeff_diffusion.ui.server import serve  # noqa: E402
 
 pytestmark = [
     pytest.mark.browser,
@@ -31,8 +32,9 @@ WAIT = 60_000
 
 
 @pytest.fixture
-def service(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> Iterator[StudioService]:
+def service(tiny_pipe: StableDiffusionPipeline, tiny_blip_dir: Path, tmp_path: Path) -> Iterator[StudioService]:
     service = StudioService(Studio(tiny_pipe), Library(tmp_path / "subjects"), tmp_path / "pictures")
+    service.caption_writer = CaptionWriter(str(tiny_blip_dir), tiny_pipe.device)
     yield service
     service.close()
 
@@ -44,7 +46,7 @@ def address(service: StudioService) -> Iterator[str]:
             with gradio.Tab(title) as tab:
                 module.build(service, blocks, tab)
         api.build(Bases(service))
-    yield launch(blocks, PageConfig(port=0), [], block=False)
+    yield serve(blocks, PageConfig(port=0), [])
     blocks.close()
 
 
@@ -106,6 +108,27 @@ def test_train_reload_scrub_and_keep(
     expect(remarks).to_have_text("")
     crops.first.click()
     expect(box("train-caption")).to_have_value("a dog on the left", timeout=WAIT)
+
+    # Two corners of the left half, clicked in the picture; then the same in numbers, of which nonsense is refused.
+    whole = page.locator("#train-whole img")
+    whole.scroll_into_view_if_needed()
+    box_of = "e => [e.clientWidth, e.clientHeight, Math.min(e.clientWidth / 512, e.clientHeight / 384)]"
+    width, height, scale = whole.evaluate(box_of)  # the picture lies in the middle of its element
+    for x, y in ((0.5, 0.99), (0.01, 0.01)):
+        before = whole.get_attribute("src")
+        place = {"x": width / 2 + (x - 0.5) * 512 * scale, "y": height / 2 + (y - 0.5) * 384 * scale}
+        whole.click(position=place)
+        expect(whole).not_to_have_attribute("src", before, timeout=WAIT)
+    expect(box("train-box")).to_have_value(re.compile(r"^1, 1, (49|50)[\d.]*, (98|99)[\d.]*$"), timeout=WAIT)
+    box("train-box").fill("50, 0, 40, 100")
+    box("train-box").press("Enter")
+    page.get_by_text("the part that is used is [0.5").first.wait_for(timeout=WAIT)
+    box("train-box").fill("0, 0, 50, 100")
+    box("train-box").press("Enter")
+    expect(page.locator("#train-crops .thumbnail-item").first).to_be_visible()
+    page.get_by_role("button", name="Write captions").click()
+    page.locator("#train-captions").get_by_text("4 captions written").wait_for(timeout=WAIT)
+    expect(box("train-caption")).to_have_value("a dog on the left")
     page.screenshot(path=tmp_path / "pictures-1280.png", full_page=True)
 
     # A preset fills the fold-out; what is changed there wins.
@@ -131,6 +154,8 @@ def test_train_reload_scrub_and_keep(
     assert before is not None
     assert before.state == "running"
     assert (before.folder / "pictures" / "001.txt").read_text() == "a dog on the left"
+    assert len(list((before.folder / "pictures").glob("*.txt"))) == 5
+    assert before.config.crop_boxes == {"001.png": [0, 0, 0.5, 1]}
     page.set_input_files("#train-pictures input[type=file]", photos[:5])
     box("train-name").fill("second")
     box("train-class-word").fill("dog")

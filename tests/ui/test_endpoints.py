@@ -18,9 +18,11 @@ from coeff_diffusion.images.files import read_parameters  # noqa: E402
 from coeff_diffusion.images.start_picture import StartPicture  # noqa: E402
 from coeff_diffusion.inference.outside import draw_request  # noqa: E402
 from coeff_diffusion.inference.request import StudioError  # noqa: E402
+from coeff_diffusion.inference.templates import Templates  # noqa: E402
 from coeff_diffusion.service import StudioService, check_limits  # noqa: E402
 from coeff_diffusion.ui import PageConfig  # noqa: E402
-from coeff_diffusion.ui.page import build, launch  # noqa: E402
+from coeff_diffusion.ui.page import build  # noqa: E402
+from coeff_diffusion.ui.server import serve  # noqa: E402
 
 DOCS = Path(__file__).parents[2] / "docs" / "studio.md"
 
@@ -28,7 +30,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "studio.md"
 @pytest.fixture
 def address(service: StudioService) -> Iterator[str]:
     blocks = build(service)
-    yield launch(blocks, PageConfig(port=0), [], block=False)
+    yield serve(blocks, PageConfig(port=0), [])
     blocks.close()
 
 
@@ -57,6 +59,17 @@ def test_draw_and_subjects(client: Any, service: StudioService) -> None:
         assert picture.size == tuple(2 * side for side in service.studio.size)
     with pytest.raises(Exception, match="which has no refiner; draw without one"):
         client.predict("a cat", None, None, False, None, None, None, None, "user/refiner", api_name="/draw")
+
+
+def test_draw_in_a_style(client: Any, service: StudioService, tmp_path: Path) -> None:
+    (tmp_path / "styles.csv").write_text("name,prompt,negative_prompt\nOil,oil painting of {prompt},\n")
+    service.drawings.templates = Templates(tmp_path)
+    files, answer = client.predict("a cat", None, {"steps": 1}, False, styles=["Oil"], api_name="/draw")
+    assert read_parameters(files[0]).prompt == "oil painting of a cat"
+    assert "drawn as: oil painting of a cat" in answer["notes"]
+    for styles, message in ((["Ink"], "there is no style 'Ink'"), ("Oil", "styles is 'Oil', expected a list of names")):
+        with pytest.raises(gradio_client.exceptions.AppError, match=message):
+            client.predict("a cat", None, {"steps": 1}, False, styles=styles, api_name="/draw")
 
 
 def test_draw_from_a_picture(client: Any, service: StudioService, tmp_path: Path) -> None:

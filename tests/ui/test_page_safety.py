@@ -26,7 +26,8 @@ from coeff_diffusion.training.config import ConfigError  # noqa: E402
 from coeff_diffusion.ui import PageConfig  # noqa: E402
 from coeff_diffusion.ui.guard import Names  # noqa: E402
 from coeff_diffusion.ui.own_folder import own_folder  # noqa: E402
-from coeff_diffusion.ui.page import QUEUE_LENGTH, build, launch, names_of  # noqa: E402
+from coeff_diffusion.ui.page import build  # noqa: E402
+from coeff_diffusion.ui.server import QUEUE_LENGTH, names_of, serve  # noqa: E402
 
 BOUNDARY = "end-of-part"
 
@@ -34,7 +35,7 @@ BOUNDARY = "end-of-part"
 @pytest.fixture
 def page(service: StudioService) -> Iterator[str]:
     blocks = build(service)
-    yield launch(blocks, PageConfig(port=0), [], block=False)
+    yield serve(blocks, PageConfig(port=0), [])
     blocks.close()
 
 
@@ -165,7 +166,7 @@ def test_files_that_are_none_of_the_pages_are_not_served(
     routes += [f"file={links[0]}", f"file={links[1]}/passwd"]
     blocks = build(service)
     try:
-        page = launch(blocks, PageConfig(port=0), [], block=False)
+        page = serve(blocks, PageConfig(port=0), [])
         answers = {route: ask(f"{page}gradio_api/{route}") for route in routes}
     finally:
         blocks.close()

@@ -16,7 +16,8 @@ from coeff_diffusion.service import StudioService  # noqa: E402
 from coeff_diffusion.subject.errors import CoefficientsError  # noqa: E402
 from coeff_diffusion.ui import PageConfig, PageError  # noqa: E402
 from coeff_diffusion.ui.config import check, read_auth  # noqa: E402
-from coeff_diffusion.ui.page import build, launch  # noqa: E402
+from coeff_diffusion.ui.page import build  # noqa: E402
+from coeff_diffusion.ui.server import serve  # noqa: E402
 
 REQUEST = DrawRequest("a sks dog on grass", seed=1, steps=1)
 
@@ -25,7 +26,7 @@ REQUEST = DrawRequest("a sks dog on grass", seed=1, steps=1)
 def page(service: StudioService) -> Iterator[str]:
     """The address of a running page."""
     blocks = build(service)
-    yield launch(blocks, PageConfig(port=0), [], block=False)
+    yield serve(blocks, PageConfig(port=0), [])
     blocks.close()
 
 
@@ -94,7 +95,7 @@ def test_page_answers_others_while_it_draws(page: str, service: StudioService) -
 def test_page_with_users_lets_nobody_else_in(service: StudioService) -> None:
     blocks = build(service)
     try:
-        address = launch(blocks, PageConfig(port=0), [("ann", "secret")], block=False)
+        address = serve(blocks, PageConfig(port=0), [("ann", "secret")])
         assert get(f"{address}gradio_api/info")[0] == 401
         assert get(f"{address}config")[0] == 401
     finally:
@@ -112,7 +113,7 @@ def test_opening_stays_on_this_machine(service: StudioService, monkeypatch: pyte
     monkeypatch.setattr(socket, "getaddrinfo", watched)
     blocks = build(service)
     try:
-        assert launch(blocks, PageConfig(port=0), [], block=False).startswith("http://127.0.0.1:")
+        assert serve(blocks, PageConfig(port=0), []).startswith("http://127.0.0.1:")
     finally:
         blocks.close()
     assert asked <= {"127.0.0.1", "localhost"}
@@ -121,7 +122,7 @@ def test_opening_stays_on_this_machine(service: StudioService, monkeypatch: pyte
 def test_a_taken_port_is_said(page: str, service: StudioService) -> None:
     port = int(page.rstrip("/").rpartition(":")[2])
     with pytest.raises(PageError, match=f"port {port} cannot be used"):
-        launch(build(service), PageConfig(port=port), [], block=False)
+        serve(build(service), PageConfig(port=port), [])
 
 
 def test_who_may_reach_the_page(tmp_path: Path) -> None:
