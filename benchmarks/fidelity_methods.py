@@ -93,6 +93,7 @@ def train_config(run: Run, settings: Settings, output_dir: str) -> TrainConfig:
     rates: dict[str, Any] = dict(zip(_rate_names(run.method), run.rates, strict=True))
     return TrainConfig(
         instance_data_dir=str(folder),
+        facing="as_is",  # as the figures in docs/ were taken
         class_word=about["class_word"],
         trigger=about["trigger"],
         train=TRAINED.get(run.method, "coefficients"),  # type: ignore[arg-type]

@@ -81,6 +81,7 @@ def train_config(run: Run, settings: Settings, folder: str) -> TrainConfig:
     about = yaml.safe_load((pictures / "subject.yaml").read_text(encoding="utf-8"))
     return TrainConfig(
         instance_data_dir=str(pictures),
+        facing="as_is",  # as the figures in docs/ were taken
         class_word=about["class_word"],
         trigger=about["trigger"],
         train=way.train,

@@ -90,6 +90,7 @@ def trained(settings: Settings) -> Path:
     config = TrainConfig(
         pretrained_model_name_or_path=settings.base,
         instance_data_dir=str(folder),
+        facing="as_is",  # as the figures in docs/ were taken
         class_word=about["class_word"],
         trigger=about["trigger"],
         max_train_steps=settings.max_train_steps,

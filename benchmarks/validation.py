@@ -50,6 +50,7 @@ def settings(args: argparse.Namespace, subject: str, scratch: str) -> TrainConfi
     about = yaml.safe_load((SUBJECTS / subject / "subject.yaml").read_text(encoding="utf-8"))
     return TrainConfig(
         instance_data_dir=str(SUBJECTS / subject),
+        facing="as_is",  # as the figures in docs/ were taken
         class_word=about["class_word"],
         trigger=about["trigger"],
         output_dir=scratch,
