@@ -29,7 +29,8 @@ AT_ONCE = 8  # pictures that pass the denoiser
 PLACES = 16  # that features have along a side, at most
 REACH = 3  # of these places: how far apart two pictures may show the subject
 SPREAD = 0.3  # of a side: the middle of a picture counts most
-SURE = 0.01  # agreement (a cosine) below which a picture stays as it is: some things face nowhere
+SIDED = 0.045  # agreement (a cosine) of all pictures below which a subject has no sides: a lady beetle from above
+SURE = 0.01  # that of a picture with the others below which it stays as it is
 
 
 def facing_one_way(
@@ -107,9 +108,10 @@ def disagreeing(plain: Tensor, mirrored: Tensor) -> list[bool]:
     if len(agreement) < 2:
         return [False] * len(agreement)
     signs = max((_settled(agreement, start) for start in agreement), key=lambda signs: signs @ agreement @ signs)
-    sure = signs * (agreement @ signs) / (len(signs) - 1) >= SURE
-    away = (signs < 0) & sure
-    stay = (signs > 0) & sure
+    each = signs * (agreement @ signs) / (len(signs) - 1)  # [P], of each picture with the others
+    if each.mean() < SIDED:
+        return [False] * len(each)
+    away, stay = (side & (each >= SURE) for side in (signs < 0, signs > 0))
     if away.sum() > stay.sum() or (away.sum() == stay.sum() and away[0]):
         away = stay
     return away.tolist()
