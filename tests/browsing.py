@@ -56,9 +56,9 @@ class Requests:
 
     def __init__(self, page: Any) -> None:
         self.page, self.open = page, set[Any]()
-        page.on("request", self.open.add)
-        page.on("requestfinished", self.open.discard)
-        page.on("requestfailed", self.open.discard)
+        page.on("request", lambda request: self.open.add(request))
+        for end in ("requestfinished", "requestfailed"):
+            page.on(end, lambda request: self.open.discard(request))
 
     def settle(self) -> None:
         """Wait until there was none for 0.3 s: then the page shows what it asked for."""
