@@ -49,3 +49,20 @@ def complaints(page: Any, console: bool = False) -> list[str]:
     if console:
         page.on("console", lambda line: note(line.text) if line.type == "error" else None)
     return found
+
+
+class Requests:
+    """Which requests of a page are on their way, from now on."""
+
+    def __init__(self, page: Any) -> None:
+        self.page, self.open = page, set[Any]()
+        page.on("request", lambda request: self.open.add(request))
+        for end in ("requestfinished", "requestfailed"):
+            page.on(end, lambda request: self.open.discard(request))
+
+    def settle(self) -> None:
+        """Wait until there was none for 0.3 s: then the page shows what it asked for."""
+        calm = 0
+        while calm < 3:
+            self.page.wait_for_timeout(100)
+            calm = 0 if self.open else calm + 1

@@ -20,7 +20,7 @@ from ..inference.studio import Studio
 from ..subject.errors import cut
 from ..subject.hub_id import HUB_ID
 from ..subject.user_file import user_path
-from .base_history import MAX_NAME, BaseHistory
+from .base_history import MAX_NAME, OWN, BaseHistory, Parts
 from .studio_service import StudioService
 
 Tell = Callable[[str], None]
@@ -37,7 +37,8 @@ class Bases:
     Args:
         service: of the base that the page is opened with.
         name: what that base was loaded by.
-        options: what else it was loaded with (see `load_base`); of these, others are loaded with `SHARED` alone.
+        options: what else it was loaded with (see `load_base`); of these, others are loaded with `SHARED` alone, and
+            with configs and an autoencoder of their own where they had those when the page was opened with them.
         anyone: whether a base that was never used here may be named: a folder or a file of this computer, or an id on
             the Hub, of which gigabytes would come down. Not where others can reach the page.
 
@@ -62,10 +63,20 @@ class Bases:
 
     def names(self) -> list[str]:
         """What can be chosen from: the current base, those that were used here, that of the start, the embedded one."""
-        used: list[str] = []
+        return list(dict.fromkeys([self.name, *self._used(), self._first, EMBEDDED]))
+
+    def _used(self) -> Mapping[str, Parts]:
+        """Bases that were used here, each with what it was loaded with."""
         with suppress(StudioError, OSError):  # see `remark`
-            used = self._history.read()
-        return list(dict.fromkeys([self.name, *used, self._first, EMBEDDED]))
+            return self._history.read()
+        return {}
+
+    def _parts(self, name: str) -> Parts:
+        """What else a base was loaded with when it was used last: the page's own flags for the one of the start."""
+        if name != self._first:
+            return self._used().get(name, {})
+        given = {part: self._options.get(part) for part in OWN}
+        return {part: _absolute(value) for part, value in given.items() if isinstance(value, str)}
 
     @property
     def remark(self) -> str:
@@ -79,7 +90,7 @@ class Bases:
     def remember(self) -> None:
         """Put the current base into that list, which stays as it is where it cannot be read."""
         if self.name != EMBEDDED and not self.remark:
-            self._history.add(self.name)
+            self._history.add(self.name, self._parts(self.name))
 
     def choices(self) -> list[tuple[str, str]]:
         """Each name as it is shown and as `switch` takes it: where others reach the page, no path is among them."""
@@ -155,7 +166,10 @@ class Bases:
         except BaseModelError as error:
             if self.anyone:
                 raise
-            raise BaseModelError(str(error).replace(_split(wanted)[0], label)) from error
+            said = str(error).replace(_split(wanted)[0], label)
+            for path in self._parts(wanted).values():
+                said = said.replace(path, short_name(path))
+            raise BaseModelError(said) from error
         finally:
             self._loading.release()
 
@@ -179,7 +193,8 @@ class Bases:
     def _made(self, name: str, label: str, tell: Tell) -> StudioService:
         """Everything around a base that is loaded for it."""
         repo, revision = _split(name)
-        options = self._options if name == self._first else {"revision": revision, **self._shared}
+        own = {"revision": revision, **self._parts(name), **self._shared}
+        options = self._options if name == self._first else own
         if kind_of_base(repo) == "hub":
             tell(f"Asking the Hub for {label} ...")
             download(

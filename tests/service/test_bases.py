@@ -58,6 +58,24 @@ def test_a_switch_and_back(service: StudioService, xl_dir: Path, tiny_base_dir: 
     assert found.names() == [str(tiny_base_dir), str(xl_dir), "embedded"]
 
 
+def test_a_base_comes_back_with_the_autoencoder_it_was_used_with(
+    service: StudioService, tiny_pipe: Any, xl_dir: Path, tiny_base_dir: Path, tmp_path: Path
+) -> None:
+    """That of the page which it was opened with then, on a page that is opened with another base."""
+    with torch.no_grad():
+        tiny_pipe.vae.decoder.conv_out.bias.add_(0.3)
+    tiny_pipe.vae.save_pretrained(tmp_path / "vae")
+    Bases(service, str(tiny_base_dir), {"vae": str(tmp_path / "vae")}).remember()
+    listed = [{"name": str(tiny_base_dir), "vae": str(tmp_path / "vae")}]
+    assert json.loads((service.library.folder / FILE_NAME).read_text()) == listed
+
+    found = Bases(service, str(xl_dir))
+    found.remember()
+    new = found.switch(str(tiny_base_dir))
+    assert torch.equal(new.studio.pipe.vae.decoder.conv_out.bias, tiny_pipe.vae.decoder.conv_out.bias)
+    assert json.loads((service.library.folder / FILE_NAME).read_text()) == [*listed, str(xl_dir)]
+
+
 def test_what_cannot_be_loaded_changes_nothing(
     service: StudioService, xl_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

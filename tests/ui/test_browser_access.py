@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from browsing import Requests
 
 playwright = pytest.importorskip("playwright.sync_api")
 gradio = pytest.importorskip("gradio")
@@ -75,9 +76,10 @@ def test_every_tab_can_be_read_and_used_by_everyone(
     page.keyboard.press("Enter")
     page.locator("#draw-status").get_by_text(".png").wait_for()
     found: dict[tuple[str, str], str] = {}
+    requests = Requests(page)
     for tab in TABS:
         open_tab(page, tab)
-        page.wait_for_timeout(1500)  # it asks for what it shows
+        requests.settle()  # it asks for what it shows
         folded = page.locator("button.label-wrap:visible:not(.open)")
         while folded.count():
             folded.first.click()
