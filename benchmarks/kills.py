@@ -25,8 +25,8 @@ import torch
 from timing import machine
 
 from coeff_diffusion.cli import main as coeff_diffusion
-from coeff_diffusion.families.load import load_base  # noqa: F401 - imported once, before all forks
-from coeff_diffusion.training.trainer import train  # noqa: F401
+from coeff_diffusion.families.load import load_base
+from coeff_diffusion.training.trainer import train  # noqa: F401 - imported once, before all forks
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PICTURES = [str(Path(__file__).parent / "unseen" / "dog" / f"0{number}.png") for number in range(2)]
@@ -43,8 +43,11 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="in all, the four signals together")
+    parser.add_argument("--base", default="embedded", help="a diffusers folder instead")
     args = parser.parse_args()
+    SETTINGS["base"] = args.base if args.base == "embedded" else str(Path(args.base).resolve())
     torch.set_num_threads(1)
+    load_base(args.base)  # which imports what the forks would each import for themselves
     started, home = time.monotonic(), Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

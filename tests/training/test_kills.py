@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these signals nor fork")
-def test_a_run_that_was_ended_by_any_signal_goes_on_equal() -> None:
+def test_a_run_that_was_ended_by_any_signal_goes_on_equal(tiny_base_dir: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "benchmarks/kills.py", "--kills", "4"]
+    command = [sys.executable, "benchmarks/kills.py", "--kills", "4", "--base", str(tiny_base_dir)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 resumed equal, 0 did not" in done.stdout
