@@ -3,13 +3,15 @@
     python -m tools.training_memory "Stable Diffusion XL" --resolution 1024 --train_batch_size 1
 
 What is counted: the frozen base in two bytes a weight, the autoencoder once more in float32 while pictures are encoded,
-and the activations of the larger of the two: encoding a picture, or a step with gradient checkpointing, where attention
-keeps no maps. The framework's own (0.4 to 1 GB on CUDA) and previews come on top.
+and the activations of what takes most: encoding a picture, a step, where attention keeps no maps, or previews
+(`--num_validation_images`). The framework's own (0.4 to 1 GB on CUDA) comes on top. With `--offload` only networks that
+are at work are counted, and all of them once, when they are loaded.
 """
 
 import argparse
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -21,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from coeff_diffusion.families.family import Family
 from coeff_diffusion.families.stable_diffusion import StableDiffusion
 from coeff_diffusion.families.stable_diffusion_xl import StableDiffusionXL
+from coeff_diffusion.training.config import TrainConfig
 
 # Weights of text encoders: those of linear layers, and the others, which are mostly words.
 CLIP_L, OPEN_CLIP_H, OPEN_CLIP_BIG_G = (84_934_656, 38_125_824), (289_406_976, 50_980_864), (630_784_000, 63_875_840)
@@ -89,14 +92,52 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> Any:
     return Attention.apply(query, key, value)
 
 
+@dataclass(frozen=True)
+class TrainingBytes:
+    """What a training takes.
+
+    Attributes:
+        denoiser, text_encoders, autoencoder: the weights of each.
+        encoding, step, preview: what comes on top of them while that is done.
+    """
+
+    denoiser: int
+    text_encoders: int
+    autoencoder: int
+    encoding: int
+    step: int
+    preview: int
+
+    @property
+    def weights(self) -> int:
+        """All of the base."""
+        return self.denoiser + self.text_encoders + self.autoencoder
+
+    def peaks(self, offload: bool = False, learns_in_text: bool = True) -> dict[str, int]:
+        """The most at once, by what is done.
+
+        Args:
+            offload: only what is at work is counted, as with the setting of that name.
+            learns_in_text: a step runs the text encoders, too.
+        """
+        stepping = self.denoiser + (self.text_encoders if learns_in_text else 0)
+        return {
+            "loading": self.weights,
+            "encoding": (self.autoencoder if offload else self.weights) + self.encoding,
+            "a step": (stepping if offload else self.weights) + self.step,
+            "a preview": self.weights + self.preview,
+        }
+
+
 def training_bytes(
-    title: str, resolution: int, batch: int, checkpointing: bool = True, quantization: str = "no"
-) -> dict[str, int]:
-    """Bytes of the parts, by name.
+    title: str, resolution: int, batch: int, checkpointing: bool = True, quantization: str = "no", previews: int = 0
+) -> TrainingBytes:
+    """Bytes of the parts.
 
     Args:
         title: one of `BASES`.
         quantization: "int8" counts a byte for each weight of a linear layer, and one of them wide at a time.
+        previews: pictures that are drawn at once.
     """
     (family, encoders), side = BASES[title], resolution // 8
     with torch.device("meta"):
@@ -107,6 +148,7 @@ def training_bytes(
         text = torch.empty(batch, 77, unet.config.cross_attention_dim, dtype=torch.bfloat16, requires_grad=True)
         given = {"text_embeds": torch.empty(batch, 1280), "time_ids": torch.empty(batch, 6)}
         steps = torch.empty(batch)
+        latents = torch.empty(previews, 4, side, side, dtype=torch.bfloat16)
     told = unet.config.addition_embed_type == "text_time"
     added = {name: tensor.to(torch.bfloat16) for name, tensor in given.items()} if told else None
     if checkpointing:
@@ -121,32 +163,80 @@ def training_bytes(
         start = noised + text.sum() * 0
         unet(start, steps, encoder_hidden_states=text, added_cond_kwargs=added).sample.sum().backward()
 
+    def decode() -> None:
+        with torch.no_grad():
+            vae.decode(latents)  # a preview takes most where its pictures are decoded, all at once
+
     vae_weights = sum(weight.numel() for weight in vae.parameters())
-    weights = sum(weight.numel() for weight in unet.parameters()) + sum(map(sum, encoders)) + vae_weights
     linear = [module.weight.numel() for module in unet.modules() if isinstance(module, torch.nn.Linear)]
-    saved = sum(linear) + sum(layers for layers, _ in encoders) if quantization == "int8" else 0
-    return {
-        "weights": 2 * weights - saved,
-        "encoding": 4 * vae_weights + most_bytes(vae, encode),
-        "step": most_bytes(unet, step) + (2 * max(linear) if saved else 0),
-    }
+    narrow = quantization == "int8"
+    reading = sum(layers * (1 if narrow else 2) + 2 * others for layers, others in encoders)
+    encoding = 4 * vae_weights + most_bytes(vae, encode)
+    return TrainingBytes(
+        denoiser=2 * sum(weight.numel() for weight in unet.parameters()) - (sum(linear) if narrow else 0),
+        text_encoders=reading,
+        autoencoder=2 * vae_weights,
+        encoding=encoding,
+        step=most_bytes(unet, step) + (2 * max(linear) if narrow else 0),
+        preview=most_bytes(vae.to(torch.bfloat16), decode) if previews else 0,
+    )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def peaks_of(config: TrainConfig, title: str = "Stable Diffusion XL") -> dict[str, int]:
+    """The most bytes at once, by what is done, of a training with these settings.
+
+    Args:
+        title: the base, one of `BASES`.
+    """
+    previews = config.num_validation_images if config.validation_steps else int(config.measure_base != "never")
+    found = training_bytes(
+        title,
+        side_of(config, title),
+        config.train_batch_size,
+        config.gradient_checkpointing,
+        config.quantization,
+        previews,  # or what is drawn to see what the base knows, one picture at a time
+    )
+    peaks = found.peaks(config.offload, config.trains_token or "text" in config.layers)
+    return peaks if previews else {name: size for name, size in peaks.items() if name != "a preview"}
+
+
+def side_of(config: TrainConfig, title: str) -> int:
+    """The side of the pictures in pixels: as asked, or what the base was trained at."""
+    return config.resolution or int(BASES[title][0].autoencoder["sample_size"])
+
+
+def parsed(arguments: Sequence[str] | None = None) -> tuple[str, TrainConfig]:
+    """The base that a command line asks about, and the settings that it states."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", choices=list(BASES))
     parser.add_argument("--resolution", type=int, help="what the base was trained at if left out")
     parser.add_argument("--train_batch_size", type=int, default=1)
     parser.add_argument("--no_gradient_checkpointing", action="store_true")
     parser.add_argument("--quantization", choices=("no", "int8"), default="no", help="of the base's linear layers")
+    parser.add_argument("--offload", action="store_true", help="only what is at work is on the GPU")
+    parser.add_argument("--text_is_constant", action="store_true", help="no step runs the text encoders")
+    parser.add_argument("--num_validation_images", type=int, default=0, help="of a preview; 0: none are drawn")
     args = parser.parse_args(arguments)
-    resolution = args.resolution or BASES[args.base][0].autoencoder["sample_size"]
-    found = training_bytes(
-        args.base, resolution, args.train_batch_size, not args.no_gradient_checkpointing, args.quantization
+    return args.base, TrainConfig(
+        resolution=args.resolution,
+        train_batch_size=args.train_batch_size,
+        gradient_checkpointing=not args.no_gradient_checkpointing,
+        quantization=args.quantization,
+        offload=args.offload,
+        train="coefficients" if args.text_is_constant else "coefficients+token",
+        validation_steps=int(args.num_validation_images > 0),
+        num_validation_images=args.num_validation_images,
+        measure_base="never",
     )
-    peak = found["weights"] + max(found["encoding"], found["step"])
-    parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in found.items())
-    print(f"{args.base} at {resolution} pixels, batch {args.train_batch_size}: {peak / 1e9:.1f} GB ({parts})")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    base, config = parsed(arguments)
+    peaks = peaks_of(config, base)
+    parts = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in peaks.items())
+    what = f"{base} at {side_of(config, base)} pixels, batch {config.train_batch_size}"
+    print(f"{what}: {max(peaks.values()) / 1e9:.1f} GB ({parts})")
     return 0
 
 

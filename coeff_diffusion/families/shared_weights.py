@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -53,3 +54,18 @@ def shared_pipeline(pipe: Any, device: torch.device | None = None, dtype: torch.
     shared = type(pipe)(**parts, **settings)
     shared.register_to_config(_name_or_path=pipe.name_or_path)
     return shared
+
+
+def move_together(modules: Iterable[nn.Module], device: torch.device) -> None:
+    """Move modules to a device, in place: what several of them read stays one weight, and parameters stay themselves.
+
+    (`Module.to` would give each module a copy of its own.)
+    """
+    moved: dict[tuple[Any, ...], torch.Tensor] = {}
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            found = tensor.data
+            place = (found.device, found.data_ptr(), found.shape, found.stride(), found.dtype)
+            if place not in moved:
+                moved[place] = found.to(device)
+            tensor.data = moved[place]

@@ -209,6 +209,8 @@ def _environment_problems(config: TrainSettings) -> list[str]:
         problems.append(f"--revision only means something for a Hub id, not for {base!r}")
     if config.report_to == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         problems.append("--report_to tensorboard: it is not installed; pip install 'coeff-diffusion[tracking]'")
+    if (kept := config.cache_latents_dir) is not None and user_path(kept).exists() and not user_path(kept).is_dir():
+        problems.append(f"--cache_latents_dir {kept} is a file, expected a folder, which need not be there yet")
     if config.overwrite_output_dir and config.resume_from_checkpoint:
         problems.append("--overwrite_output_dir and --resume_from_checkpoint exclude each other")
     if Path(config.logging_dir).is_absolute() or ".." in Path(config.logging_dir).parts:

@@ -70,7 +70,7 @@ class TrainConfig(TrainSettings):
             "quantization",
         }
         free |= {"instance_data_dir", "dataloader_num_workers", "class_data_dir", "sample_batch_size"}
-        free |= {"max_train_steps", "gradient_checkpointing", "gate"}
+        free |= {"max_train_steps", "gradient_checkpointing", "offload", "cache_latents_dir", "gate"}
         free |= {"validation_data_dir", "keep_best", "early_stopping_patience", "early_stopping_threshold"}
         free |= {"measure_base", "caption_model"}
         if self.with_adapter is None:

@@ -28,30 +28,38 @@ class Prompts:
         encode: what the base makes of prompts: tensors `[P, ...]` by name (see `Family.condition`).
         texts: the prompts.
         live: which of them are read by something that is being trained: those with the trigger.
+        encode_once: what the base makes of the constant ones; default: `encode`.
     """
 
     def __init__(
-        self, encode: Callable[[Sequence[str]], Conditioning], texts: Sequence[str], live: Sequence[bool]
+        self,
+        encode: Callable[[Sequence[str]], Conditioning],
+        texts: Sequence[str],
+        live: Sequence[bool],
+        encode_once: Callable[[Sequence[str]], Conditioning] | None = None,
     ) -> None:
         self.encode, self.texts, self.live = encode, list(texts), list(live)
         with torch.no_grad():
             constant = [i for i, is_live in enumerate(live) if not is_live]
-            self.cached = self._encoded(constant)
+            self.cached = _rows(encode_once or encode, self.texts, constant)
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def condition(self, prompts: Sequence[int]) -> Conditioning:
         """What the denoiser is told of the given prompts, `[B, ...]` by name; one that occurs twice is encoded once."""
-        rows = {**self.cached, **self._encoded(sorted({p for p in prompts if self.live[p]}))}
+        rows = {**self.cached, **_rows(self.encode, self.texts, sorted({p for p in prompts if self.live[p]}))}
         return {name: torch.stack([rows[p][name] for p in prompts]) for name in rows[prompts[0]]}
 
-    def _encoded(self, prompts: Sequence[int]) -> dict[int, Conditioning]:
-        """One row of each tensor for each of these prompts."""
-        if not prompts:
-            return {}
-        found = self.encode([self.texts[p] for p in prompts])
-        return {p: {name: tensor[row] for name, tensor in found.items()} for row, p in enumerate(prompts)}
+
+def _rows(
+    encode: Callable[[Sequence[str]], Conditioning], texts: Sequence[str], prompts: Sequence[int]
+) -> dict[int, Conditioning]:
+    """One row of each tensor for each of these prompts."""
+    if not prompts:
+        return {}
+    found = encode([texts[p] for p in prompts])
+    return {p: {name: tensor[row] for name, tensor in found.items()} for row, p in enumerate(prompts)}
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

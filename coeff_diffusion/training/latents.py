@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from ..families.family import Framing
 from .views import PictureViews, Views
 
+Encode = Callable[[Any, Tensor], tuple[Tensor, Tensor | None]]  # see `posterior`
 MOST_PIXELS = 2**20  # that the autoencoder sees at once: it needs gigabytes for a picture of a million
 
 
@@ -157,6 +158,7 @@ def encode_pictures(
     workers: int = 0,
     on_picture: Callable[[], object] | None = None,
     notes: list[str] | None = None,
+    encode: Encode | None = None,
 ) -> Pictures:
     """Read and encode every view once.
 
@@ -165,6 +167,7 @@ def encode_pictures(
         workers: processes that read pictures.
         on_picture: called after each picture, for a progress bar.
         notes: gets the pictures' notes.
+        encode: what the autoencoder makes of pixels; default: `posterior`.
     """
     # With a generator of its own the loader does not draw from the global one.
     loader = DataLoader(pictures, batch_size=None, num_workers=workers, generator=torch.Generator())
@@ -175,7 +178,7 @@ def encode_pictures(
         number = list(groups).index(size) if size in groups else len(groups)
         group = groups.setdefault(size, _Group())
         places.append((number, len(group.starts) - 1))
-        group.add(vae, views)
+        group.add(vae, views, encode or posterior)
         if notes is not None:
             notes += views.notes
         if on_picture is not None:
@@ -190,11 +193,11 @@ class _Group:
         self.means, self.stds = list[Tensor](), list[Tensor]()
         self.starts, self.weights, self.framings = [0], list[Tensor | None](), list[Framing]()
 
-    def add(self, vae: nn.Module, views: Views) -> None:
+    def add(self, vae: nn.Module, views: Views, encode: Encode) -> None:
         weight = next(vae.parameters())
         at_once = min(8, max(1, MOST_PIXELS // views.pixels[0, 0].numel()))
         for chunk in views.pixels.to(device=weight.device, dtype=weight.dtype).split(at_once):
-            mean, std = posterior(vae, chunk)
+            mean, std = encode(vae, chunk)
             self.means.append(mean)
             self.stds += [] if std is None else [std]
         self.starts.append(self.starts[-1] + len(views.pixels))

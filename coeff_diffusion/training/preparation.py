@@ -1,9 +1,11 @@
 """What a run trains on: reads, draws, encodes and tokenizes everything once, before the first step."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -15,12 +17,14 @@ from ..images.shapes import bucket_sizes
 from ..inference.cut_off import cut_off
 from ..inference.studio import Studio
 from ..inference.trigger import contains_trigger, reads_trigger
+from ..subject.user_file import user_path
 from .auto_captions import write_captions
 from .captions import some, with_trigger
 from .class_images import class_images
 from .config import TrainConfig
 from .crop_boxes import with_boxes
 from .dataset import Prompts, TrainingSet, fingerprint_files
+from .encoded_cache import EncodedCache, kept_condition, kept_posterior
 from .facing import facing_one_way
 from .held_out import split_pictures
 from .latents import Pictures, encode_pictures
@@ -46,15 +50,18 @@ def prepare_data(
     say: Callable[[str], None],
     should_stop: Callable[[], bool] | None = None,
     show_progress: bool = True,
+    while_encoding: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> TrainingData:
     """Read the pictures of the subject and, for prior preservation, those of the class (missing ones are drawn first).
 
     Args:
         config: resolved settings, resolution included.
         studio: draws the class pictures; its autoencoder encodes.
+        while_encoding: entered while pictures are encoded, when nothing but the autoencoder is needed.
 
     Raises:
         DatasetError: pictures or captions that cannot be used. DrawCancelled: `should_stop` said so.
+        OSError: the folder for encoded pictures cannot be written.
     """
     assert config.resolution is not None
     found = _found(config, studio, say, should_stop)
@@ -65,7 +72,9 @@ def prepare_data(
     class_prompt = Prompt(str(config.class_prompt), "--class_prompt")
     asked = [*prompts, class_prompt] if config.with_prior_preservation else prompts
     _check_read(learner, asked, str(config.trigger), say)
-    encode = partial(_encode, studio=studio, show_progress=show_progress, say=say)
+    cache = None if config.cache_latents_dir is None else EncodedCache(user_path(config.cache_latents_dir))
+    encoder = Encoder(studio.pipe, learner.device, cache, while_encoding, show_progress)
+    encode = partial(encoder.pictures, say=say)
     still = partial(encode, _middles(config))  # nothing random, and all of one size
     pictures, held_out = facing_one_way(config, studio.pipe, pictures, held_out, still, say)
     instance = encode(config, pictures=pictures, what="pictures of the subject")
@@ -86,7 +95,10 @@ def prepare_data(
     reads = bool(learner.tokens or learner.text_coefficients)  # something that learns reads the subject's prompts
     live = [reads and contains_trigger(text, str(config.trigger)) for text in texts]
     size = (config.resolution, config.resolution)
-    encoded = Prompts(lambda texts: learner.condition(texts, size), texts, live)
+    once = None if cache is None else kept_condition(cache, learner, studio.pipe, size)
+    encoded = Prompts(lambda texts: learner.condition(texts, size), texts, live, once)
+    for line in cache.said() if cache else ():
+        say(line)
     each = (prompt_of[: len(pictures)], measured, prompt_of[len(pictures) :])
     return TrainingData(TrainingSet(instance, prior, encoded, *each), fingerprint)
 
@@ -189,34 +201,49 @@ def _check_read(learner: Learner, prompts: Sequence[Prompt], trigger: str, say: 
         say(line)
 
 
-def _encode(
-    config: TrainConfig,
-    pictures: Sequence[TrainingPicture],
-    what: str,
-    studio: Studio,
-    show_progress: bool,
-    say: Callable[[str], None],
-) -> Pictures:
-    assert config.resolution is not None
-    views = PictureViews(
-        pictures,
-        config.resolution,
-        config.center_crop,
-        config.random_flip,
-        config.cached_views,
-        config.seed,
-        masks=config.use_masks,
-        sizes=bucket_sizes(config.resolution, family_of(studio.pipe).training_multiple(studio.pipe))
-        if config.enable_bucket
-        else (),
-    )
-    notes: list[str] = []
-    vae = shared_copy(studio.pipe.vae, dtype=torch.float32)  # half precision overflows in some autoencoders
-    with tqdm(total=len(pictures), desc=what, unit="picture", disable=not show_progress, leave=False) as bar:
-        latents = encode_pictures(vae, views, config.dataloader_num_workers, bar.update, notes)
-    for line in some(notes, "pictures like these"):
-        say(line)
-    return latents
+@dataclass(frozen=True)
+class Encoder:
+    """Makes latents of pictures.
+
+    Attributes:
+        pipe: its autoencoder encodes, in float32: half precision overflows in some of them.
+        device: where.
+        cache: holds what was encoded before, and will hold what is now; None keeps nothing.
+        meanwhile: see `prepare_data`.
+    """
+
+    pipe: Any
+    device: torch.device
+    cache: EncodedCache | None
+    meanwhile: Callable[[], AbstractContextManager[None]]
+    show_progress: bool
+
+    def pictures(
+        self, config: TrainConfig, pictures: Sequence[TrainingPicture], what: str, say: Callable[[str], None]
+    ) -> Pictures:
+        """The views of pictures that these settings ask for, encoded."""
+        assert config.resolution is not None
+        views = PictureViews(
+            pictures,
+            config.resolution,
+            config.center_crop,
+            config.random_flip,
+            config.cached_views,
+            config.seed,
+            masks=config.use_masks,
+            sizes=bucket_sizes(config.resolution, family_of(self.pipe).training_multiple(self.pipe))
+            if config.enable_bucket
+            else (),
+        )
+        notes: list[str] = []
+        bar = tqdm(total=len(pictures), desc=what, unit="picture", disable=not self.show_progress, leave=False)
+        with self.meanwhile(), bar:
+            vae = shared_copy(self.pipe.vae, self.device, torch.float32)
+            encode = None if self.cache is None else kept_posterior(self.cache, vae)
+            latents = encode_pictures(vae, views, config.dataloader_num_workers, bar.update, notes, encode)
+        for line in some(notes, "pictures like these"):
+            say(line)
+        return latents
 
 
 def _class_pictures(

@@ -71,6 +71,9 @@ class TrainSettings:
     """Random crops of each picture that are encoded once and kept. More views, more variety, longer preparation."""
     dataloader_num_workers: int = 0
     """Processes that read pictures while they are prepared; 0 reads them in the main process."""
+    cache_latents_dir: str | None = None
+    """Folder in which encoded pictures, and prompts that nothing learns in, are kept for later runs, which read them
+    instead of encoding. What was changed since, in a picture, a setting or the autoencoder, is encoded anew."""
 
     # --- Prior preservation
     with_prior_preservation: bool = False
@@ -125,6 +128,10 @@ class TrainSettings:
     """Batches that make one update: the effect of a larger batch in the memory of a small one."""
     gradient_checkpointing: bool = False
     """Save memory by computing parts of each step twice."""
+    offload: bool = False
+    """Keep of the base on the GPU only what is at work: the autoencoder while pictures are encoded, the UNet in
+    steps, with the text encoders if something learns in them, all of it for previews. The rest waits in main memory;
+    results stay the same. For a base that this training loads itself, on a GPU."""
     learning_rate: float = 1e-3
     """Of the coefficients. Higher ones gain no more beside a token and drift further from the base."""
     token_learning_rate: float = 2e-2

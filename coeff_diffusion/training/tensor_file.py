@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -20,11 +20,12 @@ class DamagedFileError(ValueError):
     """What a file holds is not what its writer wrote; the message says what, in one line, without the file's name."""
 
 
-def read_tensors(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a file, which are float32, and its metadata.
+def read_tensors(path: Path, form: str, types: Sequence[str] = ("F32",)) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a file, and its metadata.
 
     Args:
         form: what the metadata has to state as `format`.
+        types: what its tensors may be of, as safetensors calls them.
 
     Raises:
         DamagedFileError: it is missing, no regular file, too large, damaged or of another format.
@@ -40,8 +41,8 @@ def read_tensors(path: Path, form: str) -> tuple[dict[str, Tensor], dict[str, st
                 raise DamagedFileError(f"its format is {shown(found)}, expected {form!r}")
             names = list(file.keys())
             for name in names:
-                if (dtype := file.get_slice(name).get_dtype()) != "F32":
-                    raise DamagedFileError(f"{shown(name)} is of type {dtype}, expected F32")
+                if (dtype := file.get_slice(name).get_dtype()) not in types:
+                    raise DamagedFileError(f"{shown(name)} is of type {dtype}, expected {' or '.join(types)}")
             return {name: file.get_tensor(name) for name in names}, metadata
     except (SafetensorError, OSError, RuntimeError, TypeError) as error:  # torch's own, for shapes beyond any memory
         raise DamagedFileError(cut(str(error).partition("\n")[0], 200)) from error

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..families.load import load_base
 from ..families.process import training_schedule
 from ..families.quantization import quantize
-from ..families.registry import family_of
+from ..families.registry import encoders_of, family_of
 from ..families.shared_weights import shared_pipeline
 from ..inference.pipeline_subjects import loaded_coefficients
 from ..inference.request import DrawCancelled
@@ -62,6 +62,7 @@ from .reports import (
     progress_bar,
     unbroken,
 )
+from .residency import residency_of
 from .run_folder import RunFolder
 from .timeline import keep_adapter, load_timeline, save_timeline, subject_of_step
 from .validation import Validation
@@ -117,7 +118,7 @@ class Trainer:
         self.config = config = config.resolve()
         self.output = output or RunFolder(user_path(str(config.output_dir)))
         self.place: tuple[int, int] | None = None  # which folder that is, from when it is this run's
-        self.pipe = pipe
+        self.pipe, self.is_own = pipe, pipe is None
         if pipe is not None:
             family_of(pipe)  # or the error that names it
         self.accelerator = Accelerator(
@@ -187,13 +188,23 @@ class Trainer:
         # Previews and class pictures are drawn over the same weights, by the path that everybody draws with.
         self.studio = Studio(shared_pipeline(self.pipe, self.device, dtype))
         quantize(self.studio.pipe, config.quantization)
+        if self.is_own:
+            self.pipe = self.studio.pipe  # on a GPU these are copies: nobody needs the weights they were made of
         self.schedule = training_schedule(self.pipe.scheduler.config)
         self.config = config = replace(config, resolution=training_resolution(config.resolution, self.pipe))
         self.learner = Learner(self.studio.pipe, config, self.device)
+        pipes = self.studio.pipe, self.learner.student
+        self.residency = residency_of(pipes, self.device, config.offload, self.is_own, self.say)
         try:
             with self.accelerator.main_process_first():
                 self.training_data = prepare_data(
-                    config, self.learner, self.studio, self.say, self.stop.asked, self.is_main
+                    config,
+                    self.learner,
+                    self.studio,
+                    self.say,
+                    self.stop.asked,
+                    self.is_main,
+                    partial(self.residency.only, ("vae",)),
                 )
         except DrawCancelled as error:
             raise TrainingCancelled("stopped while drawing class pictures; what is drawn is kept") from error
@@ -212,6 +223,8 @@ class Trainer:
         ):
             self.say(f"warning: {note}")
         self.previews = Previews(self.studio, config, self.output, self.say, self.stop.asked, self.on_preview)
+        reading = encoders_of(self.studio.pipe) if any(self.data.prompts.live) else ()
+        self.residency.keep([self.learner.family.denoiser, *reading])
 
     def measured(self) -> KnownPictures | None:
         """What the base knows, as far as that was measured, or is to be measured now."""
@@ -411,7 +424,9 @@ class Trainer:
     def preview(self) -> None:
         """Draw what the subject looks like by now."""
         started = time.monotonic()
-        if self.previews.draw(self.step, self.snapshot()):
+        with self.residency.only(self.residency.names):
+            is_drawn = self.previews.draw(self.step, self.snapshot())
+        if is_drawn:
             self.clock.previewed(time.monotonic() - started)
 
     # --- measure and save ---------------------------------------------------------------------------------------------

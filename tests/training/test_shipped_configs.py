@@ -11,7 +11,7 @@ from coeff_diffusion.training.trainer import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
-XL = ("sdxl.yaml", "sdxl-8gb.yaml", "illustrious.yaml")
+XL = ("sdxl.yaml", "sdxl-8gb.yaml", "sdxl-16gb.yaml", "sdxl-24gb.yaml", "illustrious.yaml")
 PRESETS = ("quick.yaml", "careful.yaml")
 
 
