@@ -1,4 +1,6 @@
-"""What is lost when only a subject's strongest layers are kept (`convert --keep`): bytes against likeness.
+"""What is lost when a subject's file is made smaller: bytes against likeness.
+
+The whole subject, its numbers in eight bits (`convert --dtype int8`), and its strongest layers (`convert --keep`).
 
     python benchmarks/pruning.py                          # the subjects that ship with the embedded base: five minutes
     python benchmarks/pruning.py mine.safetensors cat     # another, and its folder of `benchmarks/unseen`
@@ -9,10 +11,13 @@ subject, from the same noise (root mean square, 0..255).
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from features import FeatureExtractor
 from PIL import Image
 from strength import GROUNDS, UNSEEN, loss
@@ -28,7 +33,7 @@ from coeff_diffusion.training.latents import encode_pictures
 from coeff_diffusion.training.picture_folder import find_pictures
 from coeff_diffusion.training.views import PictureViews
 
-SHARES = (1.0, 0.75, 0.5, 0.25, 0.1, 0.0)
+SHARES = (0.75, 0.5, 0.25, 0.1, 0.0)
 SEEDS = 2
 
 
@@ -46,17 +51,24 @@ def drawn(pipe: Any, subject: Coefficients) -> list[Image.Image]:
     return pictures
 
 
+def smaller(subject: Coefficients) -> Iterator[tuple[str, Coefficients, int]]:
+    """What is compared: how it was made, the subject that is left, and the bytes of its file."""
+    yield "100%", subject, len(subject.to_bytes())
+    in_eight_bits = subject.to_bytes(torch.int8)
+    yield "100%, int8", Coefficients.from_bytes(in_eight_bits), len(in_eight_bits)
+    for share in SHARES:
+        with suppress(CoefficientsError):  # of a subject without a word nothing may be left
+            kept = keep_strongest(subject, share)
+            yield f"{share:.0%}", kept, len(kept.to_bytes())
+
+
 def rows(pipe: Any, subject: Coefficients, folder: Path, features: FeatureExtractor) -> list[str]:
-    """The lines of a table, one for each share."""
+    """The lines of a table, one for each smaller subject."""
     unseen = find_pictures(folder)
     views = PictureViews(unseen.pictures, 128, True, False, 1, 0)
     latents = encode_pictures(pipe.vae, views).largest()[0].first_views()
     own, lines, whole = features([Image.open(path) for path in unseen.paths]), [], None
-    for share in SHARES:
-        try:
-            kept = keep_strongest(subject, share)
-        except CoefficientsError:  # of a subject without a word nothing is left
-            continue
+    for made, kept, size in smaller(subject):
         name = load_coefficients(pipe, kept, name="subject")
         lost = loss(pipe, f"a {subject.info.trigger}", latents)
         unload_coefficients(pipe, name)
@@ -65,8 +77,7 @@ def rows(pipe: Any, subject: Coefficients, folder: Path, features: FeatureExtrac
         whole = pixels if whole is None else whole
         away = float(np.sqrt(np.square(pixels - whole).mean()))
         alike = float((features(pictures) @ own.T).mean())
-        size = len(kept.to_bytes())
-        lines.append(f"| {share:.0%} | {len(kept)} | {size:,} | {lost:.4f} | {alike:.3f} | {away:.1f} |")
+        lines.append(f"| {made} | {len(kept)} | {size:,} | {lost:.4f} | {alike:.3f} | {away:.1f} |")
     return lines
 
 

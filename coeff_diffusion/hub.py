@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, errors, get_token
+from huggingface_hub import HfApi, errors, get_token, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 
 from . import __version__
@@ -74,6 +74,14 @@ def listing(repo: str, revision: str | None = None, token: str | None = None) ->
     with asking(repo, revision):
         info = api(token).model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
         return Listing(str(info.sha), {f.rfilename: f.size for f in info.siblings or []}, bool(info.private))
+
+
+def cached_folder(repo: str, *names: str, revision: str | None = None) -> Path | None:
+    """What an earlier download left of a repository, if there is any of these files in it."""
+    for name in names:
+        if isinstance(found := try_to_load_from_cache(repo, name, revision=revision), str):
+            return Path(found.removesuffix(name))
+    return None
 
 
 def split_id(text: str) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""Load a subject of coeff-diffusion (file format version 1) where that package is not installed; paste it anywhere.
+"""Load a subject of coeff-diffusion (format version 1 or 2) where that package is not installed; paste it anywhere.
 
 For Stable Diffusion 1.x, 2.x and XL. One subject per pipeline, acting on every prompt: the gate, which leaves prompts
 without the trigger to the base, is left out, and so are the fast ways and most checks. Call
@@ -34,8 +34,10 @@ def load_subject(pipe, path):
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if (metadata.get("format"), metadata.get("format_version")) != ("coeff-diffusion", "1"):
-        raise ValueError(f"{path} is no coeff-diffusion file of version 1")
+    if metadata.get("format") != "coeff-diffusion" or metadata.get("format_version") not in ("1", "2"):
+        raise ValueError(f"{path} is no coeff-diffusion file of version 1 or 2")
+    steps = sorted(name for name, tensor in tensors.items() if tensor.dtype == torch.int8)  # of version 2
+    tensors |= {name: tensors[name] * scale for name, scale in zip(steps, tensors.pop("scales", ()), strict=True)}
     tokens = {name[:-6]: tensors.pop(name) for name in list(tensors) if name.endswith("/token")}  # [vectors, D] each
     stages = {name[5:-6]: tensors.pop(name) for name in list(tensors) if name.endswith(".token")}  # [vectors, D] each
     coeffs = {name.removeprefix("unet/").removesuffix(".coeff"): coeff for name, coeff in tensors.items()}

@@ -20,6 +20,7 @@ SUBJECT = Coefficients(
 )
 VALID = SUBJECT.to_bytes()
 NARROW = SUBJECT.to_bytes(torch.float16)
+STEPS = SUBJECT.to_bytes(torch.int8)
 
 BAD_NAMES = (
     "../x", "/etc/passwd", "C:\\x", "\\\\host\\share", "a..b", ".", "", "a/b", "a\x00b", "a\nb", "é", "\ud800",
@@ -55,7 +56,7 @@ VALUES = st.one_of(
 @st.composite
 def files(draw: st.DrawFn) -> bytes:
     """A valid file after a few mutations of its parts, and then perhaps of its bytes."""
-    header, tensors = split(draw(st.sampled_from([VALID, VALID, NARROW])))
+    header, tensors = split(draw(st.sampled_from([VALID, VALID, NARROW, STEPS])))
     if draw(st.booleans()):  # without the hash the deeper checks have to hold
         del header["__metadata__"]["modelspec.hash_sha256"]
     for _ in range(draw(st.integers(0, 3))):

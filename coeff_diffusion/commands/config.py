@@ -41,10 +41,11 @@ class ConvertConfig:
     """The subject: file, folder, card or Hub id."""
     output: str = field(metadata={"short": "-o"})
     """The .safetensors file to write."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Of the numbers in the file. float32 keeps every bit; the others take half the size and round, float16 to about 3
-    digits, bfloat16 to about 2. Every reader widens them again. auto is float16 where that keeps every bit, float32
-    else."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto"
+    """Of the numbers in the file. float32 keeps every bit; float16 and bfloat16 take half the size and round to about 3
+    digits and 2, int8 takes a quarter and rounds each layer to whole steps of a 127th of its largest number. Every
+    reader widens them again; programs that know no int8 yet refuse such a file. auto is float16 where that keeps every
+    bit, float32 else."""
     overwrite: bool = False
     """Replace the output where it exists."""
     keep: str = "100%"

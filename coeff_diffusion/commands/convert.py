@@ -29,18 +29,25 @@ def convert(config: ConvertConfig, say: Callable[[str], None] = print) -> Path:
     whole = _any_version(config.file)
     subject = keep_strongest(whole, share)
     dtype = subject.narrowest if config.dtype == "auto" else getattr(torch, config.dtype)
-    written = Coefficients.from_bytes(subject.to_bytes(dtype)).named_tensors()
-    before = torch.cat([tensor.flatten() for tensor in subject.named_tensors().values()]).double()
-    after = torch.cat([written[name].flatten() for name in subject.named_tensors()]).double()
-    error = float((after - before).abs().max())
+    rounded = _rounding(subject, Coefficients.from_bytes(subject.to_bytes(dtype)))
     subject.save(path, dtype)
-    rounded = "no number changed"
-    if error:
-        share = float((after - before).norm() / before.norm())
-        rounded += f" by more than {error:.2g}, and all together by {share:.2%}"
     of_layers = "" if len(subject) == len(whole) else f"{len(subject)} of {len(whole)} layers, "
     say(f"{path}: {path.stat().st_size:,} bytes, {of_layers}{str(dtype).removeprefix('torch.')}; {rounded}")
     return path
+
+
+def _rounding(subject: Coefficients, written: Coefficients) -> str:
+    """How far the numbers that were written are from those of the subject; words have larger ones than layers."""
+    before, after = subject.named_tensors(), written.named_tensors()
+    if all(torch.equal(tensor, after[name]) for name, tensor in before.items()):
+        return "no number changed"
+    parts = []
+    for called, ending in (("coefficient changed", ".coeff"), ("number of its learned word", "token")):
+        if of_kind := [(after[name] - before[name]).double().flatten() for name in before if name.endswith(ending)]:
+            changes = torch.cat(of_kind).abs()
+            parts.append(f"no {called} by more than {changes.max():.2g} ({changes.mean():.2g} on average)")
+    old, new = (torch.cat([one[name].flatten() for name in before]).double() for one in (before, after))
+    return f"{', '.join(parts)}; all together by {float((new - old).norm() / old.norm()):.2%}"
 
 
 def _share(text: str) -> float:

@@ -9,11 +9,10 @@ from typing import Any
 
 import diffusers
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from ..hub import HubError, HubUnreachableError, api, asking, listing
+from ..hub import HubError, HubUnreachableError, api, asking, cached_folder, listing
 from ..subject.user_file import read_text
 from .checkpoints import NOT_LOADED, PICKLES
 from .errors import CHOICES, BaseModelError, one_line
@@ -179,10 +178,8 @@ def download(repo: str, revision: str | None, fetched: Fetched | None = None) ->
             bar = None if fetched is None else _telling(fetched)
             return Path(api().snapshot_download(repo, revision=revision, allow_patterns=wanted, tqdm_class=bar))
     except HubError as error:
-        unreachable = isinstance(error, HubUnreachableError)
-        cached = try_to_load_from_cache(repo, INDEX, revision=revision) if unreachable else None
-        if isinstance(cached, str):
-            return Path(cached).parent
+        if isinstance(error, HubUnreachableError) and (cached := cached_folder(repo, INDEX, revision=revision)):
+            return cached
         raise BaseModelError(f"{where}: not a folder here, and {error}") from None
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..hub import HubError, api, asking, listing
+from ..hub import HubError, HubUnreachableError, api, asking, cached_folder, listing
 from ..subject.errors import shown
 from ..subject.file_kind import SAFETENSORS, kind_of_file
 from ..subject.hub_id import is_hub_id
@@ -121,7 +121,7 @@ def read_tensors(path: Path, expected: str) -> Tensors:
 
 
 def _download(repo: str, part: Part) -> Path:
-    """The local folder of a repository of which nothing but this part is fetched."""
+    """The local folder of a repository of which nothing but this part is fetched, or the cache's without a network."""
     try:
         names = set(listing(repo).sizes)
         inside = "" if "config.json" in names else f"{part.inside}/"
@@ -132,4 +132,7 @@ def _download(repo: str, part: Part) -> Path:
         with asking(repo):
             return Path(api().snapshot_download(repo, allow_patterns=wanted))
     except HubError as error:
+        configs = ("config.json", f"{part.inside}/config.json")
+        if isinstance(error, HubUnreachableError) and (cached := cached_folder(repo, *configs)):
+            return cached
         raise BaseModelError(f"{repo}: not a file or folder here, and {error}") from None

@@ -10,6 +10,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from .errors import BaseModelError
+
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -19,14 +21,18 @@ def training_schedule(scheduler_config: Mapping[str, Any]) -> DDPMScheduler:
     Betas, zero terminal SNR and the prediction type are the base's own.
 
     Raises:
-        ValueError: the config is not of a diffusion process with betas (flow matching), or predicts something unknown.
+        BaseModelError: the config is not of a diffusion process with betas (EDM, flow matching), or predicts something
+            unknown.
     """
     name = scheduler_config.get("_class_name", "scheduler")
     if "beta_start" not in scheduler_config and "trained_betas" not in scheduler_config:
-        raise ValueError(f"the base's {name} has no betas (flow matching?); expected Stable Diffusion 1.x or 2.x")
+        raise BaseModelError(
+            f"the base's {name} has no betas (EDM, as Playground v2.5, or flow matching), and training and refiners "
+            "need a base with betas; expected Stable Diffusion 1.x, 2.x or XL, or what was made from them"
+        )
     schedule = DDPMScheduler.from_config(dict(scheduler_config))
     if schedule.config.prediction_type not in PREDICTION_TYPES:
-        raise ValueError(
+        raise BaseModelError(
             f"the base's {name} predicts {schedule.config.prediction_type!r}; expected one of {PREDICTION_TYPES}"
         )
     return schedule

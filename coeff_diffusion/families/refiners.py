@@ -16,7 +16,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, con
 from safetensors import SafetensorError
 from torch import nn
 
-from ..hub import HubError, api, asking, listing
+from ..hub import HubError, HubUnreachableError, api, asking, cached_folder, listing
 from ..subject.errors import shown
 from ..subject.hub_id import is_hub_id
 from ..subject.user_file import read_text, user_path
@@ -124,7 +124,7 @@ def _check_index(index: Path, name: str, family: Family) -> None:
 
 
 def _download(repo: str, family: Family) -> Path:
-    """The local folder of a repository, of which no more is fetched than is drawn with."""
+    """The local folder of a repository, of which no more is fetched than is drawn with; the cache if offline."""
     try:
         names = list(listing(repo).sizes)
         with asking(repo):
@@ -134,6 +134,8 @@ def _download(repo: str, family: Family) -> Path:
         with asking(repo):
             return Path(api().snapshot_download(repo, allow_patterns=wanted))
     except HubError as error:
+        if isinstance(error, HubUnreachableError) and (cached := cached_folder(repo, INDEX)):
+            return cached
         raise BaseModelError(f"{repo}: not a file or folder here, and {error}") from None
 
 

@@ -78,7 +78,9 @@ def make_scheduler(name: str | None, base: SchedulerMixin) -> SchedulerMixin:
     label = find_scheduler(name)
     reason = _incompatible(label, base)
     if reason is not None:
-        raise SchedulerError(f"scheduler {label!r} {reason}; use one of {', '.join(compatible_schedulers(base))}")
+        others = ", ".join(compatible_schedulers(base))
+        advice = f"use one of {others}" if others else f"use the base's own, {scheduler_label(base)}"
+        raise SchedulerError(f"scheduler {label!r} {reason}; {advice}")
     return SCHEDULERS[label][0].from_config(base.config, **_options(label))
 
 

@@ -97,8 +97,8 @@ def pack(subject: Coefficients) -> bytes:
     if len(subject.tokens) > 1:
         values = sum(tensor.numel() for tensor in subject.named_tensors().values())
         raise CoefficientsError(
-            f"the subject is too large for a QR code: it is for a base of {len(subject.tokens)} text encoders and has "
-            f"{values:,} values, where about {CAPACITY:,} fit; {INSTEAD}"
+            "the subject is too large for a QR code, which has room for the learned word of one text encoder: it has "
+            f"those of {len(subject.tokens)}, and {values:,} values in all; {INSTEAD}"
         )
     if subject.stage_tokens:
         values = sum(token.numel() for token in subject.stage_tokens.values())

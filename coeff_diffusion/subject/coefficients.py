@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .adapter import ADAPTER_FILE, Adapter, adapter_place
 from .atomic_write import atomic_write
+from .eight_bits import to_steps
 from .errors import CoefficientsError, cut, listed, shown
 from .info import CoefficientsInfo
 from .places import LAYER_NAME, PLACE, TEXT_ENCODERS, of_text_encoder
@@ -214,17 +215,20 @@ class Coefficients(Mapping[str, Tensor]):
         return torch.float16 if exact else torch.float32
 
     def to_bytes(self, dtype: torch.dtype | None = None) -> bytes:
-        """The content of a file of format version 1.
+        """The content of a file of format version 1, or of version 2 for int8.
 
         Args:
-            dtype: of its numbers. float16 and bfloat16 round to half the size of float32; None takes the `narrowest`.
+            dtype: of its numbers. float16 and bfloat16 round to half the size of float32, int8 to a quarter, in steps
+                of one scale a tensor; None takes the `narrowest`, which int8 never is.
 
         Raises:
             CoefficientsError: no such dtype in a file.
         """
         dtype = dtype or self.narrowest
+        if dtype == torch.int8:
+            return file_bytes(to_steps(dict(self._named())), self.info)
         if dtype not in DTYPES.values():
-            raise CoefficientsError(f"files hold {', '.join(map(str, DTYPES.values()))}, not {dtype}")
+            raise CoefficientsError(f"files hold {', '.join(map(str, [*DTYPES.values(), torch.int8]))}, not {dtype}")
         return file_bytes({name: tensor.to(dtype) for name, tensor in self._named()}, self.info)
 
     @classmethod
@@ -290,7 +294,7 @@ class Coefficients(Mapping[str, Tensor]):
         return cls.opener(source, name)
 
     def save(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write one `.safetensors` file of format version 1, whole or not at all; the same subject, the same bytes.
+        """Write one `.safetensors` file, whole or not at all; the same subject, the same bytes.
 
         An adapter is written beside it.
 

@@ -1,9 +1,9 @@
-"""The bytes of a file of format version 1: one safetensors file per subject, read with every check there is.
+"""The bytes of a file of format version 1 or 2: one safetensors file per subject, read with every check there is.
 
-Tensors: `unet/<attention path>.coeff` `[H, H]`, `unet/<stage>.token` and `text_encoder/token` `[vectors, D]`.
-Metadata: `format`, `format_version`, `info` (JSON of `CoefficientsInfo`) and ModelSpec 1.0.1 keys for other tools. What
-is read comes from strangers: it is never unpickled, its size is bounded before it is opened, and any damage is a
-`CoefficientsError`.
+Tensors: `unet/<attention path>.coeff` `[H, H]`, `unet/<stage>.token` and `text_encoder/token` `[vectors, D]`; version 2
+is the same with numbers of eight bits (see `eight_bits`). Metadata: `format`, `format_version`, `info` (JSON of
+`CoefficientsInfo`) and ModelSpec 1.0.1 keys for other tools. What is read comes from strangers: it is never unpickled,
+its size is bounded before it is opened, and any damage is a `CoefficientsError`.
 """
 
 import hashlib
@@ -19,12 +19,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from .eight_bits import SCALES, from_steps
 from .errors import CoefficientsError, listed, shown
 from .file_kind import SAFETENSORS, kind_of
 from .info import CoefficientsInfo
 
 FORMAT = "coeff-diffusion"
-FORMAT_VERSION = "1"
+FORMAT_VERSION, IN_EIGHT_BITS = "1", "2"  # who knows the first alone refuses the second
 FILE_NAME = "coefficients.safetensors"
 MAX_FILE = 16 * 2**20
 MAX_HEADER = 2 * 2**20
@@ -49,7 +50,7 @@ class Content(NamedTuple):
     """What a file holds.
 
     Attributes:
-        tensors: by their names in the file, sorted, as wide as they are there.
+        tensors: by their names in the file, sorted, as wide as they are there; those of eight bits are float32.
         sha256: the hash of the tensors that the file states; empty where it states none.
     """
 
@@ -59,11 +60,14 @@ class Content(NamedTuple):
 
 
 def file_bytes(tensors: Mapping[str, Tensor], info: CoefficientsInfo) -> bytes:
-    """The content of a file of format version 1; the same tensors and info always give the same bytes.
+    """The content of a file; the same tensors and info always give the same bytes.
 
-    The hash it states is of what a reader gets: the numbers, widened to float32.
+    Its version is 1, or 2 for what `eight_bits.to_steps` gives. The hash it states is of what a reader gets: the
+    numbers, widened to float32.
     """
-    return serialize(tensors, _metadata(tensors_hash(tensors), info))
+    if SCALES in tensors:
+        return serialize(tensors, _metadata(IN_EIGHT_BITS, tensors_hash(from_steps(tensors)), info))
+    return serialize(tensors, _metadata(FORMAT_VERSION, tensors_hash(tensors), info))
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -99,10 +103,14 @@ def parse(data: bytes) -> Content:
     header = _header(data)
     metadata = header.pop("__metadata__", {})
     _check_format(metadata, header)
+    if (in_eight_bits := metadata["format_version"] == IN_EIGHT_BITS) and len(data) > MAX_FILE // 4:
+        raise CoefficientsError(f"larger than {MAX_FILE // 2**22} MiB, which no subject in eight bits is")
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:  # torch's own, for shapes beyond any memory
         raise CoefficientsError(f"damaged: {str(error).partition(chr(10))[0]}") from error
+    if in_eight_bits:
+        tensors = from_steps(tensors)
     recorded = metadata.get("modelspec.hash_sha256", "").removeprefix("0x")
     return Content(dict(sorted(tensors.items())), CoefficientsInfo.from_json(metadata["info"]), recorded)
 
@@ -139,9 +147,10 @@ def _check_format(metadata: Any, tensors: dict[str, Any]) -> None:
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         unknown = f"{len(tensors)} tensors without metadata that says format = {FORMAT!r}"
         raise CoefficientsError(f"not a subject: it is {_other_kind(metadata, tensors) or unknown}")
-    if metadata.get("format_version") != FORMAT_VERSION:
+    version = metadata.get("format_version")
+    if version not in (FORMAT_VERSION, IN_EIGHT_BITS):
         raise CoefficientsError(
-            f"format version {shown(metadata.get('format_version'))}, but this program reads {FORMAT_VERSION!r}; "
+            f"format version {shown(version)}, but this program reads {FORMAT_VERSION!r} and {IN_EIGHT_BITS!r}; "
             "a newer coeff-diffusion may read it"
         )
     if not isinstance(metadata.get("info"), str):
@@ -149,9 +158,10 @@ def _check_format(metadata: Any, tensors: dict[str, Any]) -> None:
     if len(tensors) > MAX_TENSORS:
         raise CoefficientsError(f"it has {len(tensors)} tensors, expected at most {MAX_TENSORS}")
     dtypes = {name: entry.get("dtype") if isinstance(entry, dict) else entry for name, entry in tensors.items()}
-    wrong = [f"{shown(name)} is {shown(dtype)}" for name, dtype in dtypes.items() if dtype not in list(DTYPES)]
+    expected = [*DTYPES, "I8"] if version == IN_EIGHT_BITS else list(DTYPES)
+    wrong = [f"{shown(name)} is {shown(dtype)}" for name, dtype in dtypes.items() if dtype not in expected]
     if wrong:
-        raise CoefficientsError(f"expected tensors of {', '.join(DTYPES)}, but {listed(wrong)}")
+        raise CoefficientsError(f"expected tensors of {', '.join(expected)}, but {listed(wrong)}")
 
 
 def _other_kind(metadata: Any, tensors: Mapping[str, Any]) -> str | None:
@@ -173,7 +183,7 @@ def _what_it_is(beginning: bytes) -> str:
     return f"it is {kind}" if kind else "is it a whole model?"
 
 
-def _metadata(sha256: str, info: CoefficientsInfo) -> dict[str, str]:
+def _metadata(version: str, sha256: str, info: CoefficientsInfo) -> dict[str, str]:
     hint = f"Write {info.trigger!r} in the prompt" if info.trigger else "Acts on every prompt"
     modelspec = {
         "sai_model_spec": "1.0.1",
@@ -190,7 +200,7 @@ def _metadata(sha256: str, info: CoefficientsInfo) -> dict[str, str]:
     }
     return {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": version,
         "info": info.to_json(),
         **{f"modelspec.{key}": value for key, value in modelspec.items() if value},
     }

@@ -128,6 +128,7 @@ class ConfigParser(ArgumentParser):
             message = f"unknown setting '{wrong}'; {hint}"
         message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", " ".join(message.split()))
         message = re.sub(r": Expected an? (.*?)\. G(?:ot|iven) value: (.*)", r" is '\2', expected \1", message)
+        message = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1", message)
         super().error(re.sub(r"<class '(\w+)'>|typing\.", r"\1", message), ex)
 
 

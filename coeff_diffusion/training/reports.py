@@ -213,7 +213,8 @@ def intent(config: TrainConfig, learner: Learner, base: str, pictures: int) -> s
         learned.append(f"{values:,} values of the trigger's embedding")
     if learner.stage_tokens:
         values = sum(token.numel() for token in learner.stage_tokens.values())
-        learned.append(f"{values:,} of what {len(learner.stage_tokens)} stages read there")
+        stages = len(learner.stage_tokens)
+        learned.append(f"{values:,} of what {stages} stage{'s read' if stages > 1 else ' reads'} there")
     if learner.adapter:
         values = sum(parameter.numel() for parameter in learner.adapter.parameters.values())
         learned.append(f"{values:,} of an adapter ({learner.adapter.kind})")

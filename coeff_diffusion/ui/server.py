@@ -33,9 +33,10 @@ def serve(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], wai
     Raises:
         PageError: the port is taken.
     """
-    in_front = [Middleware(Guard, folder=own_folder(), names=names_of(config))]
-    if waiting is not None:
-        in_front.append(Middleware(Wait, waiting=waiting))
+    in_front = [
+        Middleware(Guard, folder=own_folder(), names=names_of(config)),
+        Middleware(Wait, waiting=waiting or Waiting(over=True)),
+    ]
     page.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1)
     host = "0.0.0.0" if config.listen else LOCALHOST
     options: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
 STATUS = 503  # "not yet", also for programs: they are to ask again, and not to take the page for an empty one
 EVERY = 500  # milliseconds between two looks
@@ -57,8 +57,8 @@ class Waiting:
         over: whether the page is there.
     """
 
-    def __init__(self) -> None:
-        self.doing, self.over = "The page is being opened.", False
+    def __init__(self, over: bool = False) -> None:
+        self.doing, self.over = "The page is being opened.", over
 
     def answer(self) -> HTMLResponse:
         """The page that looks again by itself, and makes room for the real one."""
@@ -78,6 +78,10 @@ class Wait:
         self.app, self.waiting = app, waiting
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Let the page answer if it is there, or when gradio asks its own server whether that runs."""
-        own = scope["type"] != "http" or scope["method"] == "HEAD" or scope["path"].endswith("/startup-events")
-        await (self.app if self.waiting.over or own else self.waiting.answer())(scope, receive, send)
+        """Let the page answer if it is there, or when gradio starts its own server."""
+        if scope["type"] == "http" and (scope["method"], scope["path"]) == ("HEAD", "/"):
+            answer: Any = Response(media_type="text/html")  # gradio asks so whether it is heard, and gives up after 3 s
+        else:
+            own = scope["type"] != "http" or scope["path"].endswith("/startup-events")
+            answer = self.app if self.waiting.over or own else self.waiting.answer()
+        await answer(scope, receive, send)

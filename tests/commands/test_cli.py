@@ -173,8 +173,8 @@ def test_errors_are_one_clear_line(
     assert "nan, expected a finite number" in refused(capsys, "generate", "--prompt", "a", "--subject", f"{dog}:nan")
     assert "FILE is missing (coeff-diffusion info --help lists the options)" in refused(capsys, "info")
     assert "--output is missing" in refused(capsys, "convert", dog)
-    assert "--dtype is 'int8', expected one of 'auto', 'float32', 'float16', 'bfloat16'" in refused(
-        capsys, "convert", dog, "-o", "x.safetensors", "--dtype", "int8"
+    assert "--dtype is 'int4', expected one of 'auto', 'float32', 'float16', 'bfloat16', 'int8'" in refused(
+        capsys, "convert", dog, "-o", "x.safetensors", "--dtype", "int4"
     )
     assert "none.png" in refused(capsys, "info", tmp_path / "none.png")
     assert "is an empty file; expected a .safetensors checkpoint" in refused(

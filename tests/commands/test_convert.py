@@ -1,6 +1,7 @@
 """A file out of one or several others: narrower numbers, blends, and nothing overwritten by accident."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,17 +63,36 @@ def test_narrower_numbers_are_rounded_and_the_hash_is_of_what_is_read(
     assert {entry["dtype"] for key, entry in header(out).items() if key != "__metadata__"} == {code}
     values = sum(tensor.numel() for tensor in tensors.values())
     assert dog.stat().st_size - out.stat().st_size == pytest.approx(2 * values, abs=100)
-    error = max(float((tensor - after.named_tensors()[key]).abs().max()) for key, tensor in tensors.items())
+    changes = {key: (tensor - after.named_tensors()[key]).abs().flatten() for key, tensor in tensors.items()}
+    word = changes.pop("text_encoder/token").double()
+    layers = torch.cat(list(changes.values())).double()
     both = [torch.cat([t.flatten() for t in s.named_tensors().values()]).double() for s in (before, after)]
     share = float((both[1] - both[0]).norm() / both[0].norm())
-    assert line == f"{out}: {out.stat().st_size:,} bytes, {name}; no number changed by more than {error:.2g}" + (
-        f", and all together by {share:.2%}"
+    assert line == (
+        f"{out}: {out.stat().st_size:,} bytes, {name}; no coefficient changed by more than {layers.max():.2g} "
+        f"({layers.mean():.2g} on average), no number of its learned word by more than {word.max():.2g} "
+        f"({word.mean():.2g} on average); all together by {share:.2%}"
     )
     assert share < {"F16": 0.0005, "BF16": 0.004}[code]
 
     wide = tmp_path / "wide.safetensors"
     assert "no number changed" in run(convert, ConvertConfig(str(out), str(wide), "float32"))
     assert Coefficients.load(wide) == after
+
+
+def test_eight_bits_are_a_quarter_and_stay_exact_in_half_precision(dog: Path, tmp_path: Path) -> None:
+    out, half, picture = tmp_path / "steps.safetensors", tmp_path / "half.safetensors", tmp_path / "card.png"
+    line = run(convert, ConvertConfig(str(dog), str(out), "int8"))
+    before, after = Coefficients.load(dog), Coefficients.load(out)
+    values = sum(tensor.numel() for tensor in before.named_tensors().values())
+    assert dog.stat().st_size - out.stat().st_size == pytest.approx(3 * values, abs=500)
+    assert re.search(r"bytes, int8; no coefficient changed by more than .*; all together by 0\.\d\d%$", line)
+    assert after != before
+    assert "float16; no number changed" in run(convert, ConvertConfig(str(out), str(half)))
+    assert Coefficients.load(half) == after
+    plain = save_picture(Image.new("RGB", (8, 8)), picture).read_bytes()
+    picture.write_bytes(embed(plain, [after]))
+    assert Coefficients.load(picture) == after
 
 
 def test_float32_is_the_same_file(dog: Path, tmp_path: Path) -> None:
@@ -97,7 +117,7 @@ def test_a_file_of_the_first_versions_is_written_anew(dog: Path, tmp_path: Path)
 def test_numbers_too_small_for_float16_are_counted_in_the_error(tmp_path: Path) -> None:
     Coefficients({"mid_block.attn1": torch.full((2, 2), 1e-9)}).save(tmp_path / "small.safetensors")
     line = run(convert, ConvertConfig(str(tmp_path / "small.safetensors"), str(tmp_path / "o.safetensors"), "float16"))
-    assert line.endswith("no number changed by more than 1e-09, and all together by 100.00%")
+    assert line.endswith("no coefficient changed by more than 1e-09 (1e-09 on average); all together by 100.00%")
 
 
 def test_no_number_of_a_subject_is_too_large_for_a_type() -> None:
@@ -105,8 +125,9 @@ def test_no_number_of_a_subject_is_too_large_for_a_type() -> None:
     largest = Coefficients({"mid_block.attn1": torch.full((2, 2), MAX_MAGNITUDE)})
     for dtype in DTYPES.values():
         assert torch.finfo(dtype).max > MAX_MAGNITUDE
-        largest.to_bytes(dtype)
-    with pytest.raises(CoefficientsError, match=r"files hold torch\.float32, torch\.float16, .* not torch\.float64"):
+    for dtype in (*DTYPES.values(), torch.int8):
+        Coefficients.from_bytes(largest.to_bytes(dtype))
+    with pytest.raises(CoefficientsError, match=r"files hold torch\.float32, .*, torch\.int8, not torch\.float64"):
         largest.to_bytes(torch.float64)
 
 

@@ -307,9 +307,11 @@ def test_pictures_lose_what_else_is_in_them(server: HubServer, run_folder: Path)
 def test_only_the_files_of_a_subject_are_fetched(server: HubServer, tmp_path: Path) -> None:
     pictures = {"samples/a.png": png(), "samples/b.jpg": b"\xff\xd8\xff", "samples/c.webp": b"RIFF\1\0\0\0WEBP"}
     other = {"run.py": b"x", "samples/a.svg": b"x", "samples/deep/a.png": png(), "model.bin": b"x", "config.yaml": b"x"}
-    server.add(REPO, {**shared(**pictures), **other})
+    in_eight_bits = subject().to_bytes(torch.int8)
+    server.add(REPO, {**shared(**pictures), **other, FILE_NAME: in_eight_bits})
     pull(PullConfig(REPO, str(tmp_path / "dog")))
     assert tree(tmp_path / "dog").keys() == {FILE_NAME, "README.md", *pictures}
+    assert Coefficients.load(tmp_path / "dog") == Coefficients.load(REPO) == Coefficients.from_bytes(in_eight_bits)
     assert not any(name in line for name in other for line in server.log)
 
 

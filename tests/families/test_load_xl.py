@@ -149,6 +149,9 @@ def test_an_autoencoder_of_the_hub(
     with pytest.raises(BaseModelError, match=r"someone/other has no diffusion_pytorch_model"):
         load_base(folder, vae="someone/other")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for name in ("someone/vae", "someone/base"):  # what was fetched once needs no Hub
+        found = load_base(folder, vae=name).vae
+        assert all(torch.equal(value, found.state_dict()[key]) for key, value in other_vae.state_dict().items())
     with pytest.raises(BaseModelError, match="nobody/vae: not a file or folder here, and the Hub is switched off"):
         load_base(folder, vae="nobody/vae")
 

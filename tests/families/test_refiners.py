@@ -86,6 +86,10 @@ def test_of_a_repository_no_more_is_fetched_than_is_drawn_with(
     fetched = {one.parent.name for one in cached} | {one.name for one in cached}
     assert {"unet", "text_encoder_2", "tokenizer_2", "scheduler"} <= fetched
     assert not fetched & {"vae", "sd_xl_refiner_1.0.safetensors"}
+    server.stop()
+    assert load_refiner("stabilityai/refiner", tiny_xl_pipe).digits == found.digits
+    with pytest.raises(BaseModelError, match="stabilityai/other: not a file or folder here, and the Hub cannot be re"):
+        load_refiner("stabilityai/other", tiny_xl_pipe)
 
 
 def test_what_is_none_is_named(tiny_xl_pipe: Any, tiny_pipe: Any, tiny_base_dir: Path, tmp_path: Path) -> None:

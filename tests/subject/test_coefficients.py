@@ -172,7 +172,7 @@ def test_info_is_small_and_keeps_what_newer_versions_write() -> None:
         ('{"name":3}', "name is 3, expected str"),
         ('{"seed":"x"}', r"seed is 'x', expected int \| None"),
         ('{"seed":true}', r"seed is True, expected int \| None"),
-        ('{"gate":"sometimes"}', "gate is 'sometimes', expected Literal"),
+        ('{"gate":"sometimes"}', "gate is 'sometimes', expected one of 'trigger', 'always'"),
         ('{"base_sample":["x"]}', "base_sample"),
         ('{"final_loss":NaN}', "not JSON"),
         ('{"final_loss":1e999}', "final_loss is inf"),

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo
 from coeff_diffusion.sources.open import locate, read
 from coeff_diffusion.subject.atomic_write import atomic_write
+from coeff_diffusion.subject.eight_bits import SCALES, to_steps
 from coeff_diffusion.subject.safetensors_file import FILE_NAME, MAX_FILE, serialize
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1"
@@ -51,6 +52,21 @@ def changed(**metadata: str | None) -> bytes:
     found = {**header["__metadata__"], **metadata}
     header["__metadata__"] = {key: value for key, value in found.items() if value is not None}
     return joined(header, tensors)
+
+
+def in_eight_bits(
+    more: int = 0, format_version: str = "2", scales: torch.Tensor | None = None, hash_of: Coefficients | None = None
+) -> bytes:
+    """A file of int8 numbers, some of it changed; without a hash, unless it is that of something else."""
+    header, _ = parts(new().to_bytes(torch.int8))
+    metadata = {**header["__metadata__"], "format_version": format_version}
+    del metadata["modelspec.hash_sha256"]
+    if hash_of is not None:
+        metadata["modelspec.hash_sha256"] = f"0x{hash_of.sha256}"
+    tensors = to_steps(new().named_tensors())
+    tensors |= {SCALES: scales} if scales is not None else {}
+    tensors |= {"unet/mid_block.attn1.coeff": torch.zeros(1, more, dtype=torch.int8)} if more else {}
+    return serialize(tensors, metadata)
 
 
 def with_tensors(**tensors: torch.Tensor) -> bytes:
@@ -124,6 +140,37 @@ def test_narrower_floats_are_written(dtype: torch.dtype) -> None:
     assert header["__metadata__"]["modelspec.hash_sha256"] == f"0x{loaded.sha256}" != f"0x{new().sha256}"
 
 
+def test_eight_bits_are_written() -> None:
+    """No number moves by more than half a step, what is read is exact in half precision, and programs that know format
+    version 1 alone refuse the file."""
+    before = new(final_loss=0.1)
+    data = before.to_bytes(torch.int8)
+    header, _ = parts(data)
+    metadata, after = header.pop("__metadata__"), Coefficients.from_bytes(data)
+    assert metadata["format_version"] == "2"
+    assert {name: entry["dtype"] for name, entry in header.items()} == {
+        **dict.fromkeys(before.named_tensors(), "I8"),
+        SCALES: "F32",
+    }
+    assert metadata["modelspec.hash_sha256"] == f"0x{after.sha256}"
+    assert after.info == before.info
+    for name, tensor in after.named_tensors().items():
+        original = before.named_tensors()[name]
+        assert 0 < (tensor - original).abs().max() <= 1.125 * original.abs().max() / 127 / 2
+    assert after.narrowest == torch.float16
+    half = after.to_bytes()
+    assert parts(half)[0]["__metadata__"]["format_version"] == "1"
+    assert Coefficients.from_bytes(half) == after
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-45, 1e-9, 100.0, -100.0])
+def test_eight_bits_hold_numbers_of_every_size(value: float) -> None:
+    subject = Coefficients({"mid_block.attn1": torch.tensor([[value, 0.0], [0.0, value]])})
+    found = Coefficients.from_bytes(subject.to_bytes(torch.int8))["mid_block.attn1"]
+    assert abs(found[0, 0] - value) <= 1.125 * abs(value) / 127 / 2 or value == 1e-45
+    assert found[0, 1] == 0
+
+
 def test_what_is_read_is_in_the_order_of_names() -> None:
     """safetensors gives tensors in an order that differs from one process to the next; errors name the first."""
     paths = [f"down_blocks.{i}.attn1" for i in range(3)]
@@ -175,7 +222,20 @@ DAMAGED = {
     "large LoRA": (joined({"lora_A": {}}, b"\0" * MAX_FILE), "larger than 16 MiB.*it is a LoRA"),
     "large pickle": (b"\x80\x02" + b"\1" * MAX_FILE, "larger than 16 MiB.*a pickle, which can run any code"),
     "other format": (changed(format="pt"), "without metadata that says format"),
-    "newer version": (changed(format_version="2"), "format version '2', but this program reads '1'"),
+    "newer version": (changed(format_version="3"), "format version '3', but this program reads '1' and '2'"),
+    "eight bits in a file of version 1": (in_eight_bits(format_version="1"), "down_blocks.0.attn1.coeff' is 'I8'"),
+    "eight bits without scales": (changed(format_version="2"), "0 tensors of int8 need .* but there is none"),
+    "scales of another number": (in_eight_bits(scales=torch.ones(3)), r"4 tensors of int8 need .* there is \[3\]"),
+    "scales of another type": (in_eight_bits(scales=torch.ones(4).half()), r"but there is \[4\] of float16"),
+    "a scale that is NaN": (
+        in_eight_bits(scales=torch.full((4,), torch.nan)),
+        "scales are nan to nan, expected 0 to 1",
+    ),
+    "a negative scale": (in_eight_bits(scales=torch.tensor([0.1, -0.1, 0.1, 0.1])), "scales are -0.1"),
+    "a scale too large": (in_eight_bits(scales=torch.full((4,), 1e9)), "scales are 1000000000"),
+    "steps that go too far": (in_eight_bits(scales=torch.ones(4)), "expected finite values of magnitude up to 100"),
+    "other scales": (in_eight_bits(hash_of=new(1)), "incomplete, changed or damaged: the hash of its 4 tensors"),
+    "large file of eight bits": (in_eight_bits(MAX_FILE // 4), "larger than 4 MiB, which no subject in eight bits is"),
     "no info": (changed(info=None), "no info"),
     "info that is no JSON": (changed(info="{"), "not JSON"),
     "wrong hash": (changed(**{"modelspec.hash_sha256": "0xabc"}), "'abc'... is recorded"),

@@ -7,12 +7,14 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    EDMDPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
 )
 from diffusers.training_utils import compute_snr
 
+from coeff_diffusion.families.errors import BaseModelError
 from coeff_diffusion.families.process import prediction_target, signal_to_noise, training_schedule
 from coeff_diffusion.training.losses import min_snr_weights, squared_errors, training_loss
 from coeff_diffusion.training.probe import Effect, Probe
@@ -41,9 +43,10 @@ def test_zero_terminal_snr_is_kept() -> None:
 
 
 def test_other_processes_are_refused() -> None:
-    with pytest.raises(ValueError, match="has no betas"):
-        training_schedule(FlowMatchEulerDiscreteScheduler().config)
-    with pytest.raises(ValueError, match="predicts 'flow'"):
+    for other in (FlowMatchEulerDiscreteScheduler(), EDMDPMSolverMultistepScheduler()):  # the second is Playground's
+        with pytest.raises(BaseModelError, match=r"has no betas \(EDM, .*; expected Stable Diffusion 1\.x, 2\.x or XL"):
+            training_schedule(other.config)
+    with pytest.raises(BaseModelError, match="predicts 'flow'"):
         training_schedule({**BETAS, "_class_name": "DDIMScheduler", "prediction_type": "flow"})
 
 

@@ -283,7 +283,7 @@ def test_no_name_of_a_subject_leaves_the_library(
 
 
 def test_more_than_can_wait_are_told_that_the_page_is_busy(page: str, service: StudioService) -> None:
-    body = json.dumps({"data": ["a dog", None, {"steps": 1}, False, *[None] * 4]}).encode()
+    body = json.dumps({"data": ["a dog", None, {"steps": 1}, False, *[None] * 6]}).encode()
     with service.studio.exclusive():  # nothing is drawn meanwhile
         answers = [ask(f"{page}gradio_api/call/draw", body) for _ in range(QUEUE_LENGTH + 3)]
     refused = [answer for status, answer in answers if status != 200]
