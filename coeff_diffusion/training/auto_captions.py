@@ -5,6 +5,7 @@ somebody wrote stays as it is.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,20 @@ class Captioner:
         # Only who asks for captions waits for these.
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+        loading: AbstractContextManager[None]
         path, options = user_path(name), dict[str, Any]()
         if path.is_dir():
-            source = str(path)
+            source, loading = str(path), nullcontext()
         elif HUB_ID.fullmatch(name):
             source, options["revision"] = split_id(name)
+            loading = asking(source, options["revision"])
         else:
             raise DatasetError(
                 f"--caption_model: there is no folder {shown(name)}; expected that of a captioning model (BLIP, "
                 "Florence-2), or its id on the Hub, such as Salesforce/blip-image-captioning-base"
             )
         try:
-            with asking(source, options.get("revision")):
+            with loading:
                 kind = AutoConfig.from_pretrained(source, **options).model_type
                 if kind in TASKS:
                     self.processor = AutoProcessor.from_pretrained(source, **options)

@@ -55,7 +55,7 @@ def test_what_is_no_captioning_model(tiny_blip_dir: Path, tiny_base_dir: Path, t
         Captioner(str(tiny_base_dir / "text_encoder"), CPU)
     shutil.copytree(tiny_blip_dir, tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(DatasetError, match="broken' cannot be loaded"):
+    with pytest.raises(DatasetError, match="cannot be loaded: Error while deserializing"):
         Captioner(str(tmp_path / "broken"), CPU)
 
 
