@@ -169,13 +169,16 @@ def _by_name(message: str, paths: Sequence[Path]) -> str:
     return message
 
 
-def copy_pictures(paths: Sequence[Path], folder: Path, captions: Mapping[Path, str]) -> dict[Path, str]:
+def copy_pictures(
+    paths: Sequence[Path], folder: Path, captions: Mapping[Path, str], masks: Mapping[Path, Image.Image] | None = None
+) -> dict[Path, str]:
     """Copy readable pictures into a new folder as they are, by name, each with its caption and its mask.
 
     No name of the user's becomes a path.
 
     Args:
         captions: what counts instead of the caption that a picture came with; none where it is empty.
+        masks: what counts instead of the mask that a picture came with.
 
     Returns:
         What each is called there.
@@ -186,7 +189,9 @@ def copy_pictures(paths: Sequence[Path], folder: Path, captions: Mapping[Path, s
         name = f"{number:03d}"
         called[picture.path] = f"{name}{_suffix(picture.path)}"
         shutil.copyfile(picture.path, folder / called[picture.path])
-        if picture.mask is not None:
+        if (painted := (masks or {}).get(picture.path)) is not None:
+            painted.save(folder / f"{name}{MASK_ENDINGS[0]}.png")
+        elif picture.mask is not None:
             shutil.copyfile(picture.mask, folder / f"{name}{MASK_ENDINGS[0]}{_suffix(picture.mask)}")
         words = picture.words()
         text = captions.get(picture.path, words.text if words else "")

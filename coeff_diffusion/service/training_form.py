@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError
+from PIL import Image
 
 from ..families.load import base_name
 from ..families.quantization import quantization_of
@@ -36,6 +37,7 @@ SETTINGS = (
     "validation_split",
     "keep_best",
     "early_stopping_patience",
+    "validation_prompt",
     "validation_steps",
     "num_validation_images",
 )
@@ -55,6 +57,7 @@ class TrainingForm:
         settings: values by the names in `SETTINGS`; they win over the preset, None leaves it as it is.
         captions: of pictures, instead of those that they came with; an empty one is none.
         boxes: the parts of pictures that are used; all of the others (see `training.crop_boxes`).
+        masks: of pictures, instead of those that they came with: mode L, white counts (see `training.masks`).
     """
 
     pictures: Sequence[Path]
@@ -64,6 +67,7 @@ class TrainingForm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     captions: Mapping[Path, str] = field(default_factory=dict)
     boxes: Mapping[Path, Box] = field(default_factory=dict)
+    masks: Mapping[Path, Image.Image] = field(default_factory=dict)
 
 
 def training_config(request: TrainingForm, pipe: Any, folder: Path, class_pictures: Path) -> TrainConfig:

@@ -88,7 +88,7 @@ class TrainingQueue:
             raise ConfigError(problems)
         _claim(folder)
         try:
-            called = copy_pictures(request.pictures, folder / "pictures", request.captions)
+            called = copy_pictures(request.pictures, folder / "pictures", request.captions, request.masks)
             boxes = {called[path]: list(box) for path, box in request.boxes.items() if path in called}
             return self._line_up(name, replace(config, crop_boxes=boxes or None))
         except (OSError, ConfigError):

@@ -3,7 +3,6 @@
 from typing import Any
 
 import gradio as gr
-from PIL import Image, ImageChops
 
 from ..images.drawing_settings import SETTINGS, DrawRequest
 from ..images.errors import PictureError
@@ -12,6 +11,7 @@ from ..images.start_picture import StartPicture, read_mask, read_start
 from ..inference.from_picture import size_from
 from ..service import StudioService
 from .common import QUIET
+from .paint import canvas, paint_editor, painted
 from .setting_control import control_of
 
 
@@ -38,19 +38,7 @@ class FromPicture:
                 if one.of == "start" and one.label
             }
             gr.Markdown("Paint over what shall change; with nothing painted, all of it does.")
-            self.paint = gr.ImageEditor(
-                label="What changes",
-                show_label=False,
-                type="pil",
-                format="png",
-                sources=(),
-                transforms=(),
-                layers=False,
-                brush=_brush(1),
-                buttons=[],
-                visible=False,
-                elem_id="draw-paint",
-            )
+            self.paint = paint_editor("What changes", "draw-paint")
             with gr.Accordion("A mask from a file", open=False, elem_id="draw-mask-file"):
                 self.mask = picture_file("Mask: white changes; what is painted wins", "draw-mask")
             self.embed = gr.Checkbox(
@@ -115,10 +103,7 @@ class FromPicture:
             start = None if not file else read_start(file)[0]
         except DatasetError:  # said when it is drawn
             start = None
-        if start is None:
-            return gr.ImageEditor(None, visible=False)
-        value: Any = {"background": start.image, "layers": [], "composite": None}
-        return gr.ImageEditor(value, brush=_brush(min(start.image.size)), visible=True)
+        return canvas(None if start is None else start.image)
 
     def size_of(self, file: str) -> list[Any]:
         """Width and height to draw at for a picture to start from."""
@@ -135,19 +120,3 @@ def picture_file(label: str, elem_id: str) -> gr.Image:
         label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
         height=220, buttons=[], elem_id=elem_id,
     )  # fmt: skip
-
-
-def _brush(side: int) -> gr.Brush:
-    """A brush for a picture of so many pixels, its smaller side."""
-    return gr.Brush(default_size=max(1, side // 12), colors=["#f97316"], color_mode="fixed")
-
-
-def painted(drawn: dict[str, Any] | None, size: tuple[int, int]) -> Image.Image | None:
-    """What was painted in the editor, mode L, in the size of the picture; None where nothing was."""
-    found = None
-    for layer in (drawn or {}).get("layers", ()):
-        alpha = layer.getchannel("A")
-        found = alpha if found is None else ImageChops.lighter(found, alpha)
-    if found is None or found.getextrema()[1] == 0:
-        return None
-    return found if found.size == size else found.resize(size, Image.Resampling.BILINEAR)

@@ -87,7 +87,7 @@ class TimelineTab:
         """Connect the controls."""
         buttons = [self.keep, self.best, self.every, self.cancel]
         asked: set[Any] = {self.run, self.step, self.prompt, self.seed}
-        drawn = [self.status, self.picture]
+        drawn = [self.status, self.picture, self.cancel]
         drawing: dict[str, Any] = {"concurrency_id": "timeline", "concurrency_limit": None, **QUIET}
         for moment in (page.load, tab.select, self.run.focus):
             moment(self._offer, None, self.run, **QUIET)
@@ -128,7 +128,7 @@ class TimelineTab:
             self.curve: self._curve(name, at),
             self.picture: None,
             self.status: status_line(*told),
-            **dict.fromkeys((self.keep, self.best, self.every, self.cancel), gr.Button(interactive=True)),
+            **dict.fromkeys((self.keep, self.best, self.every), gr.Button(interactive=True)),
         }
 
     def _curve(self, name: str, at: int) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class TimelineTab:
         one whose parts are gone.
         """
         name, prompt, seed = values[self.run], values[self.prompt] or "", values[self.seed] or 0
-        last: News = {}
+        last, idle = News(), {self.cancel: gr.Button(interactive=False)}
         try:
             steps = choose(self.timelines.read(name))
             for place, at in enumerate(steps, start=1):
@@ -176,17 +176,18 @@ class TimelineTab:
                     tell = partial(self._tell, last, f"drawing {where}")
                     moment = yield from follow(self.service.jobs.run(_owner(request), work), tell)
                 last = {self.picture: shown([moment.picture])[0][0]}
-                yield {**last, self.status: status_line(where, *moment.notes)}
+                over = gr.Button(interactive=place < len(steps))
+                yield {**last, self.status: status_line(where, *moment.notes), self.cancel: over}
             if len(steps) > 1:
-                yield {**last, self.status: status_line(f"all {len(steps)} steps are drawn: move the slider")}
+                yield {**last, self.status: status_line(f"all {len(steps)} steps are drawn: move the slider"), **idle}
         except DrawCancelled:
-            yield {**last, self.status: status_line("cancelled; what is drawn stays")}
+            yield {**last, self.status: status_line("cancelled; what is drawn stays"), **idle}
         except REFUSALS as error:
-            yield {**last, self.status: status_line(str(error), refused=True)}
+            yield {**last, self.status: status_line(str(error), refused=True), **idle}
             raise refusal(error) from error
 
     def _tell(self, last: News, what: str, glimpse: Glimpse) -> News:
-        return {**last, self.status: status_line(f"{what}: {glimpse}")}
+        return {**last, self.status: status_line(f"{what}: {glimpse}"), self.cancel: gr.Button(interactive=True)}
 
     def _keep(self, values: Values) -> News:
         """Write the step that the slider is at as the subject."""

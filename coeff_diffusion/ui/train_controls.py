@@ -59,6 +59,7 @@ class Controls:
             {name: None if values[control] == "" else values[control] for name, control in self.settings.items()},
             self.pictures.captions(values),
             self.pictures.boxes(values),
+            self.pictures.masks(values),
         )
 
     def wire(self, tab: gr.Tab) -> None:

@@ -15,6 +15,7 @@ from ..service.thumbnails import greyed, stand_in
 from ..training.captions import SUFFIXES, TABLES
 from ..training.crop_boxes import Box
 from .common import QUIET, REFUSALS, or_refusal, refusal, status_line
+from .paint import canvas, paint_editor, painted
 
 Values = dict[Any, Any]
 CSS = """
@@ -40,6 +41,8 @@ class Looked:
         chosen: the one that is looked at.
         boxes: the parts of pictures that are used.
         corner: of a box in the chosen one, of which the opposite corner is still to be clicked.
+        masks: what was painted over pictures, mode L: white counts.
+        painting: the one that is being painted over.
     """
 
     paths: tuple[str, ...] = ()
@@ -48,6 +51,8 @@ class Looked:
     chosen: str | None = None
     boxes: dict[str, Box] = field(default_factory=dict)
     corner: Corner | None = None
+    masks: dict[str, Image.Image] = field(default_factory=dict)
+    painting: str | None = None
 
     def with_words(self, text: str | None) -> dict[str, str]:
         """What is written of all, where this stands in the field of the chosen one now."""
@@ -62,6 +67,14 @@ class Looked:
         others = {path: box for path, box in self.boxes.items() if path != self.chosen}
         box = read_box(text or "")
         return others if box is None else {**others, self.chosen: box}
+
+    def with_mask(self, drawn: dict[str, Any] | None) -> dict[str, Image.Image]:
+        """The masks of all, where this is in the editor now."""
+        if self.painting is None or drawn is None or drawn["background"] is None:
+            return self.masks
+        others = {path: mask for path, mask in self.masks.items() if path != self.painting}
+        mask = painted(drawn, drawn["background"].size)
+        return others if mask is None else {**others, self.painting: mask}
 
     def words(self, path: str) -> str:
         """What is said of a picture."""
@@ -112,12 +125,20 @@ class Pictures:
                 "as 10, 0, 90, 100, and press Enter. Empty: all of it",
                 elem_id="train-box",
             )
+            self.mask = gr.Button("Paint what counts", size="sm", elem_id="train-mask")
+            with gr.Column(visible=False) as self.painting:
+                gr.Markdown(
+                    "What is not painted over is not learned. It replaces a mask from a file; with nothing painted, "
+                    "that mask counts, or all of the picture."
+                )
+                self.paint = paint_editor("What counts", "train-paint")
+                self.keep = gr.Button("Keep what is painted", size="sm", elem_id="train-keep-mask")
             self.out = gr.Button("Take it out", size="sm", elem_id="train-take-out")
         self.looked = gr.State(Looked())
 
     def inputs(self) -> list[Any]:
-        """What `given`, `captions` and `boxes` read."""
-        return [self.files, self.caption, self.box, self.looked]
+        """What `given`, `captions`, `boxes` and `masks` read."""
+        return [self.files, self.caption, self.box, self.paint, self.looked]
 
     def given(self, values: Values) -> list[Path]:
         """The files."""
@@ -131,9 +152,13 @@ class Pictures:
         """The parts of pictures that were chosen on the page."""
         return {Path(path): box for path, box in values[self.looked].with_box(values[self.box]).items()}
 
+    def masks(self, values: Values) -> dict[Path, Image.Image]:
+        """What was painted over pictures on the page."""
+        return {Path(path): mask for path, mask in values[self.looked].with_mask(values[self.paint]).items()}
+
     def wire(self, crop: gr.Checkbox, seed: gr.Number, class_word: gr.Textbox) -> None:
         """Look at pictures as they come and go, and at the one that is picked."""
-        editor = [self.looked, self.one, self.caption, self.whole, self.box, self.out]
+        editor = [self.looked, self.one, self.caption, self.whole, self.box, self.painting, self.out]
         asked = [self.files, crop, seed, class_word, self.caption, self.looked]
 
         def look(
@@ -150,18 +175,53 @@ class Pictures:
             captions = {str(path): words for path, words in found.captions.items()}
             written = {path: words for path, words in seen.with_words(text).items() if path in paths}
             kept = {path: box for path, box in seen.boxes.items() if path in paths}
+            masks = {path: mask for path, mask in seen.masks.items() if path in paths}
             chosen = seen.chosen if seen.chosen in paths else None
             return {
                 self.crops: gr.Gallery(shown, visible=bool(shown), selected_index=_place(paths, chosen)),
                 self.remarks: status_line(*found.refused, *found.notes),
                 self.told: "",
                 self.write: gr.Button(visible=bool(shown) and self.service.caption_writer.name is not None),
-                **self._edit(Looked(paths, captions, written, chosen, kept, seen.corner)),
+                **self._edit(
+                    replace(
+                        seen,
+                        paths=paths,
+                        captions=captions,
+                        written=written,
+                        chosen=chosen,
+                        boxes=kept,
+                        masks=masks,
+                        painting=seen.painting if seen.painting in paths else None,
+                    )
+                ),
             }
 
         def pick(event: gr.SelectData, text: str | None, box: str | None, seen: Looked) -> Values:
-            boxes = or_refusal(seen.with_box, box)
-            return self._edit(Looked(seen.paths, seen.captions, seen.with_words(text), seen.paths[event.index], boxes))
+            news = replace(
+                seen,
+                written=seen.with_words(text),
+                chosen=seen.paths[event.index],
+                boxes=or_refusal(seen.with_box, box),
+                corner=None,
+                painting=None,
+            )
+            return self._edit(news)
+
+        def spread(seen: Looked) -> Values:
+            assert seen.chosen is not None
+            whole = _whole(Path(seen.chosen), None, None)
+            return {
+                self.looked: replace(seen, painting=seen.chosen),
+                self.painting: gr.Column(visible=True),
+                self.paint: canvas(whole, seen.masks.get(seen.chosen)),
+            }
+
+        # Does not fill the editor that it reads: gradio's would send what it holds without end.
+        def keep(paint: dict[str, Any] | None, seen: Looked) -> Values:
+            masks = seen.with_mask(paint)
+            said = f"{len(masks)} of {len(seen.paths)} pictures have a painted mask."
+            kept = replace(seen, masks=masks, painting=None)
+            return {self.looked: kept, self.painting: gr.Column(visible=False), self.told: status_line(said)}
 
         def click(
             files: list[str] | None,
@@ -217,6 +277,9 @@ class Pictures:
         outputs = [self.crops, self.remarks, self.told, self.write, *editor]
         gr.on([self.files.change, crop.input], look, asked, outputs, **shown_on)
         self.crops.select(pick, [self.caption, self.box, self.looked], editor, **QUIET)
+        hidden = [self.looked, self.painting]
+        self.mask.click(spread, self.looked, [*hidden, self.paint], **QUIET)
+        self.keep.click(keep, [self.paint, self.looked], [*hidden, self.told], **QUIET)
         self.whole.select(click, asked, outputs, **shown_on)
         self.box.submit(write, [*asked, self.box], outputs, **shown_on)
         self.write.click(caption, [self.caption, self.looked], [self.told, *editor], **QUIET)
@@ -224,7 +287,11 @@ class Pictures:
 
     def _edit(self, looked: Looked) -> Values:
         """The picture that is looked at, the words about it, and the part of it that is used."""
-        news: Values = {self.looked: looked, self.one: gr.Column(visible=looked.chosen is not None)}
+        news: Values = {
+            self.looked: looked,
+            self.one: gr.Column(visible=looked.chosen is not None),
+            self.painting: gr.Column(visible=looked.painting is not None),
+        }
         if looked.chosen is None:
             return news | {self.caption: "", self.box: "", self.whole: None}
         path, box = Path(looked.chosen), looked.boxes.get(looked.chosen)

@@ -402,6 +402,34 @@ def test_captions_that_are_written_on_the_page_are_those_of_the_training(
     assert (job.folder / "pictures" / "001.txt").read_text() == "a dog in the snow"
 
 
+def test_a_painted_mask_is_that_of_the_training_instead_of_a_files(
+    training_queue: TrainingQueue, request_: TrainingForm, tmp_path: Path
+) -> None:
+    pictures = [photo(tmp_path / f"{name}.png", place) for name, place in (("a", 5), ("b", 25))]
+    for name in ("a", "b"):
+        Image.new("L", (64, 48), 255).save(tmp_path / f"{name}-masklabel.png")
+    painted = Image.new("L", (512, 384))
+    painted.paste(255, (0, 0, 256, 384))
+    asked = replace(request_, pictures=sorted(tmp_path.glob("*.png")), masks={pictures[0]: painted})
+    job = over(training_queue.submit(asked))
+    masks = [job.folder / "pictures" / f"{number}-masklabel.png" for number in ("001", "002")]
+    assert files(job.folder / "pictures") == ["001-masklabel.png", "001.png", "002-masklabel.png", "002.png"]
+    for path, right in zip(masks, (0, 255), strict=True):
+        with Image.open(path) as mask:
+            assert [mask.getpixel((x, 10)) for x in (2, mask.width - 2)] == [255, right]
+
+
+def test_previews_draw_what_was_asked_for(
+    training_queue: TrainingQueue, request_: TrainingForm, tmp_path: Path
+) -> None:
+    own = {"validation_prompt": "a sks dog on the moon"}
+    assert (
+        training_queue.config(replace(request_, settings=own), tmp_path).validation_prompt == own["validation_prompt"]
+    )
+    with pytest.raises(ConfigError, match="--validation_prompt 'a cat' lacks the trigger 'sks dog'"):
+        training_queue.submit(replace(request_, settings={"validation_prompt": "a cat"}))
+
+
 def test_what_is_no_picture_is_refused_by_its_name(
     training_queue: TrainingQueue, request_: TrainingForm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

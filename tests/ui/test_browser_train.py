@@ -123,9 +123,26 @@ def test_train_reload_scrub_and_keep(
     box("train-box").fill("50, 0, 40, 100")
     box("train-box").press("Enter")
     page.get_by_text("the part that is used is [0.5").first.wait_for(timeout=WAIT)
+    before = whole.get_attribute("src")
     box("train-box").fill("0, 0, 50, 100")
     box("train-box").press("Enter")
-    expect(page.locator("#train-crops .thumbnail-item").first).to_be_visible()
+    expect(whole).not_to_have_attribute("src", before, timeout=WAIT)
+
+    # What is painted over the picture counts alone.
+    page.get_by_role("button", name="Paint what counts").click()
+    paint = page.locator("#train-paint")
+    paint.locator("canvas").first.wait_for()
+    page.wait_for_timeout(1000)  # the editor fits its canvas to the picture
+    paint.scroll_into_view_if_needed()
+    middle = paint.locator("canvas").first.bounding_box()
+    x, y = middle["x"] + middle["width"] / 2, middle["y"] + middle["height"] / 2
+    page.mouse.move(x - 30, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y, steps=8)
+    page.mouse.up()
+    page.get_by_role("button", name="Keep what is painted").click()
+    page.locator("#train-captions").get_by_text("1 of 5 pictures have a painted mask").wait_for(timeout=WAIT)
+    page.screenshot(path=tmp_path / "painted-1280.png", full_page=True)
     page.get_by_role("button", name="Write captions").click()
     page.locator("#train-captions").get_by_text("4 captions written").wait_for(timeout=WAIT)
     expect(box("train-caption")).to_have_value("a dog on the left")
@@ -156,6 +173,11 @@ def test_train_reload_scrub_and_keep(
     assert (before.folder / "pictures" / "001.txt").read_text() == "a dog on the left"
     assert len(list((before.folder / "pictures").glob("*.txt"))) == 5
     assert before.config.crop_boxes == {"001.png": [0, 0, 0.5, 1]}
+    (painted,) = (before.folder / "pictures").glob("*-masklabel.png")
+    with Image.open(painted) as mask:
+        assert (painted.name, mask.mode) == ("001-masklabel.png", "L")
+        assert mask.getpixel((mask.width // 2, mask.height // 2)) == 255
+        assert mask.getpixel((0, 0)) == 0
     page.set_input_files("#train-pictures input[type=file]", photos[:5])
     box("train-name").fill("second")
     box("train-class-word").fill("dog")
@@ -191,6 +213,15 @@ def test_train_reload_scrub_and_keep(
     page.set_viewport_size({"width": 390, "height": 844})
     assert fits(page)
     page.screenshot(path=tmp_path / "timeline-390.png", full_page=True)
+
+    # There is something to cancel while pictures are drawn, and nothing afterwards.
+    page.locator("#timeline-prompt textarea").fill("a sks dog on grass")
+    page.get_by_role("button", name="Draw every step").click()
+    cancel = page.get_by_role("button", name="Cancel")
+    expect(cancel).to_be_enabled(timeout=WAIT)
+    cancel.click()
+    expect(at).to_contain_text("cancelled; what is drawn stays", timeout=WAIT)
+    expect(cancel).to_be_disabled()
 
     # Stopping keeps what it has: the chosen step.
     page.get_by_role("tab", name="Train", exact=True).click()

@@ -1,0 +1,57 @@
+"""An editor to paint in over a picture, with one brush: what is painted is a mask."""
+
+from typing import Any
+
+import gradio as gr
+from PIL import Image, ImageChops
+
+COLOUR = "#f97316"
+
+
+def paint_editor(label: str, elem_id: str) -> gr.ImageEditor:
+    """The editor, out of sight until there is a picture to paint over (see `canvas`)."""
+    return gr.ImageEditor(
+        label=label,
+        show_label=False,
+        type="pil",
+        format="png",
+        sources=(),
+        transforms=(),
+        layers=False,
+        brush=_brush(1),
+        buttons=[],
+        visible=False,
+        elem_id=elem_id,
+    )
+
+
+def canvas(picture: Image.Image | None, mask: Image.Image | None = None) -> gr.ImageEditor:
+    """What an editor shows: a picture to paint over, and what was painted over it before; without one, nothing.
+
+    Args:
+        mask: mode L, of the picture's shape.
+    """
+    if picture is None:
+        return gr.ImageEditor(None, visible=False)
+    layers = []
+    if mask is not None:
+        layers = [Image.new("RGBA", picture.size, COLOUR)]
+        layers[0].putalpha(mask.resize(picture.size))
+    value: Any = {"background": picture, "layers": layers, "composite": None}
+    return gr.ImageEditor(value, brush=_brush(min(picture.size)), visible=True)
+
+
+def painted(drawn: dict[str, Any] | None, size: tuple[int, int]) -> Image.Image | None:
+    """What was painted in the editor, mode L, in the size of the picture; None where nothing was."""
+    found = None
+    for layer in (drawn or {}).get("layers", ()):
+        alpha = layer.getchannel("A")
+        found = alpha if found is None else ImageChops.lighter(found, alpha)
+    if found is None or found.getextrema()[1] == 0:
+        return None
+    return found if found.size == size else found.resize(size, Image.Resampling.BILINEAR)
+
+
+def _brush(side: int) -> gr.Brush:
+    """A brush for a picture of so many pixels, its smaller side."""
+    return gr.Brush(default_size=max(1, side // 12), colors=[COLOUR], color_mode="fixed")
