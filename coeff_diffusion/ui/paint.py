@@ -5,8 +5,6 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageChops
 
-COLOUR = "#f97316"
-
 
 def paint_editor(label: str, elem_id: str) -> gr.ImageEditor:
     """The editor, out of sight until there is a picture to paint over (see `canvas`)."""
@@ -25,19 +23,11 @@ def paint_editor(label: str, elem_id: str) -> gr.ImageEditor:
     )
 
 
-def canvas(picture: Image.Image | None, mask: Image.Image | None = None) -> gr.ImageEditor:
-    """What an editor shows: a picture to paint over, and what was painted over it before; without one, nothing.
-
-    Args:
-        mask: mode L, of the picture's shape.
-    """
+def canvas(picture: Image.Image | None) -> gr.ImageEditor:
+    """What an editor shows: a picture to paint over, with nothing painted yet; without one, nothing."""
     if picture is None:
         return gr.ImageEditor(None, visible=False)
-    layers = []
-    if mask is not None:
-        layers = [Image.new("RGBA", picture.size, COLOUR)]
-        layers[0].putalpha(mask.resize(picture.size))
-    value: Any = {"background": picture, "layers": layers, "composite": None}
+    value: Any = {"background": picture, "layers": [], "composite": None}
     return gr.ImageEditor(value, brush=_brush(min(picture.size)), visible=True)
 
 
@@ -54,4 +44,4 @@ def painted(drawn: dict[str, Any] | None, size: tuple[int, int]) -> Image.Image 
 
 def _brush(side: int) -> gr.Brush:
     """A brush for a picture of so many pixels, its smaller side."""
-    return gr.Brush(default_size=max(1, side // 12), colors=[COLOUR], color_mode="fixed")
+    return gr.Brush(default_size=max(1, side // 12), colors=["#f97316"], color_mode="fixed")

@@ -72,9 +72,8 @@ class Looked:
         """The masks of all, where this is in the editor now."""
         if self.painting is None or drawn is None or drawn["background"] is None:
             return self.masks
-        others = {path: mask for path, mask in self.masks.items() if path != self.painting}
         mask = painted(drawn, drawn["background"].size)
-        return others if mask is None else {**others, self.painting: mask}
+        return self.masks if mask is None else {**self.masks, self.painting: mask}
 
     def words(self, path: str) -> str:
         """What is said of a picture."""
@@ -128,8 +127,8 @@ class Pictures:
             self.mask = gr.Button("Paint what counts", size="sm", elem_id="train-mask")
             with gr.Column(visible=False) as self.painting:
                 gr.Markdown(
-                    "What is not painted over is not learned. It replaces a mask from a file; with nothing painted, "
-                    "that mask counts, or all of the picture."
+                    "What is not painted over is not learned. It replaces a mask from a file, and what was painted "
+                    "before; with nothing painted, those count, or all of the picture."
                 )
                 self.paint = paint_editor("What counts", "train-paint")
                 self.keep = gr.Button("Keep what is painted", size="sm", elem_id="train-keep-mask")
@@ -213,7 +212,7 @@ class Pictures:
             return {
                 self.looked: replace(seen, painting=seen.chosen),
                 self.painting: gr.Column(visible=True),
-                self.paint: canvas(whole, seen.masks.get(seen.chosen)),
+                self.paint: canvas(whole),
             }
 
         # Does not fill the editor that it reads: gradio's would send what it holds without end.
