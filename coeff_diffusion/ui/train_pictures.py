@@ -1,7 +1,7 @@
 """The pictures that are dropped for a training: each as training sees it, what is wrong with it, what it shows."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ from PIL import Image
 
 from ..images.photo import DatasetError
 from ..service import StudioService
-from ..service.crop_editor import Corner, box_between, corner_at, picture_with_box, read_box, write_box
+from ..service.crop_editor import Corner, corner_at, picture_with_box, write_box
+from ..service.picture_check import PictureCheck
 from ..service.thumbnails import greyed, stand_in
 from ..training.captions import SUFFIXES, TABLES
 from ..training.crop_boxes import Box
 from .common import QUIET, REFUSALS, or_refusal, refusal, status_line
-from .paint import canvas, paint_editor, painted
+from .looked import Looked
+from .paint import canvas, paint_editor
 
 Values = dict[Any, Any]
 CSS = """
@@ -28,56 +30,6 @@ CSS = """
   white-space: normal; overflow-wrap: anywhere; text-align: start; }
 #train-remarks p, #train-captions p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
 """
-
-
-@dataclass(frozen=True)
-class Looked:
-    """What a browser knows of its pictures.
-
-    Attributes:
-        paths: in the order they are shown in.
-        captions: what their files say.
-        written: what was written on the page instead.
-        chosen: the one that is looked at.
-        boxes: the parts of pictures that are used.
-        corner: of a box in the chosen one, of which the opposite corner is still to be clicked.
-        masks: what was painted over pictures, mode L: white counts.
-        painting: the one that is being painted over.
-    """
-
-    paths: tuple[str, ...] = ()
-    captions: dict[str, str] = field(default_factory=dict)
-    written: dict[str, str] = field(default_factory=dict)
-    chosen: str | None = None
-    boxes: dict[str, Box] = field(default_factory=dict)
-    corner: Corner | None = None
-    masks: dict[str, Image.Image] = field(default_factory=dict)
-    painting: str | None = None
-
-    def with_words(self, text: str | None) -> dict[str, str]:
-        """What is written of all, where this stands in the field of the chosen one now."""
-        if self.chosen is None or (text or "") == self.words(self.chosen):
-            return self.written
-        return {**self.written, self.chosen: text or ""}
-
-    def with_box(self, text: str | None) -> dict[str, Box]:
-        """The parts of all, where this stands in the field of the chosen one now. Raises StudioError: it is none."""
-        if self.chosen is None or (text or "") == write_box(self.boxes.get(self.chosen)):
-            return self.boxes
-        others = {path: box for path, box in self.boxes.items() if path != self.chosen}
-        box = read_box(text or "")
-        return others if box is None else {**others, self.chosen: box}
-
-    def with_mask(self, drawn: dict[str, Any] | None) -> dict[str, Image.Image]:
-        """The masks of all, where this is in the editor now."""
-        if self.painting is None or drawn is None or drawn["background"] is None:
-            return self.masks
-        mask = painted(drawn, drawn["background"].size)
-        return self.masks if mask is None else {**self.masks, self.painting: mask}
-
-    def words(self, path: str) -> str:
-        """What is said of a picture."""
-        return self.written.get(path, self.captions.get(path, ""))
 
 
 class Pictures:
@@ -157,132 +109,106 @@ class Pictures:
 
     def wire(self, crop: gr.Checkbox, seed: gr.Number, class_word: gr.Textbox) -> None:
         """Look at pictures as they come and go, and at the one that is picked."""
+
+        def checked(values: Values, seen: Looked) -> Values:
+            boxes = {Path(path): box for path, box in seen.boxes.items()}
+            given = paths_of(values[self.files]), values[crop], values[seed] or 0, values[class_word] or ""
+            return self._shown(or_refusal(self.service.training_queue.check, *given, boxes), seen)
+
+        def look(values: Values) -> Values:
+            return checked(values, self._seen(values))
+
+        def click(values: Values, event: gr.SelectData) -> Values:
+            seen = self._seen(values)
+            assert seen.chosen is not None
+            seen = or_refusal(seen.clicked, or_refusal(corner_at, Path(seen.chosen), event.index))
+            return checked(values, seen) if seen.corner is None else self._edit(seen)
+
+        def write(values: Values) -> Values:
+            seen = self._seen(values)
+            return checked(values, replace(seen, boxes=or_refusal(seen.with_box, values[self.box]), corner=None))
+
+        asked: set[Any] = {self.files, crop, seed, class_word, self.caption, self.looked}
         editor = [self.looked, self.one, self.caption, self.whole, self.box, self.painting, self.out]
-        asked = [self.files, crop, seed, class_word, self.caption, self.looked]
-
-        def look(
-            files: list[str] | None, crop: bool, seed: int | None, word: str | None, text: str | None, seen: Looked
-        ) -> Values:
-            given = paths_of(files)
-            boxes = {Path(path): box for path, box in seen.boxes.items()}
-            found = or_refusal(self.service.training_queue.check, given, crop, seed or 0, word or "", boxes)
-            shown = [
-                (found.crops.get(path) or greyed(stand_in()), " · ".join([path.name, *about]))
-                for path, about in found.about.items()
-            ]
-            paths = tuple(map(str, found.about))
-            captions = {str(path): words for path, words in found.captions.items()}
-            written = {path: words for path, words in seen.with_words(text).items() if path in paths}
-            kept = {path: box for path, box in seen.boxes.items() if path in paths}
-            masks = {path: mask for path, mask in seen.masks.items() if path in paths}
-            chosen = seen.chosen if seen.chosen in paths else None
-            return {
-                self.crops: gr.Gallery(shown, visible=bool(shown), selected_index=_place(paths, chosen)),
-                self.remarks: status_line(*found.refused, *found.notes),
-                self.told: "",
-                self.write: gr.Button(visible=bool(shown) and self.service.caption_writer.name is not None),
-                **self._edit(
-                    replace(
-                        seen,
-                        paths=paths,
-                        captions=captions,
-                        written=written,
-                        chosen=chosen,
-                        boxes=kept,
-                        masks=masks,
-                        painting=seen.painting if seen.painting in paths else None,
-                    )
-                ),
-            }
-
-        def pick(event: gr.SelectData, text: str | None, box: str | None, seen: Looked) -> Values:
-            news = replace(
-                seen,
-                written=seen.with_words(text),
-                chosen=seen.paths[event.index],
-                boxes=or_refusal(seen.with_box, box),
-                corner=None,
-                painting=None,
-            )
-            return self._edit(news)
-
-        def spread(seen: Looked) -> Values:
-            assert seen.chosen is not None
-            whole = _whole(Path(seen.chosen), None, None)
-            return {
-                self.looked: replace(seen, painting=seen.chosen),
-                self.painting: gr.Column(visible=True),
-                self.paint: canvas(whole),
-            }
-
-        # Does not fill the editor that it reads: gradio's would send what it holds without end.
-        def keep(paint: dict[str, Any] | None, seen: Looked) -> Values:
-            masks = seen.with_mask(paint)
-            said = f"{len(masks)} of {len(seen.paths)} pictures have a painted mask."
-            kept = replace(seen, masks=masks, painting=None)
-            return {self.looked: kept, self.painting: gr.Column(visible=False), self.told: status_line(said)}
-
-        def click(
-            files: list[str] | None,
-            crop: bool,
-            seed: int | None,
-            word: str | None,
-            text: str | None,
-            seen: Looked,
-            event: gr.SelectData,
-        ) -> Values:
-            assert seen.chosen is not None
-            corner = or_refusal(corner_at, Path(seen.chosen), event.index)
-            if seen.corner is None:  # the opposite one is to come
-                return self._edit(replace(seen, written=seen.with_words(text), corner=corner))
-            boxes = {**seen.boxes, seen.chosen: or_refusal(box_between, seen.corner, corner)}
-            return look(files, crop, seed, word, text, replace(seen, boxes=boxes, corner=None))
-
-        def write(
-            files: list[str] | None,
-            crop: bool,
-            seed: int | None,
-            word: str | None,
-            text: str | None,
-            seen: Looked,
-            box: str | None,
-        ) -> Values:
-            boxes = or_refusal(seen.with_box, box)
-            return look(files, crop, seed, word, text, replace(seen, boxes=boxes, corner=None))
-
-        def caption(text: str | None, seen: Looked) -> Iterator[Values]:
-            """Only of pictures that have no words; what is written can be mended before the training starts."""
-            written = dict(seen.with_words(text))
-            boxes = {Path(path): box for path, box in seen.boxes.items()}
-            wordless = [Path(path) for path in seen.paths if not replace(seen, written=written).words(path)]
-            yield {self.told: status_line(f"Looking at {len(wordless)} pictures ...")}
-            try:
-                for done, (path, words) in enumerate(self.service.caption_writer.captions(wordless, boxes), start=1):
-                    written[str(path)] = words
-                    yield {self.told: status_line(f"{done} of {len(wordless)}: {path.name} shows {words}")}
-            except REFUSALS as error:
-                kept = self._edit(replace(seen, written=written))
-                yield {self.told: status_line(str(error), refused=True), **kept}
-                raise refusal(error) from error
-            yield {
-                self.told: status_line(f"{len(wordless)} captions written; pick a picture to mend its own."),
-                **self._edit(replace(seen, written=written)),
-            }
-
-        def take_out(files: list[str] | None, seen: Looked) -> list[str] | None:
-            return [file for file in files or [] if file != seen.chosen] or None
-
-        shown_on: dict[str, Any] = {"show_progress_on": [self.crops], "api_visibility": "private"}
         outputs = [self.crops, self.remarks, self.told, self.write, *editor]
+        shown_on: dict[str, Any] = {"show_progress_on": [self.crops], "api_visibility": "private"}
         gr.on([self.files.change, crop.input], look, asked, outputs, **shown_on)
-        self.crops.select(pick, [self.caption, self.box, self.looked], editor, **QUIET)
-        hidden = [self.looked, self.painting]
-        self.mask.click(spread, self.looked, [*hidden, self.paint], **QUIET)
-        self.keep.click(keep, [self.paint, self.looked], [*hidden, self.told], **QUIET)
         self.whole.select(click, asked, outputs, **shown_on)
-        self.box.submit(write, [*asked, self.box], outputs, **shown_on)
-        self.write.click(caption, [self.caption, self.looked], [self.told, *editor], **QUIET)
-        self.out.click(take_out, [self.files, self.looked], self.files, **QUIET)
+        self.box.submit(write, {*asked, self.box}, outputs, **shown_on)
+        self.crops.select(self._pick, {self.caption, self.box, self.paint, self.looked}, editor, **QUIET)
+        hidden = [self.looked, self.painting]
+        self.mask.click(self._paint, {self.looked}, [*hidden, self.paint], **QUIET)
+        self.keep.click(self._keep, {self.paint, self.looked}, [*hidden, self.told], **QUIET)
+        self.write.click(self._write_captions, {self.caption, self.looked}, [self.told, *editor], **QUIET)
+        self.out.click(self._take_out, {self.files, self.looked}, self.files, **QUIET)
+
+    def _seen(self, values: Values) -> Looked:
+        """What is known, with what stands in the field for the caption."""
+        seen: Looked = values[self.looked]
+        return replace(seen, written=seen.with_words(values[self.caption]))
+
+    def _shown(self, found: PictureCheck, seen: Looked) -> Values:
+        """All pictures as training sees them, what is wrong with them, and the one that is looked at."""
+        shown = [
+            (found.crops.get(path) or greyed(stand_in()), " · ".join([path.name, *about]))
+            for path, about in found.about.items()
+        ]
+        seen = seen.holding([*map(str, found.about)], {str(path): words for path, words in found.captions.items()})
+        place = None if seen.chosen is None else seen.paths.index(seen.chosen)
+        return {
+            self.crops: gr.Gallery(shown, visible=bool(shown), selected_index=place),
+            self.remarks: status_line(*found.refused, *found.notes),
+            self.told: "",
+            self.write: gr.Button(visible=bool(shown) and self.service.caption_writer.name is not None),
+            **self._edit(seen),
+        }
+
+    def _pick(self, values: Values, event: gr.SelectData) -> Values:
+        seen = self._seen(values)
+        boxes, masks = or_refusal(seen.with_box, values[self.box]), seen.with_mask(values[self.paint])
+        chosen = seen.paths[event.index]
+        return self._edit(replace(seen, chosen=chosen, boxes=boxes, corner=None, masks=masks, painting=None))
+
+    def _paint(self, values: Values) -> Values:
+        seen: Looked = values[self.looked]
+        assert seen.chosen is not None
+        return {
+            self.looked: replace(seen, painting=seen.chosen),
+            self.painting: gr.Column(visible=True),
+            self.paint: canvas(_whole(Path(seen.chosen), None, None)),
+        }
+
+    def _keep(self, values: Values) -> Values:
+        """Does not fill the editor that it reads: gradio's would send what it holds without end."""
+        seen: Looked = values[self.looked]
+        masks = seen.with_mask(values[self.paint])
+        return {
+            self.looked: replace(seen, masks=masks, painting=None),
+            self.painting: gr.Column(visible=False),
+            self.told: status_line(f"{len(masks)} of {len(seen.paths)} pictures have a painted mask."),
+        }
+
+    def _write_captions(self, values: Values) -> Iterator[Values]:
+        """Only of pictures that have no words; what is written can be mended before the training starts."""
+        seen = self._seen(values)
+        written, boxes = dict(seen.written), {Path(path): box for path, box in seen.boxes.items()}
+        wordless = [Path(path) for path in seen.paths if not seen.words(path)]
+        yield {self.told: status_line(f"Looking at {len(wordless)} pictures ...")}
+        try:
+            for done, (path, words) in enumerate(self.service.caption_writer.captions(wordless, boxes), start=1):
+                written[str(path)] = words
+                yield {self.told: status_line(f"{done} of {len(wordless)}: {path.name} shows {words}")}
+        except REFUSALS as error:
+            kept = self._edit(replace(seen, written=written))
+            yield {self.told: status_line(str(error), refused=True), **kept}
+            raise refusal(error) from error
+        yield {
+            self.told: status_line(f"{len(wordless)} captions written; pick a picture to mend its own."),
+            **self._edit(replace(seen, written=written)),
+        }
+
+    def _take_out(self, values: Values) -> list[str] | None:
+        return [file for file in values[self.files] or [] if file != values[self.looked].chosen] or None
 
     def _edit(self, looked: Looked) -> Values:
         """The picture that is looked at, the words about it, and the part of it that is used."""
@@ -309,10 +235,6 @@ class Pictures:
 def paths_of(files: Sequence[str] | None) -> list[Path]:
     """The files of a `gr.File`."""
     return [Path(file) for file in files or []]
-
-
-def _place(paths: Sequence[str], chosen: str | None) -> int | None:
-    return None if chosen is None else paths.index(chosen)
 
 
 def _whole(path: Path, box: Box | None, corner: Corner | None) -> Image.Image | None:

@@ -5,8 +5,8 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 
+from coeff_diffusion.ui.looked import Looked
 from coeff_diffusion.ui.paint import painted
-from coeff_diffusion.ui.train_pictures import Looked
 
 
 def drawn(*strokes: tuple[int, int, int, int]) -> dict:
