@@ -1,8 +1,7 @@
 """What a base knows, measured on pictures that it draws: for bases without figures of what they were trained on.
 
-The embedded base has such figures: beside them, it is 0.96 to 1.06 times as far off with what it draws itself (two
-seeds), as guidance makes up for how smooth drawings are (without it: 0.8). So what a base draws can stand for what it
-knows. `KnownPictures` are measured once for a base, and kept by its weights in the folder of the user's settings.
+The embedded base has such figures, and is about as far off with what it draws itself, as long as guidance makes up for
+how smooth drawings are. So what a base draws can stand for what it knows. `KnownPictures` are measured once for a base, and kept by its weights in the folder of the user's settings.
 """
 
 import hashlib
