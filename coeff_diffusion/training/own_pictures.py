@@ -1,7 +1,8 @@
 """What a base knows, measured on pictures that it draws: for bases without figures of what they were trained on.
 
 The embedded base has such figures, and is about as far off with what it draws itself, as long as guidance makes up for
-how smooth drawings are. So what a base draws can stand for what it knows. `KnownPictures` are measured once for a base, and kept by its weights in the folder of the user's settings.
+how smooth drawings are. So what a base draws can stand for what it knows. `KnownPictures` are measured once for a base,
+and kept by its weights in the folder of the user's settings.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..families.errors import BaseModelError
 from ..families.fingerprint import describe_base
 from ..families.process import training_schedule
 from ..families.registry import denoiser_of
@@ -31,9 +33,14 @@ LEVELS = (0.03, 0.05, 0.1)  # as the embedded base's figures
 
 
 def own_figures(pipe: Any) -> KnownPictures | None:
-    """What `measure_own` has kept of a base; None where it has not measured it. Raises as `known_pictures`."""
+    """What `measure_own` has kept of a base; None where it has not measured it, or what it kept is damaged."""
     path = _path(pipe)
-    return KnownPictures.read(path) if path is not None and path.is_file() else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        return KnownPictures.read(path)
+    except BaseModelError:  # it is measured anew, in its place
+        return None
 
 
 def figures(pipe: Any) -> KnownPictures | None:
@@ -51,7 +58,8 @@ def measure_own(
         say: gets a line for what is done.
 
     Raises:
-        DrawCancelled: `should_stop` said so; OSError: the figures cannot be kept.
+        DrawCancelled: `should_stop` said so. StudioError: the base draws no sound picture. OSError: the figures cannot
+            be kept.
     """
     pipe = studio.pipe
     if (path := _path(pipe)) is None:

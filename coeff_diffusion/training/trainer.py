@@ -28,7 +28,7 @@ from ..families.quantization import quantize
 from ..families.registry import encoders_of, family_of
 from ..families.shared_weights import shared_pipeline
 from ..inference.pipeline_subjects import loaded_coefficients
-from ..inference.request import DrawCancelled
+from ..inference.request import DrawCancelled, StudioError
 from ..inference.studio import Studio
 from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
@@ -227,7 +227,7 @@ class Trainer:
         self.residency.keep([self.learner.family.denoiser, *reading])
 
     def measured(self) -> KnownPictures | None:
-        """What the base knows, as far as that was measured, or is to be measured now."""
+        """What the base knows, as far as that was measured or is to be now. No training ends for want of it."""
         wanted = {"auto": self.device.type != "cpu", "always": True, "never": False}[self.config.measure_base]
         with self.accelerator.main_process_first():  # the others find what it has kept
             if (known := figures(self.studio.pipe)) is not None or not wanted:
@@ -236,6 +236,9 @@ class Trainer:
                 return measure_own(self.studio, self.say, self.stop.asked)
             except DrawCancelled as error:
                 raise TrainingCancelled("stopped while the base was drawing what it knows") from error
+            except (StudioError, OSError) as error:
+                self.say(f"what the base knows was not measured: {error} (--measure_base never leaves it)")
+                return None
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint and the run that goes on from it must have in common."""

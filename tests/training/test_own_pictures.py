@@ -41,6 +41,25 @@ def test_a_base_is_measured_once_and_known_by_its_weights(tiny_pipe, home: Path)
     assert figures(tiny_pipe) is None
 
 
+def test_damaged_figures_are_measured_anew(tiny_pipe, home: Path) -> None:
+    known = measure_own(Studio(tiny_pipe), lambda line: None)
+    (path,) = home.rglob("*.json")
+    path.write_text('{"kind": ')
+    assert figures(tiny_pipe) is None
+    assert measure_own(Studio(tiny_pipe), lambda line: None) == figures(tiny_pipe) == known
+
+
+def test_training_goes_on_where_nothing_can_be_kept(tiny_pipe, home: Path, subject_images, tmp_path: Path) -> None:
+    home.write_text("a file where the folder of settings would be")
+    said: list[str] = []
+    config = TrainConfig(
+        instance_data_dir=str(subject_images), class_word="dog", output_dir=str(tmp_path / "out"), max_train_steps=1,
+        train_batch_size=1, validation_steps=0, measure_base="always",
+    )  # fmt: skip
+    assert (train(config, tiny_pipe, say=said.append).path / FILE_NAME).is_file()
+    assert [line for line in said if line.startswith("what the base knows was not measured")]
+
+
 def test_nothing_is_kept_of_a_measurement_that_was_ended(tiny_pipe, home: Path) -> None:
     with pytest.raises(DrawCancelled):
         measure_own(Studio(tiny_pipe), print, lambda: True)
