@@ -18,6 +18,7 @@ from ..training.reports import PreviewReport, StepReport, TrainingCancelled
 from ..training.run_folder import RunFolder
 from ..training.timeline import keep_step
 from ..training.trainer import train
+from .line import Line
 from .loading import SubjectLoader
 from .picture_check import PictureCheck, box_problems, caption_problems, check_pictures, copy_pictures, unknown_crops
 from .presets import MEANING, PAGE, PRESETS
@@ -26,6 +27,7 @@ from .training_form import TrainingForm, folder_name, training_config, word_prob
 from .training_job import State, TrainingJob
 
 MAX_WAITING = 8
+ALL = ""  # trainings go to one library, whoever asked for them: they wait in one line
 CLOSING = "the studio is closing; ask again when it is open"
 MAX_REMEMBERED = 50  # trainings that are over and still listed
 
@@ -43,7 +45,8 @@ class TrainingQueue:
         self.loader = loader
         self.time_estimate = TimeEstimate(loader)
         self._lock = threading.RLock()
-        self._jobs = {job.number: job for job in earlier}  # by number; those that wait in the order of the line
+        self._jobs = {job.number: job for job in earlier}
+        self._line = Line()
         self._worker: threading.Thread | None = None
         self._refusal = ""  # why no training is taken
 
@@ -99,10 +102,11 @@ class TrainingQueue:
         with self._lock:
             if self._refusal:
                 raise ConfigError([self._refusal])
-            if sum(job.state == "queued" for job in self._jobs.values()) >= MAX_WAITING:
+            if len(self._line) >= MAX_WAITING:
                 raise ConfigError([f"{MAX_WAITING} trainings wait already; take one out, or ask again later"])
             job = TrainingJob(max(self._jobs, default=0) + 1, name, config)
             self._jobs[job.number] = job
+            self._line.add(ALL, job.number)
             over = [one.number for one in self._jobs.values() if one.over]
             for number in over[:-MAX_REMEMBERED]:
                 del self._jobs[number]
@@ -133,9 +137,12 @@ class TrainingQueue:
 
     @property
     def jobs(self) -> list[TrainingJob]:
-        """All that are remembered: in the order they were asked for, or that someone has put them in."""
+        """All that are remembered, in the order they were asked for; then those that wait, in that of the line."""
         with self._lock:
-            return list(self._jobs.values())
+            waiting = self._line.of(ALL)
+            return [job for number, job in self._jobs.items() if number not in waiting] + [
+                self._jobs[number] for number in waiting
+            ]
 
     @property
     def busy(self) -> bool:
@@ -155,7 +162,8 @@ class TrainingQueue:
 
     def place(self, job: TrainingJob) -> int:
         """Its place in the line: 1 is next, 0 does not wait."""
-        waiting = [one.number for one in self.jobs if one.state == "queued"]
+        with self._lock:
+            waiting = self._line.of(ALL)
         return waiting.index(job.number) + 1 if job.number in waiting else 0
 
     def writing(self, name: str) -> TrainingJob | None:
@@ -165,13 +173,7 @@ class TrainingQueue:
     def sooner(self, number: int) -> None:
         """Let one that waits change places with the one before it in the line."""
         with self._lock:
-            waiting = [job.number for job in self._jobs.values() if job.state == "queued"]
-            place = waiting.index(number) if number in waiting else 0
-            if place:
-                order = list(self._jobs)
-                first, second = order.index(waiting[place - 1]), order.index(number)
-                order[first], order[second] = order[second], order[first]
-                self._jobs = {one: self._jobs[one] for one in order}
+            self._line.sooner(ALL, number)
 
     # --- stopping -----------------------------------------------------------------------------------------------------
 
@@ -182,7 +184,7 @@ class TrainingQueue:
             if job is None or job.over:
                 return
             job.stop.set()
-            if job.state == "queued":
+            if self._line.remove(ALL, number):
                 job.state = "stopped"
                 shutil.rmtree(job.folder, ignore_errors=True)
 
@@ -218,10 +220,11 @@ class TrainingQueue:
     def _work(self) -> None:
         while True:
             with self._lock:
-                job = next((one for one in self._jobs.values() if one.state == "queued"), None)
-                if job is None:
+                number = self._line.take()
+                if number is None:
                     self._worker = None
                     return
+                job = self._jobs[number]
                 job.state = "running"
             self._train(job)
 
