@@ -5,13 +5,14 @@ No gradio here, and no state in a browser: a page that is loaded again finds eve
 
 from ..inference.limits import MAX_SUBJECTS, check_limits, limits_of
 from .bases import Bases
-from .drawings import Drawing, Drawings
+from .drawings import Drawing, Drawings, Saved, in_few_words
 from .explorer import Exploration, Explorer
 from .grid_cells import MAX_ROWS, GridRequest, read_strengths, spread
 from .history import Drawn, History
 from .import_export import Export, ImportExport, PushRequest, ReplaceError
 from .inspector import HeadView, Inspector, LayerHeads, SubjectCharts, WordView
-from .jobs import Glimpse, Jobs
+from .job import Glimpse, Job
+from .jobs import Jobs, OnStep, ShouldStop
 from .library_view import Entry, LibraryView
 from .loading import SubjectLoader
 from .picture_settings import Settings
@@ -38,13 +39,17 @@ __all__ = [
     "History",
     "ImportExport",
     "Inspector",
+    "Job",
     "Jobs",
     "LayerHeads",
     "LibraryView",
     "Moment",
+    "OnStep",
     "PushRequest",
     "ReplaceError",
+    "Saved",
     "Settings",
+    "ShouldStop",
     "StudioService",
     "SubjectCharts",
     "SubjectLoader",
@@ -55,6 +60,7 @@ __all__ = [
     "TrainingQueue",
     "WordView",
     "check_limits",
+    "in_few_words",
     "limits_of",
     "read_strengths",
     "spread",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from ..families.controlnets import is_fetched
 from ..families.fingerprint import fingerprint, other_weights, weight_sample
@@ -21,6 +22,8 @@ from .messages import by_name
 from .picture_settings import Settings, restored
 from .prompts import Prompts, first_prompt
 
+SHOWN_PROMPT = 60  # characters of a prompt in the list of what waits
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -37,8 +40,8 @@ class Drawing:
     notes: list[str]
     files: list[Path]
 
-    def captioned(self) -> list[tuple[Path, str]]:
-        """The files with what they show, each picture of the base right before its counterpart."""
+    def saved(self) -> "Saved":
+        """What is kept to be shown of it, also to a page that is loaded again."""
         split = len(self.base)
         drawn = [
             (file, f"{' + '.join(picture.request.subjects) or 'base'}, seed {picture.seed}")
@@ -47,7 +50,27 @@ class Drawing:
         base = [
             (file, f"base, seed {picture.seed}") for file, picture in zip(self.files[:split], self.base, strict=True)
         ]
-        return [one for pair in zip(base, drawn, strict=True) for one in pair] if base else drawn
+        shown = [one for pair in zip(base, drawn, strict=True) for one in pair] if base else drawn
+        names = ", ".join(path.name for path in self.files)
+        said = [*self.notes, f"Saved in {self.files[0].parent}: {names}"]
+        return Saved(shown, said, self.pictures[0].seed, pair=len(self.base) == len(self.pictures) == 1)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The outcome as files and words: it holds no pictures in memory, nor what they were drawn with.
+
+    Attributes:
+        shown: the files with what they show, each picture of the base right before its counterpart.
+        said: the notes, and where the files are.
+        seed: of the first picture.
+        pair: whether it is one picture of the base and its counterpart.
+    """
+
+    shown: list[tuple[Path, str]]
+    said: list[str]
+    seed: int
+    pair: bool
 
 
 class Drawings:
@@ -186,3 +209,10 @@ class Drawings:
             return self.loader.studio.base_prompt(request.prompt)
         except StudioError as error:
             raise StudioError(f"{error}, or draw without comparing") from error
+
+
+def in_few_words(request: DrawRequest) -> str:
+    """A drawing as the list of what waits shows it: the prompt, the subjects, how many pictures."""
+    prompt = shorten(request.prompt, SHOWN_PROMPT, placeholder=" ...") or "no prompt"
+    count = f"{request.batch_size} pictures" if request.batch_size > 1 else "1 picture"
+    return " · ".join([prompt, *([" + ".join(request.subjects)] if request.subjects else []), count])

@@ -1,110 +1,211 @@
-"""Work that someone watches and may stop: it runs in a thread, the page follows it by a generator."""
+"""Work that someone watches and may stop: one job at a time in a thread of its own, the others wait in line."""
 
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 
-from ..inference.request import DrawCancelled, DrawProgress
-from ..training.reports import clock_time
+from ..inference.request import DrawCancelled, DrawProgress, StudioError
+from .job import Glimpse, Job
+from .line import Line
 
 Result = TypeVar("Result")
 OnStep = Callable[[DrawProgress], None]
 ShouldStop = Callable[[], bool]
 PREVIEW_SECONDS = 0.3  # at most one preview in this time: a picture of 128 pixels takes less than a second in all
+MAX_WAITING = 16  # of one owner
+MAX_WAITING_IN_ALL = 64  # each may hold pictures to start from
+MAX_REMEMBERED = 32  # owners whose newest result is kept for a page that is loaded again
+News = tuple[Job, Glimpse | None]  # how far a job is; None: it is over
 
 
-@dataclass(frozen=True)
-class Glimpse:
-    """How far the work is.
+@dataclass(eq=False)
+class Ear:
+    """Who listens to the jobs of an owner, and what there is to hear; None where there will be nothing more."""
 
-    Attributes:
-        step: of `total`; 0 while it waits.
-        seconds_left: an estimate from the steps so far.
-        pictures: the pictures as they form; empty where this step has no preview.
-        ahead: jobs of others that have to end before this one begins; 0 once it is at work.
-    """
-
-    step: int
-    total: int
-    seconds_left: float
-    pictures: list[Image.Image] = field(default_factory=list)
-    ahead: int = 0
-
-    def __str__(self) -> str:
-        if self.ahead:
-            return f"waiting: {self.ahead} {'drawing' if self.ahead == 1 else 'drawings'} of others first"
-        left = f"{round(self.seconds_left)} s" if self.seconds_left < 60 else clock_time(self.seconds_left)
-        return f"step {self.step} of {self.total}" + (f", {left} left" if self.step < self.total else "")
+    owner: str
+    listener: str
+    news: queue.SimpleQueue[News | None] = field(default_factory=queue.SimpleQueue)
 
 
 class Jobs:
-    """What is at work, by who asked for it (a browser's session).
+    """What is at work and what waits. There is one base to draw with, so one job is at work at a time.
 
-    One job of each of them, and one job of all of them at a time: there is one base to draw with. The others wait in
-    the order they came, and can be cancelled while they wait.
+    Owners take turns (see `Line`). Jobs belong to the process and not to who watches them.
     """
 
     def __init__(self, preview: Callable[[DrawProgress], list[Image.Image]]) -> None:
         self.preview = preview
-        self._stops: dict[str, threading.Event] = {}  # by owner: set, it stops the owner's latest job
-        self._line: list[threading.Event] = []  # of the job at work, then of those that wait
-        self._moved = threading.Condition()  # the line got shorter, or someone in it was stopped
+        self._lock = threading.RLock()
+        self._jobs: dict[int, Job] = {}  # the one at work, and those that wait
+        self._works: dict[int, Callable[[OnStep, ShouldStop], Any]] = {}  # of those that wait
+        self._line = Line()
+        self._at_work: Job | None = None
+        self._worker: threading.Thread | None = None
+        self._count = 0
+        self._ears: list[Ear] = []
+        self._newest: dict[str, Job] = {}  # by owner, the last one that came to its end by itself
 
-    @property
-    def busy(self) -> bool:
-        """Whether anything is at work."""
-        return bool(self._line)
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def submit(self, owner: str, work: Callable[[OnStep, ShouldStop], Any], about: str = "") -> Job:
+        """Put work in line; it is done whether or not somebody watches.
+
+        Args:
+            work: is given `on_step` and `should_stop`, as `Studio.draw` takes them.
+            about: it in few words.
+
+        Raises:
+            StudioError: too many wait already.
+        """
+        with self._lock:
+            if len(self._line.of(owner)) >= MAX_WAITING:
+                raise StudioError(f"{MAX_WAITING} of your drawings wait already; take one out, or ask when one is done")
+            if len(self._line) >= MAX_WAITING_IN_ALL:
+                raise StudioError(f"{MAX_WAITING_IN_ALL} drawings of all browsers wait already; ask again later")
+            self._count += 1
+            job = self._jobs[self._count] = Job(self._count, owner, about)
+            self._works[job.number] = work
+            self._line.add(owner, job.number)
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="drawings", daemon=True)
+                self._worker.start()
+            self._tell_places()
+        return job
 
     def run(self, owner: str, work: Callable[[OnStep, ShouldStop], Result]) -> Generator[Glimpse, None, Result]:
-        """Do the work in a thread and yield how far it is; the generator's return value is the work's.
+        """Do work for who follows it: yield how far it is; the generator's return value is the work's.
 
         An earlier job of the same owner is stopped. Closing the generator (the browser went away) stops the work at
         its next step and does not wait for it: the one who closes it may be an event loop.
 
-        Args:
-            work: is given `on_step` and `should_stop`, as `Studio.draw` takes them.
-
         Raises:
-            What the work raises; `DrawCancelled` after `cancel`.
+            What the work raises; `DrawCancelled` after `cancel`. StudioError: too many wait already.
         """
-        stop, news, outcome = threading.Event(), queue.SimpleQueue[Glimpse | None](), Future[Result]()
-        with self._moved:
-            self.cancel(owner)
-            self._stops[owner] = stop
-            self._line.append(stop)
-
-        def target() -> None:
-            try:
-                self._wait_turn(stop, news.put)
-                outcome.set_result(work(self._reporter(news.put), stop.is_set))
-            except BaseException as error:  # noqa: BLE001 - it is raised again where somebody waits for it
-                outcome.set_exception(error)
-            finally:
-                self._leave(owner, stop)
-                news.put(None)
-
-        threading.Thread(target=target, name=f"job of {owner}", daemon=True).start()
+        with self._lock:
+            for number in self._of(owner):
+                self._stop(self._jobs[number])
+            ear = self._listen(owner, owner)
+            job = self.submit(owner, work)
         try:
-            while (glimpse := news.get()) is not None:
-                yield glimpse
+            while (news := ear.news.get()) is not None and news != (job, None):
+                if news[0] is job and news[1] is not None:
+                    yield news[1]
         finally:
-            self._stop(stop)
-        return outcome.result()
+            self._forget(ear)
+            self._stop(job)
+        result: Result = job.outcome.result()
+        return result
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is at work or waits."""
+        return bool(self._jobs)
+
+    def current(self, owner: str) -> Job | None:
+        """The owner's job that is at work, else the one that is next."""
+        with self._lock:
+            return next((self._jobs[number] for number in self._of(owner)), None)
+
+    def waiting(self, owner: str) -> list[Job]:
+        """Those of an owner that wait, the next first."""
+        with self._lock:
+            return [self._jobs[number] for number in self._line.of(owner)]
+
+    def watch(self, owner: str, listener: str, seen: int = 0) -> Generator[News, None, None]:
+        """How the jobs of an owner go, until none is left. Closing the generator stops none of them.
+
+        Each is told of with every step, and once with None when it is over. It begins with the newest one that is
+        over, unless that was seen, and goes on with what is at work.
+
+        Args:
+            listener: who watches: a page. It ends an earlier watch of its own.
+            seen: the number of the newest one that the listener has seen the end of.
+        """
+        with self._lock:
+            self.leave(listener)
+            ear, newest, current = self._listen(owner, listener), self._newest.get(owner), self.current(owner)
+            if newest is not None and newest.number != seen:
+                ear.news.put((newest, None))
+            if current is not None and current.latest is not None:
+                ear.news.put((current, current.latest))
+        try:
+            while True:
+                with self._lock:  # what is told is told under it, so nothing is missed
+                    if ear.news.empty() and self.current(owner) is None:
+                        return
+                if (news := ear.news.get()) is None:
+                    return
+                yield news
+        finally:
+            self._forget(ear)
+
+    def leave(self, listener: str) -> None:
+        """End what this listener watches; its page is gone."""
+        with self._lock:
+            for ear in [one for one in self._ears if one.listener == listener]:
+                self._forget(ear)
+                ear.news.put(None)
+
+    # --- changing the line --------------------------------------------------------------------------------------------
 
     def cancel(self, owner: str) -> bool:
-        """Ask the owner's job to stop, at its next step or while it waits; whether there is one."""
-        stop = self._stops.get(owner)
-        if stop is not None:
-            self._stop(stop)
-        return stop is not None
+        """Stop the owner's job that is at work, at its next step, else the one that is next; whether there is one."""
+        with self._lock:
+            job = self.current(owner)
+            if job is not None:
+                self._stop(job)
+        return job is not None
 
-    def _reporter(self, tell: Callable[[Glimpse], None]) -> OnStep:
+    def take_out(self, owner: str, *numbers: int) -> None:
+        """Take jobs of an owner out of the line; those that have begun or are over stay as they are."""
+        with self._lock:
+            for number in numbers:
+                if number in self._line.of(owner):
+                    self._stop(self._jobs[number])
+
+    def sooner(self, owner: str, number: int) -> None:
+        """Let one that waits change places with the one that its owner asked for before it."""
+        with self._lock:
+            self._line.sooner(owner, number)
+            self._tell_places()
+
+    def close(self) -> None:
+        """Stop what is at work at its next step, without waiting for it, and take out all that waits."""
+        with self._lock:
+            for job in list(self._jobs.values()):
+                self._stop(job)
+
+    # --- working ------------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                number = self._line.take()
+                if number is None:
+                    self._worker = None
+                    return
+                job, work = self._jobs[number], self._works.pop(number)
+                self._at_work, job.begun = job, True
+                self._tell(job, Glimpse(0, 1, 0.0))
+                self._tell_places()
+            result, error = None, None
+            try:
+                result = work(self._reporter(job), job.stop.is_set)
+            except BaseException as raised:  # noqa: BLE001 - it is raised again where somebody waits for it
+                error = _let_go(raised)
+            with self._lock:
+                self._at_work = None
+                self._end(job, result, error)
+
+    def _reporter(self, job: Job) -> OnStep:
         """Tells of every step, with a preview now and then; the last step's is the picture itself."""
         last = 0.0
 
@@ -113,30 +214,66 @@ class Jobs:
             due = time.monotonic() - last > PREVIEW_SECONDS and progress.step < progress.total
             pictures = self.preview(progress) if due else []
             last = time.monotonic() if due else last
-            tell(Glimpse(progress.step, progress.total, progress.seconds_left, pictures))
+            self._tell(job, Glimpse(progress.step, progress.total, progress.seconds_left, pictures))
 
         return on_step
 
-    def _wait_turn(self, stop: threading.Event, tell: Callable[[Glimpse], None]) -> None:
-        """Return once the job is the first in the line, and tell how many are before it until then."""
-        with self._moved:
-            told = 0
-            while (ahead := self._line.index(stop)) and not stop.is_set():
-                if ahead != told:
-                    tell(Glimpse(0, 1, 0.0, ahead=ahead))
-                    told = ahead
-                self._moved.wait()
-        if stop.is_set():
-            raise DrawCancelled
+    def _stop(self, job: Job) -> None:
+        with self._lock:
+            job.stop.set()
+            if self._line.remove(job.owner, job.number):
+                del self._works[job.number]
+                self._end(job, None, DrawCancelled())
 
-    def _stop(self, stop: threading.Event) -> None:
-        stop.set()
-        with self._moved:
-            self._moved.notify_all()
+    def _end(self, job: Job, result: Any, error: BaseException | None) -> None:
+        del self._jobs[job.number]
+        if error is None:
+            job.outcome.set_result(result)
+        else:
+            job.outcome.set_exception(error)
+        if not isinstance(error, DrawCancelled):
+            self._newest.pop(job.owner, None)
+            self._newest[job.owner] = job
+            for owner in list(self._newest)[:-MAX_REMEMBERED]:
+                del self._newest[owner]
+        self._tell(job, None)
+        self._tell_places()
 
-    def _leave(self, owner: str, stop: threading.Event) -> None:
-        with self._moved:
-            self._line.remove(stop)
-            if self._stops.get(owner) is stop:
-                del self._stops[owner]
-            self._moved.notify_all()
+    def _of(self, owner: str) -> list[int]:
+        """The numbers of an owner's jobs, the one at work first."""
+        at_work = self._at_work
+        return [*([at_work.number] if at_work and at_work.owner == owner else ()), *self._line.of(owner)]
+
+    def _listen(self, owner: str, listener: str) -> Ear:
+        ear = Ear(owner, listener)
+        self._ears.append(ear)
+        return ear
+
+    def _forget(self, ear: Ear) -> None:
+        with self._lock:
+            if ear in self._ears:
+                self._ears.remove(ear)
+
+    def _tell(self, job: Job, glimpse: Glimpse | None) -> None:
+        with self._lock:
+            job.latest = glimpse
+            for ear in self._ears:
+                if ear.owner == job.owner:
+                    ear.news.put((job, glimpse))
+
+    def _tell_places(self) -> None:
+        """Those that wait hear how many come first, where that has changed."""
+        at_work = int(self._at_work is not None)
+        for place, number in enumerate(self._line):
+            job, ahead = self._jobs[number], place + at_work
+            if ahead and (job.latest is None or job.latest.ahead != ahead):
+                self._tell(job, Glimpse(0, 1, 0.0, ahead=ahead))
+
+
+def _let_go(error: BaseException) -> BaseException:
+    """The error, which is kept for who asked, without what its frames hold: that may be gigabytes on a GPU."""
+    one: BaseException | None = error
+    while one is not None:
+        traceback.clear_frames(one.__traceback__)
+        one = one.__cause__ or one.__context__
+    return error

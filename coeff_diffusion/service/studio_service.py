@@ -60,10 +60,14 @@ class StudioService:
             StudioError: something is drawn or trained, or waits for its turn.
         """
         if self.jobs.busy:
-            raise StudioError("something is being drawn; try again when it is done, or cancel it")
+            raise StudioError(
+                "something is being drawn, or waits in line; try again when all of it is done, or cancel it and take "
+                "the rest out"
+            )
         with self.training_queue.resting(why), self.loader.resting(why):
             yield
 
     def close(self) -> None:
-        """End what goes on by itself: trainings stop after their step and save what they have."""
+        """End what goes on by itself: drawings without a word, trainings after their step, saving what they have."""
+        self.jobs.close()
         self.training_queue.close()

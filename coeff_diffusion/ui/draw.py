@@ -1,8 +1,6 @@
 """The Draw tab: a prompt, subjects, a button; the picture as it forms."""
 
-import html
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,9 @@ import gradio as gr
 
 from ..images.drawing_settings import SETTINGS
 from ..images.shapes import RATIOS, size_of
-from ..service import Drawing, Glimpse, StudioService, check_limits
-from . import draw_with, prompt_box
-from .common import QUIET, REFUSALS, follow, or_refusal, status_line, with_status
+from ..service import OnStep, Saved, ShouldStop, StudioService, check_limits, in_few_words
+from . import draw_line, draw_with, prompt_box
+from .common import QUIET, REFUSALS, or_refusal, refusal, status_line, with_status
 from .draw_controls import (
     Controls,
     Values,
@@ -25,19 +23,22 @@ from .draw_controls import (
     style_control,
     subject_rows,
 )
+from .draw_line import DRAW, DrawLine
+from .draw_stage import Stage, result_gallery, result_slider
 from .from_picture import FromPicture
 from .held_to import HeldTo
 from .history import HistoryPanel
-from .job_bar import JobBar, job_bar
+from .job_bar import job_bar
 from .prompt_box import PromptBox
 from .refined import Refined
 from .setting_control import control_of
 from .start import Start
 
-AT_ONCE = 16  # drawings that are at work or wait where everyone sees their place; more wait in gradio's own queue
+AT_ONCE = 16  # pages that watch their line; more wait in gradio's own queue, and their drawings go on
 # The picture is the hero: beside the controls where there is room, else right below the button.
 CSS = (
     prompt_box.CSS
+    + draw_line.CSS
     + """
 #draw-room { display: grid; gap: var(--layout-gap); align-items: start;
   grid-template: "ask result" auto "rest result" 1fr / minmax(0, 2fr) minmax(0, 3fr); }
@@ -63,53 +64,13 @@ CSS = (
 )
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What shows how the drawing goes.
-
-    Attributes:
-        last: the seed of the last drawing.
-    """
-
-    bar: JobBar
-    empty: gr.Column
-    gallery: gr.Gallery
-    slider: gr.ImageSlider
-    last: gr.State
-
-    def outputs(self) -> list[Any]:
-        """All of it, for an event."""
-        return [*self.bar.parts(), self.empty, self.gallery, self.slider, self.last]
-
-    def underway(self, glimpse: Glimpse) -> dict[Any, Any]:
-        """What to show while the picture forms. Not read out: a screen reader would hear of every step."""
-        bar = f'<progress aria-label="Drawing" value="{glimpse.step}" max="{glimpse.total}"></progress>'
-        news: dict[Any, Any] = {self.bar.status: f"<p>{html.escape(str(glimpse))}</p>{bar}"}
-        if glimpse.pictures:
-            forming = [(picture, "forming") for picture in glimpse.pictures]
-            news |= {self.empty: gr.Column(visible=False), self.gallery: gr.Gallery(forming, visible=True)}
-            news[self.slider] = gr.ImageSlider(None, visible=False)
-        return news
-
-    def done(self, drawing: Drawing) -> dict[Any, Any]:
-        """The result: the saved files themselves, so that what is downloaded says how it was drawn."""
-        pictures = [(self.gallery.move_resource_to_block_cache(path), words) for path, words in drawing.captioned()]
-        names = ", ".join(path.name for path in drawing.files)
-        pair = len(drawing.base) == len(drawing.pictures) == 1
-        return self.bar.idle(*drawing.notes, f"Saved in {drawing.files[0].parent}: {names}") | {
-            self.empty: gr.Column(visible=False),
-            self.gallery: gr.Gallery(pictures, visible=True),
-            self.slider: gr.ImageSlider((pictures[0][0], pictures[1][0]) if pair else None, visible=pair),
-            self.last: drawing.pictures[0].seed,
-        }
-
-
 def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
     """Put the tab's controls on the page and wire them to the service."""
     with gr.Row(elem_id="draw-room"):
         with gr.Column(elem_id="draw-ask"):
             box = PromptBox(service)
-            bar = job_bar("draw", "Draw")
+            bar = job_bar("draw", DRAW)
+            line = DrawLine(service, bar)
         with gr.Column(elem_id="draw-rest"):
             rows = subject_rows(service)
             adapter = control_of(SETTINGS["adapter_strength"], service, "draw", visible=False)
@@ -130,23 +91,30 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
                 elem_id="draw-drop",
             )
         with gr.Column(elem_id="draw-result"):
-            start, gallery, slider = Start(service), _result(), _slider()
+            start, gallery, slider = Start(service), result_gallery(), result_slider()
             history = HistoryPanel(service)
     fields |= {"seed": seed, "adapter_strength": adapter}
     controls = Controls(box.text, rows, fields | fine, random_seed, layers, origin, held_to, refined, styles)
-    stage = Stage(bar, start.panel, gallery, slider, gr.State(0))
-    drawn = _wire_drawing(service, page, controls, stage, (compare, embed))
+    stage = Stage(bar, line, start.panel, gallery, slider, gr.State((0, None)))
+    _wire_drawing(service, page, controls, stage, (compare, embed))
     _wire_subjects(service, [page.load, tab.select], controls, words, box)
     sides = [fields["width"], fields["height"]]
     origin.wire(sides)
     restored, news = _wire_files(service, controls, bar.status, upload, drop, box)
     start.wire(restored, news, tab.parent)
-    history.wire(restored, news, origin, [drawn])
+    history.wire(restored, news, origin, stage.last.change)
     box.wire(page, rows, controls.fields, styles)
     page.load(partial(_styles, service), None, styles, **QUIET)
     draw_with.receive(tab, [row.name for row in rows], lambda name: choose(service.library.find(), name))
     shape.input(lambda ratio: size_of(ratio, service.studio.size, service.studio.multiple), shape, sides, **QUIET)
-    reuse.click(lambda last: (last, False), stage.last, [seed, random_seed], **QUIET)
+    reuse.click(lambda last: (last[1] or 0, False), stage.last, [seed, random_seed], **QUIET)
+    # Who has chosen a seed meanwhile, for the next drawing, keeps it.
+    stage.last.change(
+        lambda last, again: gr.skip() if last[1] is None or not again else last[1],
+        [stage.last, random_seed],
+        seed,
+        **QUIET,
+    )
 
 
 def _styles(service: StudioService) -> Any:
@@ -174,60 +142,49 @@ def _switches() -> tuple[gr.Checkbox, gr.Checkbox]:
     return compare, embed
 
 
-def _result() -> gr.Gallery:
-    return gr.Gallery(
-        label="Result",
-        show_label=False,
-        visible=False,
-        format="jpeg",  # of what forms; what is drawn is shown from its file
-        columns=2,
-        object_fit="contain",
-        interactive=False,
-        buttons=["download", "download_all", "fullscreen"],
-        elem_id="draw-gallery",
-    )
-
-
-def _slider() -> gr.ImageSlider:
-    """The base and the subject, one over the other, where one of each is drawn."""
-    return gr.ImageSlider(
-        label="Left the base, right the subject",
-        type="filepath",
-        format="png",
-        visible=False,
-        interactive=False,
-        buttons=[],
-        elem_id="draw-slider",
-    )
-
-
 # --- what happens when ------------------------------------------------------------------------------------------------
 
 
 def _wire_drawing(
     service: StudioService, page: gr.Blocks, controls: Controls, stage: Stage, switches: tuple[gr.Checkbox, gr.Checkbox]
-) -> Any:
-    """Returns the event that draws."""
+) -> None:
+    """A press puts a drawing in line as it is set now; the line is watched from then on, and when the page opens."""
+    line = stage.line
 
     def press(values: Values, request: gr.Request) -> Iterator[dict[Any, Any]]:
         compare, embed = (values[switch] for switch in switches)
-        asked = check_limits(service.studio, controls.request(service.drawings, values))
-        yield stage.bar.busy()  # the last result stays until there is something to see of this one
-        embed_start = values[controls.start.embed]
-        work = partial(service.drawings.draw, asked, compare, embed_subjects=embed, embed_start=embed_start)
-        drawing: Drawing = yield from follow(stage.bar.run(service, request, work), stage.underway)
-        yield stage.done(drawing) | {controls.fields["seed"]: drawing.pictures[0].seed}
+        owner = line.owner(values, request)
+        try:
+            asked = check_limits(service.studio, controls.request(service.drawings, values))
+            options = {"embed_subjects": embed, "embed_start": values[controls.start.embed]}
 
-    drawn = gr.on(
+            def work(on_step: OnStep, should_stop: ShouldStop) -> Saved:
+                return service.drawings.draw(asked, compare, on_step, should_stop, **options).saved()
+
+            job = service.jobs.submit(owner, work, in_few_words(asked))
+        except REFUSALS as error:
+            yield {stage.bar.status: status_line(str(error), refused=True)}
+            raise refusal(error) from error
+        yield {line.kept: owner, line.rung: job.number} | line.news(owner)
+
+    gr.on(
         [stage.bar.start.click, controls.prompt.submit],
-        stage.bar.minding(press),
-        controls.inputs() | set(switches),
-        [*stage.outputs(), controls.fields["seed"]],
+        press,
+        controls.inputs() | {*switches, line.kept},
+        [*line.parts(), line.kept, line.rung, stage.bar.status],
+        trigger_mode="multiple",
+        **QUIET,
+    )
+    gr.on(
+        [page.load, line.rung.change],
+        stage.watch,
+        stage.inputs(),
+        stage.outputs(),
+        trigger_mode="always_last",
         concurrency_limit=AT_ONCE,
         **QUIET,
     )
-    stage.bar.wire_cancel(service, page)
-    return drawn
+    line.wire(page)
 
 
 def _wire_subjects(

@@ -98,13 +98,17 @@ class HistoryPanel:
         }
 
     def wire(
-        self, restore: Callable[[str], Iterator[Any]], restored: list[Any], origin: FromPicture, drawn: list[Any]
+        self,
+        restore: Callable[[str], Iterator[Any]],
+        restored: list[Any],
+        origin: FromPicture,
+        drawn: Callable[..., Any],
     ) -> None:
         """Connect all of it.
 
         Args:
             restore: puts the settings of a picture into `restored`.
-            drawn: events after which there may be new pictures.
+            drawn: lets a handler run each time there may be new pictures.
         """
         seen, asked = self.outputs(), [self.favourites, self.count, self.chosen]
         changed = [*seen, self.status, self.deleted, self.undo]
@@ -160,8 +164,7 @@ class HistoryPanel:
         self.start.click(
             with_status(begin, self.status), self.chosen, [origin.picture, origin.box, self.status], **QUIET
         ).success(origin.size_of, origin.picture, origin.sides, **QUIET)
-        for event in drawn:
-            event.then(refresh, [self.is_open, *asked], seen, **QUIET)
+        drawn(refresh, [self.is_open, *asked], seen, **QUIET)
 
     def _path(self, name: str) -> Path:
         return self.history.get(name).path

@@ -12,7 +12,7 @@ from .own_folder import own_folder
 from .theme import THEME
 from .waiting import Wait, Waiting
 
-QUEUE_LENGTH = 32  # drawings that may wait; one more gets "queue is full" at once
+QUEUE_LENGTH = 32  # requests that may wait, drawings of scripts above all; one more gets "queue is full" at once
 CACHE_SECONDS = 24 * 3600
 
 

@@ -62,7 +62,7 @@ def test_both_sides_are_drawn_saved_and_paired(drawings: Drawings) -> None:
         "00003-1.png",
         "00004-2.png",
     ]
-    assert [(path.name[:5], words) for path, words in drawing.captioned()] == [
+    assert [(path.name[:5], words) for path, words in drawing.saved().shown] == [
         ("00001", "base, seed 1"),
         ("00003", "dog, seed 1"),
         ("00002", "base, seed 2"),
@@ -71,7 +71,7 @@ def test_both_sides_are_drawn_saved_and_paired(drawings: Drawings) -> None:
     assert len(steps) == 4
     assert read_parameters(drawing.files[0]).prompt == "a dog"
     alone = drawings.draw(DrawRequest("a dog", seed=1, steps=1), compare=True)
-    assert [words for _, words in alone.captioned()] == ["base, seed 1"]  # nothing to compare without a subject
+    assert [words for _, words in alone.saved().shown] == ["base, seed 1"]  # nothing to compare without a subject
 
 
 def test_pictures_carry_their_subjects_when_asked(drawings: Drawings, library: Library) -> None:

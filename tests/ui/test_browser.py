@@ -1,5 +1,6 @@
 """The page in a real browser: what a person does with it to draw, on a tiny base."""
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -76,6 +77,7 @@ class Draw:
         self.button = self.page.locator("#draw-button")
         self.status = self.page.locator("#draw-status")
         self.prompt = self.page.locator("#draw-prompt textarea")
+        self.waiting = self.page.locator("#draw-line li")
         self.button.wait_for()
         self.page.locator(".main > [data-testid=status-tracker]").wait_for(state="hidden")
 
@@ -262,7 +264,7 @@ def test_draw_from_a_picture_and_paint_what_changes(browser: Any, address: str, 
     draw.page.close()
 
 
-def test_cancel_refusals_and_a_phone(
+def test_a_line_refusals_and_a_phone(
     browser: Any, tiny_pipe: StableDiffusionPipeline, subjects_dir: Path, tmp_path: Path
 ) -> None:
     service = StudioService(Studio(tiny_pipe), Library(subjects_dir), tmp_path / "pictures")
@@ -272,6 +274,7 @@ def test_cancel_refusals_and_a_phone(
         _phone(draw)
         _refusals(draw, subjects_dir, tmp_path)
         _cancel(draw, service)
+        _line(draw, service)
     finally:
         blocks.close()
 
@@ -345,26 +348,64 @@ def _refusals(draw: Draw, subjects_dir: Path, tmp_path: Path) -> None:
 
 
 def _cancel(draw: Draw, service: StudioService) -> None:
-    """Cancel ends a drawing at once, and so does closing the page."""
+    """Cancel, and Escape as well, ends a drawing at once."""
     for name, value in (("width", 64), ("height", 64), ("pictures", 4), ("steps", 100)):
         draw.number(name).fill(str(value))
         draw.number(name).press("Tab")
-    cancel = draw.page.locator("#draw-cancel")
     draw.button.click()
     draw.says("of 100")  # how far it is
     draw.page.locator("#draw-gallery").get_by_role("img", name="forming").first.wait_for()
-    cancel.click()
+    draw.prompt.press("Escape")
     draw.says("Cancelled; nothing was saved.")
-    playwright.expect(cancel).to_be_disabled()
+    playwright.expect(draw.page.locator("#draw-cancel")).to_be_disabled()
+    assert not list(service.output_dir.glob("*.png"))
 
-    draw.button.click()
-    draw.says("of 100")
-    draw.page.close()
+
+def _line(draw: Draw, service: StudioService) -> None:
+    """What is asked for meanwhile waits in line, also for a page that is loaded again, and is drawn for nobody."""
+    draw.number("steps").fill("2")
+    draw.number("pictures").fill("1")
+    draw.number("pictures").press("Tab")
+    with service.studio.exclusive():  # what is at work goes on when this ends
+        for prompt in ("at work", "a <b>first</b> one", "a second one", "a third one"):
+            draw.prompt.fill(prompt)
+            draw.button.click()
+            if prompt == "at work":
+                draw.says("Getting ready")
+                playwright.expect(draw.button).to_have_text("Add to the line")
+            else:
+                playwright.expect(draw.waiting.filter(has_text=prompt)).to_be_visible(timeout=PATIENCE)
+        draw.prompt.fill("what is written now changes none of them")
+        draw.waiting.nth(1).get_by_role("button", name="Sooner").click()
+        playwright.expect(draw.waiting.first).to_contain_text("a second one · dog · 1 picture", timeout=PATIENCE)
+        draw.waiting.nth(2).get_by_role("button", name="Take out").click()
+        playwright.expect(draw.waiting).to_have_count(2, timeout=PATIENCE)
+        assert draw.page.evaluate("document.documentElement.scrollWidth") <= 390
+        draw.page.reload()
+        draw.says("Getting ready")
+        in_line = [re.compile("a second"), re.compile("a <b>first")]
+        playwright.expect(draw.waiting).to_have_text(in_line, timeout=PATIENCE)
+        draw.page.locator("#draw-cancel").click()
+        draw.says("Stopping at the next step")
+    draw.says("00002-")
+    playwright.expect(draw.waiting).to_have_count(0)
+    playwright.expect(draw.button).to_have_text("Draw")
+    prompts = [read_parameters(path).prompt for path in sorted(service.output_dir.glob("*.png"))]
+    assert prompts == ["a second one", "a <b>first</b> one"]
+
+    with service.studio.exclusive():
+        draw.button.click()
+        for count in (0, 1, 2, 0, 1):
+            playwright.expect(draw.waiting).to_have_count(count, timeout=PATIENCE)
+            draw.says("Getting ready")
+            (draw.page.get_by_role("button", name="Take all out") if count == 2 else draw.button).click()
+        playwright.expect(draw.waiting).to_have_count(2, timeout=PATIENCE)
+        draw.page.close()
     until = time.monotonic() + PATIENCE / 1000
     while service.jobs.busy:
-        assert time.monotonic() < until, "the drawing went on although nobody is there"
+        assert time.monotonic() < until, "the line did not go on"
         time.sleep(0.1)
-    assert not list(service.output_dir.glob("*.png"))
+    assert len(list(service.output_dir.glob("*.png"))) == 2 + 3
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
