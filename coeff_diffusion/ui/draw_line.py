@@ -21,9 +21,10 @@ CSS = """
   padding: var(--spacing-sm) 0; border-top: 1px solid var(--border-color-primary); }
 #draw-line li span { flex: 1 1 7rem; min-width: 0; overflow-wrap: anywhere; font-size: var(--text-sm); }
 #draw-line li div { display: flex; gap: var(--spacing-sm); margin-left: auto; }
-#draw-line button { margin: 0; font-weight: 400; padding: var(--spacing-xs) var(--spacing-md); font-size: var(--text-sm); cursor: pointer;
-  color: var(--button-secondary-text-color); background: var(--button-secondary-background-fill);
-  border: 1px solid var(--button-secondary-border-color); border-radius: var(--radius-md); }
+#draw-line button { margin: 0; padding: var(--spacing-xs) var(--spacing-md); font-size: var(--text-sm);
+  font-weight: 400; cursor: pointer; color: var(--button-secondary-text-color);
+  background: var(--button-secondary-background-fill); border: 1px solid var(--button-secondary-border-color);
+  border-radius: var(--radius-md); }
 #draw-line button:hover { background: var(--button-secondary-background-fill-hover); }
 @media (max-width: 820px) { #draw-line button { min-height: 44px; } }
 """

@@ -2,19 +2,20 @@
 
 import html
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from ..inference.request import DrawCancelled, DrawRequest
-from ..service import Exploration, Glimpse, StudioService, spread
-from .common import QUIET, REFUSALS, follow, or_refusal
+from ..inference.request import DrawCancelled, DrawRequest, StudioError
+from ..service import Exploration, Glimpse, GridRequest, StudioService, spread
+from .common import QUIET, REFUSALS, follow, or_refusal, status_line
 from .explore_controls import FITTING, Values, fitting, grid_controls, grid_request, shared_settings
 from .job_bar import JobBar, job_bar
 
 AT_ONCE = 16  # grids that are at work or wait where everyone sees their place
+OUTDATED = "This grid was drawn with other settings; draw it again."
 HINT = "Choose subjects: every cell is drawn from the same noise. None yet? Draw has ready ones, Train teaches yours."
 CSS = """
 #explore-status p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
@@ -26,25 +27,36 @@ CSS = """
 #explore-cells .grid-wrap { height: auto; max-height: none; }
 /* The labels over the columns begin below the component's own label and buttons. */
 #explore-sheet .image-container, #explore-cells .grid-wrap { padding-top: 2.6rem; }
+#explore-outdated p { margin: 0 0 var(--spacing-sm); }
+#explore-room:has(#explore-outdated p) :is(#explore-sheet img, #explore-cells .thumbnail-item) { opacity: 0.35; }
 @media (max-width: 820px) { #explore-cells .grid-container { grid-template-columns: 1fr 1fr; } }
 """
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What shows how the grid goes."""
+    """What shows how the grid goes.
+
+    Attributes:
+        asked: what the controls asked for when the grid that is shown was begun, as plain values, by whose hash gradio
+            tells of a change; None while there is none.
+        outdated: says where they ask for another one by now.
+    """
 
     bar: JobBar
     sheet: gr.Image
     cells: gr.Gallery
+    asked: gr.State
+    outdated: gr.HTML
 
     def outputs(self) -> list[Any]:
-        """All of it, for an event."""
-        return [*self.bar.parts(), self.sheet, self.cells]
+        """All that a job changes, for an event."""
+        return [*self.bar.parts(), self.sheet, self.cells, self.asked]
 
-    def busy(self, plan: Exploration) -> dict[Any, Any]:
+    def busy(self, plan: Exploration, asked: GridRequest) -> dict[Any, Any]:
         """The empty grid, before the first step."""
         return self.bar.busy(*plan.notes) | {
+            self.asked: asdict(asked),
             self.sheet: plan.glimpse(),
             self.cells: gr.Gallery([], visible=False),
         }
@@ -63,22 +75,24 @@ class Stage:
         """What there is: the saved files themselves, so that what is downloaded says how it was drawn."""
         cells = [(self.cells.move_resource_to_block_cache(path), words) for path, words in plan.captioned()]
         sheet = None if plan.file is None else self.sheet.move_resource_to_block_cache(plan.file)
-        return self.bar.idle(_outcome(plan), *plan.notes) | {
+        news = self.bar.idle(_outcome(plan), *plan.notes) | {
             self.cells: gr.Gallery(cells, visible=bool(cells)),
             self.sheet: sheet,
         }
+        return news if plan.file else news | {self.asked: None}
 
 
 def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
     """Put the tab's controls on the page and wire them to the service."""
-    with gr.Row():
+    with gr.Row(elem_id="explore-room"):
         with gr.Column(scale=2, min_width=320):
             controls = grid_controls(service)
             bar = job_bar("explore", "Draw the grid", HINT)
+            outdated = gr.HTML("", elem_id="explore-outdated", padding=False)
             with gr.Accordion("Settings", open=False, elem_id="explore-settings"):
                 settings = shared_settings(service)
         with gr.Column(scale=3, min_width=320):
-            stage = Stage(bar, *_result())
+            stage = Stage(bar, *_result(), gr.State(None), outdated)
     _wire_drawing(service, page, controls, settings, stage)
     _wire_choices(service, [page.load, tab.select], controls)
 
@@ -86,11 +100,14 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
 def _wire_drawing(
     service: StudioService, page: gr.Blocks, controls: dict[str, Any], settings: dict[str, Any], stage: Stage
 ) -> None:
-    def press(values: Values, request: gr.Request) -> Iterator[dict[Any, Any]]:
+    def asked_in(values: Values) -> GridRequest:
         shared = DrawRequest("", **{name: values[control] for name, control in settings.items()})
-        asked = grid_request({name: values[control] for name, control in controls.items()}, shared)
+        return grid_request({name: values[control] for name, control in controls.items()}, shared)
+
+    def press(values: Values, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        asked = asked_in(values)
         plan = service.explorer.plan(asked)
-        yield stage.busy(plan)
+        yield stage.busy(plan, asked)
         try:
             run = stage.bar.run(service, request, partial(service.explorer.draw, plan))
             yield from follow(run, partial(stage.underway, plan))
@@ -101,11 +118,23 @@ def _wire_drawing(
             raise
         yield stage.done(plan)
 
-    stage.bar.start.click(
-        stage.bar.minding(press),
-        {*controls.values(), *settings.values()},
-        stage.outputs(),
-        concurrency_limit=AT_ONCE,
+    def compare(values: Values) -> str:
+        drawn = values[stage.asked]
+        try:
+            fits = drawn is None or drawn == asdict(asked_in(values))
+        except StudioError:  # said when it is drawn
+            fits = False
+        return "" if fits else status_line(OUTDATED)
+
+    asked_for = {*controls.values(), *settings.values()}
+    stage.bar.start.click(stage.bar.minding(press), asked_for, stage.outputs(), concurrency_limit=AT_ONCE, **QUIET)
+    gr.on(
+        [stage.asked.change, *(control.change for control in asked_for)],
+        compare,
+        asked_for | {stage.asked},
+        stage.outdated,
+        trigger_mode="always_last",
+        queue=False,
         **QUIET,
     )
     stage.bar.wire_cancel(service, page)

@@ -42,6 +42,7 @@ def service(
 def address(service: StudioService) -> Iterator[str]:
     with gradio.Blocks() as page, gradio.Tab("Explore") as tab:
         explore.build(service, page, tab)
+    page.css = explore.CSS
     page.queue(default_concurrency_limit=1)
     yield serve(page, PageConfig(port=0), [])
     page.close()
@@ -88,6 +89,25 @@ def test_explore(browser: Any, address: str, service: StudioService, tmp_path: P
     found = read_parameters(files[4])
     assert (found.prompt, found.seed, found.subjects) == ("a sks dog on snow", 0, {"other-dog": 1.0})
 
+    # What it was drawn with is known: a grid that the controls no longer ask for is dimmed and says so.
+    outdated, shown = page.locator("#explore-outdated"), page.locator("#explore-sheet img")
+    dimmed = "This grid was drawn with other settings; draw it again."
+    prompt.press_sequentially(" and ice")
+    playwright.expect(outdated).to_have_text(dimmed)
+    playwright.expect(shown).to_have_css("opacity", "0.35")
+    playwright.expect(status).to_contain_text("5 of 5 pictures, saved in")
+    prompt.fill("a sks dog on snow")
+    playwright.expect(outdated).to_have_text("")
+    playwright.expect(shown).to_have_css("opacity", "1")
+    for control, other, same in (("strengths textarea", "0.5; 1", "0.5, 1"), ("seed input[type=number]", "7", "0")):
+        if control.startswith("seed"):
+            page.get_by_role("button", name="Settings").click()
+        page.locator(f"#explore-{control}").fill(other)
+        playwright.expect(outdated).to_have_text(dimmed)
+        page.locator(f"#explore-{control}").fill(same)
+        playwright.expect(outdated).to_have_text("")
+    page.get_by_role("button", name="Settings").click()
+
     # The whole is one picture to download, which says what it is; each cell opens alone.
     with page.expect_download() as download:
         page.locator("#explore-sheet").get_by_label("Download").click()
@@ -111,7 +131,9 @@ def test_explore(browser: Any, address: str, service: StudioService, tmp_path: P
     page.get_by_role("button", name="Settings").click()
     page.locator("#explore-denoising input[type=number]").fill("100")
     draw.click()
+    playwright.expect(outdated).to_have_text(dimmed)
     playwright.expect(status).to_contain_text("left")
+    playwright.expect(outdated).to_have_text("")
     cancel.click()
     playwright.expect(status).to_contain_text("Cancelled")
     playwright.expect(draw).to_be_enabled()
