@@ -5,6 +5,14 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageChops
 
+# Gradio's editor begins a stroke only where it has seen the pointer move before. A finger does not, and its place is
+# forgotten with every stroke; a mouse may not have since the picture came. So a press is told to it as a move first.
+SCRIPT = """<script>
+window.addEventListener("pointerdown", (event) => {
+  if (event.target.closest?.(".pixi-target")) event.target.dispatchEvent(new PointerEvent("pointermove", event));
+}, true);
+</script>"""
+
 
 def paint_editor(label: str, elem_id: str) -> gr.ImageEditor:
     """The editor, out of sight until there is a picture to paint over (see `canvas`)."""

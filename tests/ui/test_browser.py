@@ -229,7 +229,8 @@ def test_draw_from_a_picture_and_paint_what_changes(browser: Any, address: str, 
     first = StartPicture.read(next(pictures.glob("00001-*")))
     assert first == StartPicture(photo)
 
-    # What is painted over changes, and nothing else.
+    # What is painted over changes, and nothing else: with the mouse, or a finger, of which nothing is seen before it
+    # touches, and the button is pressed right after the last stroke.
     draw.page.wait_for_timeout(500)  # the editor fits its canvas to the picture
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
@@ -239,13 +240,23 @@ def test_draw_from_a_picture_and_paint_what_changes(browser: Any, address: str, 
     draw.page.mouse.move(middle[0] + 4, middle[1], steps=4)
     draw.page.mouse.up()
     draw.number("mask-blur").fill("0")
-    draw.button.click()
+    draw.page.mouse.move(0, 0)
+    finger = draw.page.context.new_cdp_session(draw.page)
+    for aside in (-60, 60):
+        place = {"x": middle[0] + aside, "y": middle[1]}
+        finger.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [place]})
+        finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    draw.button.dispatch_event("click")
     draw.says("00002-")
     saved = next(pictures.glob("00002-*"))
     start = StartPicture.read(saved)
     assert start is not None
     stays = np.asarray(start.mask) == 0
     assert 0.2 < stays.mean() < 1
+    left, centre, right = (~stays[:, part].all(axis=0) for part in (slice(0, 9), slice(10, 14), slice(15, 24)))
+    assert left.any()
+    assert centre.any()
+    assert right.any()
     assert start.image == photo
     assert (np.asarray(Image.open(saved))[stays] == np.asarray(photo)[stays]).all()
 
