@@ -90,8 +90,8 @@ class Jobs:
         with self._lock:
             for number in self._of(owner):
                 self._stop(self._jobs[number])
-            ear = self._listen(owner, owner)
             job = self.submit(owner, work)
+            ear = self._listen(owner, owner, job)
         try:
             while (news := ear.news.get()) is not None and news != (job, None):
                 if news[0] is job and news[1] is not None:
@@ -131,11 +131,9 @@ class Jobs:
         """
         with self._lock:
             self.leave(listener)
-            ear, newest, current = self._listen(owner, listener), self._newest.get(owner), self.current(owner)
-            if newest is not None and newest.number != seen:
-                ear.news.put((newest, None))
-            if current is not None and current.latest is not None:
-                ear.news.put((current, current.latest))
+            newest = self._newest.get(owner)
+            over = () if newest is None or newest.number == seen else (newest,)
+            ear = self._listen(owner, listener, *over, self.current(owner))
         try:
             while True:
                 with self._lock:  # what is told is told under it, so nothing is missed
@@ -244,9 +242,13 @@ class Jobs:
         at_work = self._at_work
         return [*([at_work.number] if at_work and at_work.owner == owner else ()), *self._line.of(owner)]
 
-    def _listen(self, owner: str, listener: str) -> Ear:
+    def _listen(self, owner: str, listener: str, *jobs: Job | None) -> Ear:
+        """Hear from now on, and at first how far these are: over, at work, or how many come first."""
         ear = Ear(owner, listener)
         self._ears.append(ear)
+        for job in jobs:
+            if job is not None and (job.latest is not None or job.outcome.done()):
+                ear.news.put((job, job.latest))
         return ear
 
     def _forget(self, ear: Ear) -> None:

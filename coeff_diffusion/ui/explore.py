@@ -88,10 +88,10 @@ def build(service: StudioService, page: gr.Blocks, tab: gr.Tab) -> None:
         with gr.Column(scale=2, min_width=320):
             controls = grid_controls(service)
             bar = job_bar("explore", "Draw the grid", HINT)
-            outdated = gr.HTML("", elem_id="explore-outdated", padding=False)
             with gr.Accordion("Settings", open=False, elem_id="explore-settings"):
                 settings = shared_settings(service)
         with gr.Column(scale=3, min_width=320):
+            outdated = gr.HTML("", elem_id="explore-outdated", padding=False)  # beside what it is about
             stage = Stage(bar, *_result(), gr.State(None), outdated)
     _wire_drawing(service, page, controls, settings, stage)
     _wire_choices(service, [page.load, tab.select], controls)
