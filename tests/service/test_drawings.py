@@ -15,7 +15,7 @@ from coeff_diffusion.images.files import read_parameters, save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters
 from coeff_diffusion.inference.request import DrawRequest, LayerStrengths, StudioError
 from coeff_diffusion.inference.studio import Studio
-from coeff_diffusion.service import Drawings, SubjectLoader, limits_of
+from coeff_diffusion.service import Drawings, SubjectLoader, in_few_words, limits_of
 from coeff_diffusion.sources.image_card import chunks, embed, extract
 from coeff_diffusion.sources.library import Library
 from coeff_diffusion.subject.adapter import Adapter, Factors
@@ -72,6 +72,13 @@ def test_both_sides_are_drawn_saved_and_paired(drawings: Drawings) -> None:
     assert read_parameters(drawing.files[0]).prompt == "a dog"
     alone = drawings.draw(DrawRequest("a dog", seed=1, steps=1), compare=True)
     assert [words for _, words in alone.saved().shown] == ["base, seed 1"]  # nothing to compare without a subject
+
+
+def test_a_drawing_in_few_words() -> None:
+    prompt = "a sks dog\nwith a " + "very " * 20 + "red ball"
+    long = DrawRequest(prompt, subjects={"dog": 1.0, "cat": 0.5}, batch_size=2)
+    assert in_few_words(long) == "a sks dog with a very very very very very very very very ... · dog + cat · 2 pictures"
+    assert in_few_words(DrawRequest(" ")) == "no prompt · 1 picture"
 
 
 def test_pictures_carry_their_subjects_when_asked(drawings: Drawings, library: Library) -> None:
