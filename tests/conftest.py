@@ -205,6 +205,7 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     executable = find_chromium()
     with playwright.sync_playwright() as driver:
+        playwright.expect.set_options(timeout=120_000)  # milliseconds, for a machine that is busy with something else
         browser = driver.chromium.launch(executable_path=executable, args=FLAGS)
         yield browser
         browser.close()

@@ -16,6 +16,7 @@ from . import (
     keys,
     library,
     notify,
+    prompt_box,
     start,
     theme,
     timeline,
@@ -29,7 +30,7 @@ TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, 
 CSS = "".join(
     getattr(module, "CSS", "") for module in (theme, base_chooser, start, history, train_pictures, keys, *TABS.values())
 )
-HEAD = keys.SCRIPT + base_chooser.SCRIPT + notify.SCRIPT
+HEAD = keys.SCRIPT + base_chooser.SCRIPT + notify.SCRIPT + prompt_box.SCRIPT
 
 
 def build(service: StudioService, bases: Bases | None = None) -> gr.Blocks:
