@@ -17,6 +17,8 @@ from . import (
     library,
     notify,
     paint,
+    prompt_box,
+    sessions,
     start,
     theme,
     timeline,
@@ -28,9 +30,10 @@ from .server import blocks
 
 TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, "Library": library, "Inspect": inspect}
 CSS = "".join(
-    getattr(module, "CSS", "") for module in (theme, base_chooser, start, history, train_pictures, keys, *TABS.values())
+    getattr(module, "CSS", "")
+    for module in (theme, base_chooser, start, history, train_pictures, keys, sessions, *TABS.values())
 )
-HEAD = keys.SCRIPT + base_chooser.SCRIPT + notify.SCRIPT + paint.SCRIPT
+HEAD = keys.SCRIPT + base_chooser.SCRIPT + notify.SCRIPT + paint.SCRIPT + prompt_box.SCRIPT + sessions.SCRIPT
 
 
 def build(service: StudioService, bases: Bases | None = None) -> gr.Blocks:

@@ -19,6 +19,15 @@ CSS = """
   color: var(--body-text-color-subdued); }
 #draw-reading [role="status"] p { color: var(--body-text-color); }
 """
+# What is written is kept as it is written: events of gradio come later, and on a busy computer after a reload.
+SCRIPT = """<script>
+(() => {
+  const KEY = "coeff-diffusion-draw-prompt";
+  const keep = (text) => localStorage.setItem(KEY, text);
+  window.coeffDiffusionPrompt = { keep, kept: (text) => text || localStorage.getItem(KEY) || "" };
+  document.addEventListener("input", ({ target }) => { if (target.closest("#draw-prompt")) keep(target.value); });
+})();
+</script>"""
 READING = ("negative_prompt", "prompt_2", "guidance_scale")  # what is looked at beside the prompt
 Values = dict[Any, Any]
 TAKE_OVER = "(now, asked) => (asked && asked[0] === now ? asked[1] : now)"
@@ -126,9 +135,8 @@ class PromptBox:
 
     def _keep(self, page: gr.Blocks) -> None:
         """What is being written survives that the page is loaded again: the browser keeps it, for this page alone."""
-        kept = gr.BrowserState("", storage_key="coeff-diffusion-prompt", secret="not a secret")
-        self.text.change(None, self.text, kept, js="(text) => text", **QUIET)
-        page.load(lambda text: text or gr.skip(), kept, self.text, **QUIET)
+        self.text.change(None, self.text, None, js="(text) => window.coeffDiffusionPrompt.keep(text)", **QUIET)
+        page.load(None, self.text, self.text, js="(text) => window.coeffDiffusionPrompt.kept(text)", **QUIET)
 
 
 def _proposed(old: str, new: str) -> Any:

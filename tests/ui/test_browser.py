@@ -469,7 +469,6 @@ def test_earlier_pictures_come_back(browser: Any, address: str, tmp_path: Path) 
 
     # What is being written survives a reload.
     draw.prompt.fill("a green pot")
-    draw.page.wait_for_timeout(500)
     draw.page.reload()
     playwright.expect(draw.prompt).to_have_value("a green pot")
     assert draw.problems == []

@@ -26,7 +26,6 @@ def address(tmp_path: Path) -> Iterator[str]:
 def test_to_another_base_and_back(browser: Any, address: str, tiny_xl_pipe: Any, tmp_path: Path) -> None:
     tiny_xl_pipe.save_pretrained(tmp_path / "tiny-xl")
     page, other = (browser.new_page(viewport={"width": 1280, "height": 900}) for _ in range(2))
-    playwright.expect.set_options(timeout=PATIENCE)
     for one in (page, other):
         one.set_default_timeout(PATIENCE)
         one.goto(address)

@@ -47,7 +47,6 @@ def test_a_ready_subject_is_drawn_at_a_click(browser: Any, address: str, tmp_pat
 def test_from_five_pictures_to_a_drawn_subject(browser: Any, address: str, tmp_path: Path) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE)
-    playwright.expect.set_options(timeout=PATIENCE)
     problems = complaints(page)
     page.goto(address)
     page.locator("#draw-button").wait_for()

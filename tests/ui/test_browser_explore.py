@@ -59,7 +59,6 @@ def choose(page: Any, label: str, *options: str) -> None:
 def test_explore(browser: Any, address: str, service: StudioService, tmp_path: Path) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(60_000)
-    playwright.expect.set_options(timeout=60_000)  # on a busy machine the page itself takes its time
     problems = complaints(page)
     page.goto(address)
     draw, cancel = page.locator("#explore-button"), page.locator("#explore-cancel")

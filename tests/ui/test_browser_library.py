@@ -68,7 +68,6 @@ def address(service: StudioService) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
     """The tab, opened, on a page whose scripts made no mistake in the end."""
-    playwright.expect.set_options(timeout=20_000)  # on a busy machine
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     problems = complaints(page)
     page.goto(address)
