@@ -30,7 +30,7 @@ class WholeTrainer(Trainer):
         generator = torch.Generator().manual_seed(mixed_seed(self.config.seed, -6))
         with torch.no_grad():
             for coeff in self.learner.coefficients.values():
-                coeff += started(len(coeff), self.start, generator).to(coeff) - torch.eye(len(coeff)).to(coeff)
+                coeff.copy_(started(len(coeff), self.start, generator) - torch.eye(len(coeff)))
 
     def batch_loss(self, number: int) -> Tensor:
         torch.manual_seed(mixed_seed(self.config.seed, number, -6))
