@@ -86,27 +86,37 @@ def attention_weights(unet: Any) -> dict[str, nn.Parameter]:
     return found
 
 
-def train_config(run: Run, settings: Settings, output_dir: str) -> TrainConfig:
-    """The settings of a training: the library's defaults, without what is only for watching."""
+def train_config(run: Run, settings: Settings, output_dir: str, **chosen: Any) -> TrainConfig:
+    """The settings of a training: the library's defaults, without what is only for watching.
+
+    Args:
+        chosen: what this training learns, and how fast.
+    """
     folder = Path(settings.subjects_dir) / run.subject
     about = yaml.safe_load((folder / "subject.yaml").read_text(encoding="utf-8"))
-    rates: dict[str, Any] = dict(zip(_rate_names(run.method), run.rates, strict=True))
     return TrainConfig(
         instance_data_dir=str(folder),
         facing="as_is",  # as the figures in docs/ were taken
         class_word=about["class_word"],
         trigger=about["trigger"],
-        train=TRAINED.get(run.method, "coefficients"),  # type: ignore[arg-type]
-        layers="auto" if run.method == "all" else "all",
-        stage_tokens=run.method in WITH_STAGE_TOKENS,
         max_train_steps=run.steps,
         train_batch_size=run.batch,
         seed=run.seed,
         validation_steps=0,
         timeline_steps=0,
         output_dir=output_dir,
-        **rates,
+        **chosen,
     ).resolve()
+
+
+def chosen(run: Run) -> dict[str, Any]:
+    """What a method learns, and how fast, as settings of `train`."""
+    return {
+        "train": TRAINED.get(run.method, "coefficients"),
+        "layers": "auto" if run.method == "all" else "all",
+        "stage_tokens": run.method in WITH_STAGE_TOKENS,
+        **dict(zip(_rate_names(run.method), run.rates, strict=True)),
+    }
 
 
 def _rate_names(method: str) -> list[str]:
@@ -127,7 +137,7 @@ def train(run: Run, settings: Settings, pipe: StableDiffusionPipeline) -> Traine
     if not noted.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
-            figures = _train(run, train_config(run, settings, scratch), pipe, file)
+            figures = _train(run, train_config(run, settings, scratch, **chosen(run)), pipe, file)
         with atomic_write(noted) as target:
             target.write(json.dumps(figures).encode())
     return Trained(file, {**json.loads(noted.read_text()), "file_bytes": file.stat().st_size})

@@ -1,4 +1,5 @@
-"""What do coefficients add to an adapter, those of the text encoder to the UNet's, those of each kind of layer?
+"""What do coefficients add to an adapter, those of the text encoder to the UNet's, those of each kind of layer? What do
+their start and their dropout do?
 
     python benchmarks/joins.py                                          # two subjects, one seed; goes on where it was
     python benchmarks/joins.py --subject cat --max_train_steps 100      # a look
@@ -6,6 +7,8 @@
     python benchmarks/joins.py --table                                  # only what is measured so far
     python benchmarks/joins.py --what layers --subject cat              # self-attention, cross-attention, both
     python benchmarks/joins.py --what text --subject cat                # the text encoder's heads
+    python benchmarks/joins.py --what start --subject cat               # where the coefficients start
+    python benchmarks/joins.py --what dropout --subject cat             # how many of them are left out of a step
 
 All ways learn on the same pictures and noise for as many steps; "as usual" also what stages read at the trigger. Each
 row is a line of `results.jsonl` in
@@ -22,11 +25,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from fidelity_measure import Measurement, grounds
-from fidelity_methods import Meter
+from fidelity_methods import Meter, train_config
 from fidelity_plan import Results, Run, read_results
 from fidelity_settings import NOTHING, Settings
+from starts import Start, WholeTrainer
 
 from coeff_diffusion.families.load import best_device, load_base
 from coeff_diffusion.inference.studio import Studio
@@ -47,9 +50,12 @@ class Way:
     adapter: str | None = None
     layers: Layers = "auto"
     stage_tokens: bool = False
+    start: Start = "residual"
+    dropout: float = TrainConfig.coeff_dropout
 
 
 BOTH: Train = "coefficients+token"
+ALONE: Train = "coefficients"
 WAYS = {
     "word": Way("the word"),
     "coefficients": Way("the word + coefficients", BOTH),
@@ -57,12 +63,28 @@ WAYS = {
     "lora4+coefficients": Way("the word + LoRA of rank 4 + coefficients", BOTH, "lora:4"),
     "dora4": Way("the word + DoRA of rank 4", adapter="dora:4"),
     "dora4+coefficients": Way("the word + DoRA of rank 4 + coefficients", BOTH, "dora:4"),
+    "loha4": Way("the word + LoHa of rank 4", adapter="loha:4"),
+    "loha4+coefficients": Way("the word + LoHa of rank 4 + coefficients", BOTH, "loha:4"),
+    "lokr4": Way("the word + LoKr of rank 4", adapter="lokr:4"),
+    "lokr4+coefficients": Way("the word + LoKr of rank 4 + coefficients", BOTH, "lokr:4"),
+    "ia3": Way("the word + IA3", adapter="ia3"),
+    "ia3+coefficients": Way("the word + IA3 + coefficients", BOTH, "ia3"),
+    "ssf": Way("the word + SSF", adapter="ssf"),
+    "ssf+coefficients": Way("the word + SSF + coefficients", BOTH, "ssf"),
+    "adapter8": Way("the word + adapter of 8 channels", adapter="adapter:8"),
+    "adapter8+coefficients": Way("the word + adapter of 8 channels + coefficients", BOTH, "adapter:8"),
     "self": Way("coefficients of self-attention", "coefficients", layers="self"),
     "cross": Way("coefficients of cross-attention", "coefficients", layers="cross"),
     "both": Way("coefficients of both", "coefficients", layers="all"),
     "word+self": Way("the word + coefficients of self-attention", BOTH, layers="self"),
     "word+cross": Way("the word + coefficients of cross-attention", BOTH, layers="cross"),
     "word+both": Way("the word + coefficients of both", BOTH, layers="all"),
+    "residual": Way("residual from zero, dropout 0.2", ALONE),
+    "identity": Way("identity without the residual form", ALONE, start="identity"),
+    "random": Way("random without the residual form", ALONE, start="random"),
+    "dropout0": Way("dropout 0", ALONE, dropout=0.0),
+    "dropout0.1": Way("dropout 0.1", ALONE, dropout=0.1),
+    "dropout0.4": Way("dropout 0.4", ALONE, dropout=0.4),
     "text": Way("the word + coefficients of the text encoder", BOTH, layers="text"),
     "coefficients+text": Way("the word + coefficients of the UNet and the text encoder", BOTH, layers="auto+text"),
     "usual": Way("as usual", BOTH, stage_tokens=True),
@@ -71,32 +93,32 @@ WAYS = {
 ASKED = {
     "joins": [name for name in WAYS if name in ("word", "coefficients") or WAYS[name].adapter],
     "layers": ["word", "self", "cross", "both", "word+self", "word+cross", "word+both"],
+    "start": ["residual", "identity", "random"],
+    "dropout": ["dropout0", "dropout0.1", "residual", "dropout0.4"],
     "text": ["word", "coefficients", "text", "coefficients+text", "usual", "usual+text"],
 }
 
 
-def train_config(run: Run, settings: Settings, folder: str) -> TrainConfig:
-    """The settings of one training; `run.rates` are the learning rates of adapter and coefficients."""
-    pictures, way = Path(settings.subjects_dir) / run.subject, WAYS[run.method]
-    about = yaml.safe_load((pictures / "subject.yaml").read_text(encoding="utf-8"))
-    return TrainConfig(
-        instance_data_dir=str(pictures),
-        facing="as_is",  # as the figures in docs/ were taken
-        class_word=about["class_word"],
-        trigger=about["trigger"],
+def trainer_of(run: Run, settings: Settings, folder: str, pipe: Any) -> Trainer:
+    """What trains one row; `run.rates` are the learning rates of adapter and coefficients."""
+    way = WAYS[run.method]
+    config = train_config(
+        run,
+        settings,
+        folder,
         train=way.train,
         layers=way.layers,
         stage_tokens=way.stage_tokens,
         with_adapter=way.adapter,
+        coeff_dropout=way.dropout,
         adapter_learning_rate=run.rates[0],
         learning_rate=run.rates[1],
-        max_train_steps=run.steps,
-        train_batch_size=run.batch,
-        seed=run.seed,
-        validation_steps=0,
-        timeline_steps=0,
-        output_dir=folder,
-    ).resolve()
+    )
+    if way.start == "residual":
+        return Trainer(config, pipe, say=lambda line: None)
+    trainer = WholeTrainer(config, pipe, say=lambda line: None)
+    trainer.start = way.start
+    return trainer
 
 
 def measured(run: Run, settings: Settings) -> dict[str, Any]:
@@ -105,7 +127,7 @@ def measured(run: Run, settings: Settings) -> dict[str, Any]:
     if run.method == NOTHING:
         return Measurement(run, settings, pipe, None).figures()
     with tempfile.TemporaryDirectory() as scratch:
-        trainer, meter = Trainer(train_config(run, settings, scratch), pipe, say=lambda line: None), Meter()
+        trainer, meter = trainer_of(run, settings, scratch, pipe), Meter()
         with own_random_state():
             trainer.setup()
             with meter:
@@ -191,7 +213,7 @@ def main() -> None:
     parser.add_argument("--max_train_steps", type=int, default=TrainConfig.max_train_steps)
     parser.add_argument("--adapter_learning_rate", type=float, default=1e-3, help="ten times train's default")
     parser.add_argument("--learning_rate", type=float, default=TrainConfig.learning_rate, help="of coefficients")
-    parser.add_argument("--what", choices=ASKED, default="joins", help="adapters, kinds of layers, or the text encoder")
+    parser.add_argument("--what", choices=ASKED, default="joins", help="which question")
     parser.add_argument("--way", nargs="+", choices=WAYS, help="these alone instead")
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--output_dir", default="outputs/joins")

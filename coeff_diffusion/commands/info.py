@@ -15,7 +15,6 @@ from ..images.drawing_facts import drawing_facts, in_words
 from ..images.files import find_drawing
 from ..images.generation_info import PictureError
 from ..sources.open import extract_any, locate, picture_kind, read, with_adapter_from_hub
-from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut
 from ..subject.file_kind import kind_of_file
@@ -93,7 +92,11 @@ def _adapter(subject: Coefficients) -> Facts | None:
     """The adapter that a subject learned with; without `values` and `size` it is not there."""
     if not subject.info.adapter:
         return None
-    facts: Facts = {"kind": subject.info.adapter, "file": ADAPTER_FILE, "sha256": subject.info.adapter_sha256}
+    facts: Facts = {
+        "kind": subject.info.adapter,
+        "file": subject.info.adapter_file,
+        "sha256": subject.info.adapter_sha256,
+    }
     if subject.adapter is not None:
         facts |= {"values": subject.adapter.values, "size": len(subject.adapter.data)}
     return facts

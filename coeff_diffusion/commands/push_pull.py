@@ -11,8 +11,7 @@ from pathlib import Path
 from .. import __version__
 from ..hub import HubError, api, asking, find_token, listing, page, split_id
 from ..publishing.shareable import prepare
-from ..sources.shared_folder import README, SAMPLE, check, check_target, fetch, read_folder, write_folder
-from ..subject.adapter import ADAPTER_FILE
+from ..sources.shared_folder import README, SAMPLE, check, check_target, fetch, of_adapter, read_folder, write_folder
 from ..subject.coefficients import Coefficients
 from ..subject.errors import cut, shown
 from ..subject.printable import printable
@@ -77,6 +76,7 @@ def pull(config: PullConfig, say: Say = print) -> Path:
     name = f"{config.repo}@{config.revision}" if config.revision else config.repo
     files = fetch(name) if folder is None else read_folder(folder)
     subject = check(files, config.repo)
+    files |= {} if subject.adapter is None else subject.adapter.files
     write_folder(files, target, config.overwrite)
     _list(files, say)
     say(f"{_title(subject)} is in {target}")
@@ -105,7 +105,7 @@ def _upload(files: Mapping[str, bytes], config: PushConfig, say: Say, token: str
     others = sorted(set(before.sizes) - NEW_REPOSITORY)
     if others and FILE_NAME not in before.sizes:
         raise HubError(f"{repo} holds something else ({', '.join(map(shown, others[:3]))}); take another name")
-    old = [name for name in before.sizes if name == ADAPTER_FILE or SAMPLE.fullmatch(name)]  # of the last version
+    old = [name for name in before.sizes if of_adapter(name) or SAMPLE.fullmatch(name)]  # of the last version
     title = _title(Coefficients.from_bytes(files[FILE_NAME]))
     with tempfile.TemporaryDirectory() as folder:
         write_folder(files, Path(folder), replace=True)

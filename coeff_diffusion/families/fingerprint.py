@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..method.adapter_hooks import check_adapters, projections
 from ..method.attachment import CoeffConfig
 from ..method.errors import AttachmentError
-from ..method.low_rank import check_low_rank, projections
 from ..method.sites import text_stages, unwrapped
-from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, cut, listed
 from ..subject.places import text_encoder_of
@@ -152,13 +151,13 @@ def check_adapter_fits(coefficients: Coefficients, denoiser: Any) -> None:
     info, adapter = coefficients.info, coefficients.adapter
     if adapter is not None:
         try:
-            check_low_rank([adapter.factors], projections(sites_of(denoiser).values()))
+            check_adapters([adapter], projections(sites_of(denoiser).values()))
         except AttachmentError as error:
             raise CoefficientsError(str(error)) from error
     elif info.adapter:
         raise CoefficientsError(
-            f"the subject learned with an adapter ({info.adapter}), which is not there: put its file, {ADAPTER_FILE} "
-            f"(SHA-256 {info.adapter_sha256[:12]}...), beside the subject's own, {FILE_NAME}"
+            f"the subject learned with an adapter ({info.adapter}), which is not there: put its file, "
+            f"{info.adapter_file} (SHA-256 {info.adapter_sha256[:12]}...), beside the subject's own, {FILE_NAME}"
         )
 
 

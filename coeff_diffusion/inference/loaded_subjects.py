@@ -21,8 +21,8 @@ from torch import Tensor
 from ..families.fingerprint import other_weights, weight_sample
 from ..families.layout import layout_of
 from ..families.registry import FamilyError, denoiser_of, encoders_of, family_of, tokenizer_name
+from ..method.adapter_hooks import detach_adapters, set_adapters
 from ..method.attachment import activate, attach_heads, detach, unwrapped
-from ..method.low_rank import detach_low_rank, set_low_rank
 from ..method.sites import stage_of, text_stages
 from ..method.text_offsets import at_positions, attach_offsets, detach_offsets, set_offsets
 from ..subject.coefficients import Coefficients
@@ -197,7 +197,7 @@ class Subjects(OfPipelines):
         self.text_heads.detach_unused([subject.coefficients for subject in self.loaded.values()])
 
     def _detach(self) -> None:
-        detach_low_rank(self.denoiser)
+        detach_adapters(self.denoiser)
         detach_offsets(self.denoiser)
         detach(self.denoiser)
 
@@ -254,7 +254,7 @@ class Subjects(OfPipelines):
         offsets = self._offsets(rows, weights, pictures)
         set_offsets(self.denoiser, {stage: offset.to(sample.device) for stage, offset in offsets.items()})
         subjects = [self.loaded[name].coefficients for name in names]
-        set_low_rank(self.denoiser, acting_adapters(subjects, weights, self.choice.adapter_strength))
+        set_adapters(self.denoiser, acting_adapters(subjects, weights, self.choice.adapter_strength))
         self._made_for = made_for
 
     def _factor(self, path: str) -> float:

@@ -22,7 +22,6 @@ from ..images.generation_info import Parameters, PictureError, format_parameters
 from ..images.photo import read_image
 from ..sources.open import open_subject, picture_kind
 from ..sources.shared_folder import MAX_BYTES, MAX_SAMPLE, MAX_SAMPLES, README, check, is_ours
-from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, UserError
 from ..subject.safetensors_file import FILE_NAME
@@ -61,7 +60,7 @@ def prepare(source: Path, license: str | None = None, say: Say = print) -> dict[
         for key in ("license", "license_name"):
             own.data[key] = new.data.get(key)
         card = str(own)
-    adapter = {} if subject.adapter is None else {ADAPTER_FILE: subject.adapter.data}
+    adapter = {} if subject.adapter is None else subject.adapter.files
     files = {FILE_NAME: subject.to_bytes(), **adapter, README: card.encode(), **samples}
     check(files, str(source))
     return files

@@ -15,7 +15,6 @@ from ..hub import TOKEN, HubError, api, asking, split_id
 from ..images.generation_info import PictureError
 from ..sources.library import plain_name
 from ..sources.open import extract_any, open_subject, picture_kind
-from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..subject.safetensors_file import FILE_NAME, MAX_FILE
@@ -125,8 +124,10 @@ class ImportExport:
             CoefficientsError: there is none of this name, or it is damaged.
         """
         entry = self._readable(name)
-        lacks = [f"it draws with its adapter alone, which is a file of its own: {entry.path.with_name(ADAPTER_FILE)}"]
-        notes = lacks if entry.info.adapter else []
+        notes = []
+        if entry.info.adapter:
+            beside = entry.path.with_name(entry.info.adapter_file)
+            notes = [f"it draws with its adapter alone, which is a file of its own: {beside}"]
         return Export(_file_name(name, ".safetensors"), read_file(entry.path, MAX_FILE), notes)
 
     def card(self, name: str, picture: str | Path | None = None) -> Export:

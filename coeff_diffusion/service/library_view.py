@@ -15,7 +15,7 @@ from ..families.registry import denoiser_of
 from ..inference.studio import Studio
 from ..sources.library import Deleted, Library, LibraryError
 from ..sources.open import open_subject
-from ..subject.adapter import ADAPTER_FILE
+from ..subject.adapter_methods import ADAPTER_FILES
 from ..subject.errors import CoefficientsError, cut
 from ..subject.info import CoefficientsInfo, not_learned
 from .thumbnails import best_sample, greyed, stand_in, thumbnail
@@ -154,8 +154,8 @@ class LibraryView:
             stat = path.lstat()
         except OSError:
             return None
-        beside = path.with_name(ADAPTER_FILE)
-        adapter = beside.lstat().st_mtime_ns if beside.exists() else 0
+        beside = [path.with_name(name) for name in ADAPTER_FILES]
+        adapter = sum(file.lstat().st_mtime_ns for file in beside if file.exists())
         content = self._look(path, stat.st_mtime_ns, stat.st_size, adapter)
         modified = datetime.fromtimestamp(stat.st_mtime)
         return Entry(name, path, size=stat.st_size, modified=modified, **content)

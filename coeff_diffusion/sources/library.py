@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from ..subject.adapter import ADAPTER_FILE
+from ..subject.adapter_methods import ADAPTER_FILES
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, listed, shown
 from ..subject.printable import printable
@@ -24,9 +24,9 @@ STAMP = "%Y%m%d-%H%M%S-%f"  # of a deletion, local time
 MAX_NAME = 80  # characters
 MAX_NAME_BYTES = 200  # a file system takes 255, and a file that is being written has a longer name for a moment
 # Files and folders of these names are not listed, or mean something else in a folder of subjects.
-NO_SUBJECTS = {f"timeline{SUFFIX}", ADAPTER_FILE}
+NO_SUBJECTS = {f"timeline{SUFFIX}", *ADAPTER_FILES}
 NO_FOLDERS = {"checkpoints", "adapters"}
-OWN_NAMES = {"coefficients", "timeline", "samples", "pictures", *NO_FOLDERS, ADAPTER_FILE.removesuffix(SUFFIX)}
+OWN_NAMES = {"coefficients", "samples", "pictures", *NO_FOLDERS, *(name.removesuffix(SUFFIX) for name in NO_SUBJECTS)}
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}  # of Windows
 
 

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-from ..subject.adapter import ADAPTER_FILE
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, listed, shown
 from ..subject.file_kind import Kind, kind_of_file
@@ -70,7 +69,7 @@ def with_adapter_from_hub(subject: Coefficients, source: str | Path) -> Coeffici
     """
     if not subject.info.adapter or subject.adapter is not None or not is_on_hub(source):
         return subject
-    return subject.with_adapter_of(fetch_file(str(source), ADAPTER_FILE))
+    return subject.with_adapter_of(fetch_file(str(source), subject.info.adapter_file))
 
 
 def read(path: str | Path, name: str | None = None) -> Coefficients:

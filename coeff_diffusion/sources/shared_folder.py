@@ -1,7 +1,8 @@
 """What a shared subject consists of, the same in a folder and in a repository of the Hub:
 
     coefficients.safetensors    the subject
-    pytorch_lora_weights.safetensors    the adapter that it learned with, where it did
+    pytorch_lora_weights.safetensors    the adapter that it learned with, where it did: one of `ADAPTER_FILES`
+    adapter_config.json                 what tells PEFT of an adapter in its form; written with it, never read
     README.md                   its model card (may be missing)
     samples/*.png               pictures that show it (may be missing; also .jpg, .jpeg and .webp)
 
@@ -18,7 +19,9 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from ..hub import HubError, HubUnreachableError, api, asking, listing, split_id
-from ..subject.adapter import ADAPTER_FILE, MAX_ADAPTER, Adapter
+from ..subject.adapter import MAX_ADAPTER, Adapter
+from ..subject.adapter_kind import AdapterKind
+from ..subject.adapter_methods import ADAPTER_FILES, PEFT_CONFIG
 from ..subject.atomic_write import errors_named
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, listed, shown
@@ -29,7 +32,11 @@ SAMPLE = re.compile(r"samples/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.(png|jpg|jpeg|we
 STARTS = {"png": rb"\x89PNG\r\n\x1a\n", "jpg": rb"\xff\xd8\xff", "jpeg": rb"\xff\xd8\xff", "webp": rb"RIFF.{4}WEBP"}
 
 MAX_SAMPLE = 8 * 2**20
-MAX_BYTES = {FILE_NAME: MAX_FILE, ADAPTER_FILE: MAX_ADAPTER, README: 2**20}  # and `MAX_SAMPLE` of each picture
+MAX_BYTES = {
+    FILE_NAME: MAX_FILE,
+    README: 2**20,
+    **dict.fromkeys(ADAPTER_FILES, MAX_ADAPTER),
+}  # and `MAX_SAMPLE` of each picture
 MAX_SAMPLES = 32
 
 
@@ -38,8 +45,13 @@ class LayoutError(CoefficientsError):
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file belongs to a shared subject, by its path below the folder."""
+    """Whether a file of a shared subject is read, by its path below the folder."""
     return name in MAX_BYTES or SAMPLE.fullmatch(name) is not None
+
+
+def of_adapter(name: str) -> bool:
+    """Whether a file belongs to an adapter, read or only written."""
+    return name in (*ADAPTER_FILES, PEFT_CONFIG)
 
 
 def wanted(sizes: Mapping[str, int | None], where: str) -> list[str]:
@@ -83,16 +95,20 @@ def check(files: Mapping[str, bytes], where: str) -> Coefficients:
         raise LayoutError(f"{where} is refused: {README} is not text in UTF-8") from error
     except CoefficientsError as error:
         raise LayoutError(f"{where}: {FILE_NAME}: {error}") from error
-    if bool(subject.info.adapter) != (ADAPTER_FILE in files):
-        one = f"learned with an adapter ({subject.info.adapter})" if subject.info.adapter else "learned without adapter"
-        there = "is there" if ADAPTER_FILE in files else "is not there"
-        raise LayoutError(f"{where} is refused: its subject {one}, but {ADAPTER_FILE} {there}")
-    if not subject.info.adapter:
+    info = subject.info
+    own = info.adapter_file if info.adapter else ""
+    others = [name for name in ADAPTER_FILES if name in files and name != own]
+    if others or (own and own not in files):
+        one = f"learned with an adapter ({info.adapter})" if own else "learned without adapter"
+        there = f"{listed(others)} is there" if others else f"{own} is not there"
+        raise LayoutError(f"{where} is refused: its subject {one}, but {there}")
+    if not own:
         return subject
     try:
-        return subject.replace(adapter=Adapter.from_bytes(files[ADAPTER_FILE], subject.info.adapter_sha256))
+        kind = AdapterKind.parse(info.adapter)
+        return subject.replace(adapter=Adapter.from_bytes(files[own], kind, info.adapter_sha256))
     except CoefficientsError as error:
-        raise LayoutError(f"{where}: {ADAPTER_FILE}: {error}") from error
+        raise LayoutError(f"{where}: {own}: {error}") from error
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
@@ -104,7 +120,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     if not folder.is_dir():
         raise LayoutError(f"there is no folder {folder}")
     samples = sorted(path for path in folder.glob("samples/*") if is_ours(f"samples/{path.name}"))[: MAX_SAMPLES + 1]
-    paths = [folder / FILE_NAME, folder / ADAPTER_FILE, folder / README, folder / "samples", *samples]
+    paths = [*(folder / name for name in MAX_BYTES), folder / "samples", *samples]
     if links := [path.name for path in paths if path.is_symlink()]:
         raise LayoutError(f"the folder {folder} is refused: {listed(links)} is a symbolic link; give the file itself")
     files = {}
@@ -170,7 +186,8 @@ def check_target(folder: Path, replace: bool) -> None:
     if folder.exists() and not replace:
         raise LayoutError(f"the folder {folder} exists; take another name, or replace what is in it with --overwrite")
     present = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    if foreign := list(islice((shown(name) for name in present if name != "samples" and not is_ours(name)), 3)):
+    others = (name for name in present if name != "samples" and not is_ours(name) and not of_adapter(name))
+    if foreign := list(islice(map(shown, others), 3)):
         raise LayoutError(f"the folder {folder} holds more than a subject, which would be lost: {listed(foreign)}")
 
 

@@ -1,7 +1,7 @@
-"""An adapter that learned together with a subject: a LoRA or a DoRA of a denoiser's attention projections.
+"""An adapter that learned together with a subject: of a denoiser's attention projections.
 
-It lies beside the subject's own file, under the name and in the form that diffusers gives to LoRAs, so that a stock
-pipeline takes it with `load_lora_weights(folder)`:
+It lies beside the subject's own file, in the form in which others load it (see `adapter_methods`). A LoRA has the name
+and the form that diffusers gives it, so that a stock pipeline takes it with `load_lora_weights(folder)`:
 
     unet.<projection>.lora_A.weight            [rank, in]
     unet.<projection>.lora_B.weight            [out, rank]
@@ -16,34 +16,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from .adapter_kind import AdapterKind
+from .adapter_methods import ADAPTER_FILES, PEFT_CONFIG
 from .atomic_write import atomic_write
 from .errors import CoefficientsError, listed, shown
 from .safetensors_file import DTYPES, FILE_NAME, serialize
 from .user_file import read_file
 
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-MAX_ADAPTER = 512 * 2**20  # bytes; of rank 64, the largest UNet of Stable Diffusion takes 190 MB
+MAX_ADAPTER = 512 * 2**20  # bytes; of rank 64, a LoRA of the largest UNet of Stable Diffusion has 190 MB, a LoHa twice
 MAX_PROJECTIONS = 4_096
-DOWN, UP, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
-TENSOR_NAME = re.compile(rf"(unet)\.([A-Za-z0-9_.]{{1,300}})\.({DOWN}|{UP}|{MAGNITUDE})", re.ASCII)
 
-
-class Factors(NamedTuple):
-    """What is learned of one projection of weights W `[out, in]`.
-
-    A LoRA adds `up @ down` to W; a DoRA gives each row of that sum the length in `magnitude`.
-    """
-
-    down: Tensor  # [rank, in]
-    up: Tensor  # [out, rank]
-    magnitude: Tensor | None = None  # [out]
+Factors = Mapping[str, Tensor]
+"""What is learned of one projection, by the tensors' names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,15 +50,12 @@ class Adapter:
         problems = [] if self.factors else ["it holds no projection"]
         if len(self.factors) > MAX_PROJECTIONS:
             problems.append(f"it holds {len(self.factors)} projections, expected at most {MAX_PROJECTIONS}")
-        for path, (down, up, magnitude) in self.factors.items():
-            shapes = [tuple(tensor.shape) for tensor in (down, up)]
-            if [len(shape) for shape in shapes] != [2, 2] or {down.shape[0], up.shape[1]} != {self.kind.rank}:
-                problems.append(f"{path} has factors of {shapes}, expected [rank, in] and [out, rank] of {self.kind}")
-            elif (magnitude is None) != (self.kind.method == "lora"):
-                problems.append(f"{path} has {'no' if magnitude is None else 'a'} magnitude, which is not {self.kind}")
-            elif magnitude is not None and magnitude.shape != up.shape[:1]:
-                problems.append(f"{path} has a magnitude of {list(magnitude.shape)}, expected {list(up.shape[:1])}")
-            if not all(bool(tensor.isfinite().all()) for tensor in (down, up, magnitude) if tensor is not None):
+        for path, named in self.factors.items():
+            shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+            if self.kind.sides(shapes) is None:
+                found = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+                problems.append(f"{path} has {found}, which is not {self.kind}")
+            if not all(bool(tensor.isfinite().all()) for tensor in named.values()):
                 problems.append(f"{path} holds values that are no numbers")
         if problems:
             raise CoefficientsError(f"this adapter is not valid: {listed(problems)}")
@@ -83,16 +69,23 @@ class Adapter:
     @property
     def values(self) -> int:
         """How many numbers it holds."""
-        return sum(tensor.numel() for one in self.factors.values() for tensor in one if tensor is not None)
+        return sum(tensor.numel() for named in self.factors.values() for tensor in named.values())
 
     @cached_property
     def data(self) -> bytes:
         """The content of its file; the same numbers, the same bytes."""
-        tensors: dict[str, Tensor] = {}
-        for path, one in self.factors.items():
-            named = {DOWN: one.down, UP: one.up, MAGNITUDE: one.magnitude}
-            tensors |= {f"unet.{path}.{name}": t.contiguous() for name, t in named.items() if t is not None}
+        tensors = {
+            f"{self.kind.prefix}{path}.{name}": tensor.contiguous()
+            for path, named in self.factors.items()
+            for name, tensor in named.items()
+        }
         return serialize(tensors, {"format": "pt"})
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """All that lies beside the subject, by name: its file, and what tells others how to load it."""
+        config = self.kind.peft_config()
+        return {self.kind.file: self.data, **({PEFT_CONFIG: config} if config else {})}
 
     @cached_property
     def sha256(self) -> str:
@@ -105,14 +98,15 @@ class Adapter:
             file.write(self.data)
 
     @classmethod
-    def from_bytes(cls, data: bytes, sha256: str) -> "Adapter":
+    def from_bytes(cls, data: bytes, kind: AdapterKind, sha256: str) -> "Adapter":
         """Read what `save` wrote.
 
         Args:
+            kind: of the adapter that is expected.
             sha256: of the file that is expected.
 
         Raises:
-            CoefficientsError: it is another file, or no adapter.
+            CoefficientsError: it is another file, or no adapter of this kind.
         """
         if (digits := hashlib.sha256(data).hexdigest()) != sha256:
             raise CoefficientsError(
@@ -123,20 +117,17 @@ class Adapter:
             tensors = safetensors.torch.load(data)
         except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
             raise CoefficientsError(f"it is no readable adapter: {str(error).partition(chr(10))[0]}") from error
+        names = "|".join(map(re.escape, kind.about.starts))
+        pattern = re.compile(rf"{re.escape(kind.prefix)}([A-Za-z0-9_.]{{1,300}})\.({names})", re.ASCII)
         found: dict[str, dict[str, Tensor]] = {}
         for name, tensor in sorted(tensors.items()):
-            if not (known := TENSOR_NAME.fullmatch(name)) or tensor.dtype not in DTYPES.values():
-                raise CoefficientsError(f"it is no readable adapter: it holds {shown(name)} of {tensor.dtype}")
-            found.setdefault(known[2], {})[known[3]] = tensor
-        if lacking := [path for path, named in found.items() if not {DOWN, UP} <= named.keys()]:
-            raise CoefficientsError(f"it is no readable adapter: {lacking[0]} lacks a factor")
-        factors = {path: Factors(named[DOWN], named[UP], named.get(MAGNITUDE)) for path, named in found.items()}
-        first = next(iter(factors.values()), None)
-        method = "lora" if first is None or first.magnitude is None else "dora"
-        return cls(AdapterKind(method, 0 if first is None else len(first.down)), factors)
+            if not (known := pattern.fullmatch(name)) or tensor.dtype not in DTYPES.values():
+                raise CoefficientsError(f"it is no readable {kind}: it holds {shown(name)} of {tensor.dtype}")
+            found.setdefault(known[1], {})[known[2]] = tensor
+        return cls(kind, found)
 
     @classmethod
-    def read(cls, path: Path, sha256: str) -> "Adapter | None":
+    def read(cls, path: Path, kind: AdapterKind, sha256: str) -> "Adapter | None":
         """The adapter in a file; None where there is no file.
 
         Raises:
@@ -145,21 +136,22 @@ class Adapter:
         if not path.exists():
             return None
         try:
-            return cls.from_bytes(read_file(path, MAX_ADAPTER, CoefficientsError), sha256)
+            return cls.from_bytes(read_file(path, MAX_ADAPTER, CoefficientsError), kind, sha256)
         except CoefficientsError as error:
             raise CoefficientsError(f"{path}: {error}") from error
 
 
-def adapter_place(file: Path) -> Path:
-    """Where the adapter of a subject's file is written: in the folder that both of them have to themselves.
+def adapter_folder(file: Path) -> Path:
+    """Where the adapter of a subject's file is written: the folder that both of them have to themselves.
 
     Raises:
-        CoefficientsError: another subject, or a LoRA of somebody else's, may lie there.
+        CoefficientsError: another subject, or an adapter of somebody else's, may lie there.
     """
-    place = file.with_name(ADAPTER_FILE)
-    if file.name != FILE_NAME or (place.exists() and not file.exists()):
+    folder = file.parent
+    taken = not file.exists() and any((folder / name).exists() for name in (*ADAPTER_FILES, PEFT_CONFIG))
+    if file.name != FILE_NAME or taken:
         raise CoefficientsError(
             f"a subject that learned with an adapter takes a folder of its own; give {FILE_NAME} in a new folder, "
             f"not {file}"
         )
-    return place
+    return folder

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .adapter import ADAPTER_FILE, Adapter, adapter_place
+from .adapter import Adapter, adapter_folder
+from .adapter_kind import AdapterKind
 from .atomic_write import atomic_write
 from .eight_bits import to_steps
 from .errors import CoefficientsError, cut, listed, shown
@@ -268,7 +269,7 @@ class Coefficients(Mapping[str, Tensor]):
             found = cls.from_bytes(data, old_names=old_names)
         except CoefficientsError as error:
             raise CoefficientsError(f"{path}: {error}") from error
-        return found.with_adapter_of(path.with_name(ADAPTER_FILE))
+        return found.with_adapter_of(path.with_name(found.info.adapter_file)) if found.info.adapter else found
 
     def with_adapter_of(self, file: Path) -> "Coefficients":
         """The same with its adapter, if it has one and the file is there.
@@ -276,7 +277,8 @@ class Coefficients(Mapping[str, Tensor]):
         Raises:
             CoefficientsError: the file holds another one.
         """
-        adapter = Adapter.read(file, self.info.adapter_sha256) if self.info.adapter else None
+        info = self.info
+        adapter = Adapter.read(file, AdapterKind.parse(info.adapter), info.adapter_sha256) if info.adapter else None
         return self if adapter is None else self.replace(adapter=adapter)
 
     @classmethod
@@ -302,19 +304,21 @@ class Coefficients(Mapping[str, Tensor]):
             dtype: see `to_bytes`; by default no number changes. An adapter keeps its own.
 
         Raises:
-            CoefficientsError: there is an adapter, and the folder is not the subject's own (see `adapter_place`); or
+            CoefficientsError: there is an adapter, and the folder is not the subject's own (see `adapter_folder`); or
                 it is missing.
         """
         if self.info.adapter and self.adapter is None:
             raise CoefficientsError(
                 f"the subject learned with an adapter ({self.info.adapter}), which is not there, so only a part of it "
-                f"could be written; put {ADAPTER_FILE} beside its file"
+                f"could be written; put {self.info.adapter_file} beside its file"
             )
-        data, place = self.to_bytes(dtype), adapter_place(Path(path)) if self.adapter is not None else None
-        with atomic_write(path) as file:
-            file.write(data)
-        if self.adapter is not None and place is not None:
-            self.adapter.save(place)
+        contents = {Path(path): self.to_bytes(dtype)}
+        if self.adapter is not None:
+            folder = adapter_folder(Path(path))
+            contents |= {folder / name: content for name, content in self.adapter.files.items()}
+        for place, content in contents.items():
+            with atomic_write(place) as file:
+                file.write(content)
 
     def replace(self, **changes: Any) -> "Coefficients":
         """A copy with other `coeffs`, `tokens`, `stage_tokens`, `adapter` or `info`, which says what adapter it is."""

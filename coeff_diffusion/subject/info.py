@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, Self, get_args, get_origin
 
+from .adapter_kind import AdapterKind
 from .errors import CoefficientsError, listed, shown
 from .places import LayerKinds
 
@@ -82,7 +83,7 @@ class CoefficientsInfo:
     strangeness: float | None = None
     """How many times as far off the base is with its pictures, after training, as with pictures that it knows."""
     adapter: str = ""
-    """The adapter that learned with it and lies beside it (see `adapter`): its method and rank, such as "lora:4"."""
+    """The adapter that learned with it and lies beside it (see `AdapterKind`), such as "lora:4"."""
     adapter_sha256: str = ""
     """Hex SHA-256 of the adapter's file."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -106,6 +107,13 @@ class CoefficientsInfo:
                     problems.append(f"{item.name} holds control characters: {shown(text)}")
         if problems:
             raise CoefficientsError(f"the info of these coefficients is not valid: {listed(problems)}")
+        if self.adapter:
+            AdapterKind.parse(self.adapter)
+
+    @property
+    def adapter_file(self) -> str:
+        """How the file of its adapter is called, where it learned with one."""
+        return AdapterKind.parse(self.adapter).file
 
     def to_json(self) -> str:
         """The fields that are not at their defaults, as compact JSON with sorted keys."""

@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..method.low_rank import attach_low_rank, projections, set_low_rank
+from ..method.adapter_hooks import attach_adapters, projections, set_adapters
 from ..method.sites import Site
-from ..subject.adapter import DOWN, MAGNITUDE, UP, Adapter, Factors
+from ..subject.adapter import Adapter
 from ..subject.adapter_kind import AdapterKind
+from ..subject.adapter_methods import REGISTRY, Start
 from .seeds import mixed_seed
 
 
@@ -35,41 +36,49 @@ class LearningAdapter:
     def __init__(
         self, denoiser: Any, sites: Iterable[Site], kind: AdapterKind, seed: int, device: torch.device
     ) -> None:
-        self.kind, layers = kind, projections(sites)
+        self.kind = kind
+        layers = {path: layer for path, layer in projections(sites).items() if path.endswith(kind.about.projections)}
         generator = torch.Generator().manual_seed(mixed_seed(seed, -5))
-        self.factors: dict[str, Factors] = {}
+        self.factors: dict[str, dict[str, nn.Parameter]] = {}
         for path, layer in layers.items():
-            bound = 1 / math.sqrt(layer.in_features)  # as PEFT starts them
-            down = torch.empty(kind.rank, layer.in_features).uniform_(-bound, bound, generator=generator)
-            length = layer.weight.detach().norm(dim=1) if kind.method == "dora" else None
-            learned = [down, torch.zeros(layer.out_features, kind.rank), length]
-            self.factors[path] = Factors(
-                *(None if one is None else nn.Parameter(one.to(device, torch.float32)) for one in learned)  # type: ignore[arg-type]
-            )
-        attach_low_rank(denoiser, layers)
-        set_low_rank(denoiser, [(self.factors, 1.0)])
+            self.factors[path] = {
+                name: nn.Parameter(started(kind.about.starts[name], shape, layer, generator).to(device, torch.float32))
+                for name, shape in kind.shapes(layer.out_features, layer.in_features).items()
+            }
+        attach_adapters(denoiser, layers)
+        set_adapters(denoiser, [(self, 1.0)])
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {
-            f"{path}.{name}": parameter
-            for path, one in self.factors.items()
-            for name, parameter in zip((DOWN, UP, MAGNITUDE), one, strict=True)
-            if isinstance(parameter, nn.Parameter)
-        }
+        return {f"{path}.{name}": one for path, named in self.factors.items() for name, one in named.items()}
 
     def snapshot(self) -> Adapter:
-        """What is learned so far, as its file has it: the factors rounded to float16, magnitudes as they are."""
-        kept = {}
-        for path, (down, up, magnitude) in self.factors.items():
-            length = None if magnitude is None else magnitude.detach().cpu().clone()
-            kept[path] = Factors(down.detach().half().cpu(), up.detach().half().cpu(), length)
+        """What is learned so far, as its file has it (see `is_rounded`)."""
+        kept = {
+            path: {
+                name: (one.detach().half() if is_rounded(name) else one.detach().clone()).cpu()
+                for name, one in named.items()
+            }
+            for path, named in self.factors.items()
+        }
         return Adapter(self.kind, kept)
 
 
-def is_rounded(name: str) -> bool:
-    """Whether the file of a subject has a parameter of this name in float16: all but the magnitudes of a DoRA.
+def started(start: Start, shape: tuple[int, ...], layer: Any, generator: torch.Generator) -> Tensor:
+    """What a tensor of a projection begins with."""
+    if start == "length":
+        return layer.weight.detach().norm(dim=1)
+    if start == "uniform":
+        bound = 1 / math.sqrt(shape[-1])
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    return torch.zeros(shape) if start == "zero" else torch.ones(shape)
 
-    These are the lengths of the base's own weights, nearly, and to round them is to change the base.
-    """
-    return not name.endswith(MAGNITUDE)
+
+EXACT = tuple(
+    name for method in REGISTRY.values() for name, start in method.starts.items() if start in ("one", "length")
+)
+
+
+def is_rounded(name: str) -> bool:
+    """Whether the file of a subject has a parameter of this name in float16 (see `Start`)."""
+    return not name.endswith(EXACT)

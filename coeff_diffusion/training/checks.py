@@ -157,9 +157,9 @@ def _adapter_problems(config: TrainSettings) -> list[str]:
         kind = config.adapter_kind
     except CoefficientsError as error:
         return [f"--with: {error}"]
-    if kind is not None and kind.method == "dora" and config.quantization != "no":
+    if kind is not None and kind.about.reads_weights and config.quantization != "no":
         return [
-            f"--with {kind} changes the base's own weights, which --quantization {config.quantization} rounds; "
+            f"--with {kind} computes with the base's own weights, which --quantization {config.quantization} rounds; "
             "take lora, or the base whole"
         ]
     return []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCardData
 
-from ..subject.adapter import ADAPTER_FILE
+from ..subject.adapter_kind import AdapterKind
 from ..subject.coefficients import Coefficients
 from ..subject.hub_id import is_hub_id
 from ..subject.info import CoefficientsInfo
@@ -159,9 +159,11 @@ def _trigger(info: CoefficientsInfo) -> str:
 def _adapter(info: CoefficientsInfo) -> str:
     if not info.adapter:
         return ""
+    kind = AdapterKind.parse(info.adapter)
+    alone = f"Alone, without\nthe coefficients and the learned word, others load it, too: `{kind.loaded_by}`."
     return f"""
-**Adapter:** `{ADAPTER_FILE}` ({_code(info.adapter)}) belongs beside `{FILE_NAME}` and is loaded with it. Alone, without
-the coefficients and the learned word, diffusers loads it: `pipe.load_lora_weights("the/folder/of/both")`.
+**Adapter:** `{kind.file}` ({_code(info.adapter)}) belongs beside `{FILE_NAME}` and is loaded with it. \
+{alone if kind.loaded_by else ""}
 """
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..families.usual import USUAL
 from ..inference.request import Picture
-from ..subject.adapter import ADAPTER_FILE, Adapter
+from ..subject.adapter import Adapter
 from ..subject.coefficients import Coefficients
 from ..subject.errors import UserError
 from .config import TrainConfig
@@ -259,5 +259,7 @@ def outcome(
         lines.append(f"warning: {advice}")
     lines.append(f"saved {file} ({file.stat().st_size:,} bytes)")
     if adapter is not None:
-        lines.append(f"saved {file.with_name(ADAPTER_FILE)} ({len(adapter.data):,} bytes): the adapter, {adapter.kind}")
+        lines.append(
+            f"saved {file.with_name(adapter.kind.file)} ({len(adapter.data):,} bytes): the adapter, {adapter.kind}"
+        )
     return lines

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..subject.adapter import ADAPTER_FILE
+from ..subject.adapter_methods import ADAPTER_FILES, PEFT_CONFIG
 from ..subject.atomic_write import is_leftover
 from .config import ConfigError
 
@@ -32,9 +32,9 @@ class RunFolder:
         return self.path / "coefficients.safetensors"
 
     @property
-    def adapter(self) -> Path:
-        """What learned with the subject, where something did (see `adapter`)."""
-        return self.path / ADAPTER_FILE
+    def adapter(self) -> list[Path]:
+        """What may lie beside a subject that learned with an adapter (see `Adapter.files`)."""
+        return [self.path / name for name in (*ADAPTER_FILES, PEFT_CONFIG)]
 
     @property
     def adapters(self) -> Path:
@@ -168,7 +168,7 @@ class RunFolder:
 
     def clear(self, logging_dir: str) -> None:
         """Delete what an earlier run left, and nothing else that lies in the folder."""
-        for file in (self.coefficients, self.adapter, self.timeline, self.config, self.card):
+        for file in (self.coefficients, *self.adapter, self.timeline, self.config, self.card):
             file.unlink(missing_ok=True)
         for pattern in ("samples/step_*.png", "checkpoints/step_*.safetensors", "adapters/step_*.safetensors"):
             for file in self.path.glob(pattern):

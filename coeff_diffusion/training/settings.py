@@ -113,9 +113,9 @@ class TrainSettings:
     """Beside the trigger's embedding, learn what each stage of the UNet reads at the trigger: details that the text
     encoder cannot say, such as stripes and spots."""
     with_adapter: str | None = field(default=None, metadata={"flag": "with"})
-    """An adapter of the attention layers that learns beside all this: "lora:4" or "dora:4", the number being its rank.
-    It is saved beside the subject as a file that diffusers loads by itself (`load_lora_weights`), and makes what is
-    shared much larger."""
+    """An adapter of the attention layers that learns beside all this: "lora:4", "dora:4", "loha:4", "lokr:4",
+    "adapter:8" (a bottleneck), the number being its rank, "ia3" or "ssf". It is saved beside the subject as a file that
+    diffusers (LoRA, DoRA) or PEFT (LoHa, LoKr, IA3) loads by itself, and makes what is shared larger."""
     gate: Gate = "trigger"
     """How the file acts later: only on prompts with the trigger (all others are the base's, bit for bit), or always."""
 

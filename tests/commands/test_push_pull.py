@@ -28,8 +28,9 @@ from coeff_diffusion.publishing.shareable import local_path_in
 from coeff_diffusion.sources import shared_folder as layout
 from coeff_diffusion.sources.image_card import chunks
 from coeff_diffusion.sources.shared_folder import LayoutError, check, wanted
-from coeff_diffusion.subject.adapter import ADAPTER_FILE, Adapter, Factors
+from coeff_diffusion.subject.adapter import Adapter
 from coeff_diffusion.subject.adapter_kind import AdapterKind
+from coeff_diffusion.subject.adapter_methods import DOWN, LORA_FILE, PEFT_CONFIG, PEFT_FILE, UP
 from coeff_diffusion.subject.safetensors_file import FILE_NAME, MAX_FILE
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.model_card import model_card
@@ -316,26 +317,42 @@ def test_only_the_files_of_a_subject_are_fetched(server: HubServer, tmp_path: Pa
 
 
 def test_an_adapter_goes_where_its_subject_goes(server: HubServer, run_folder: Path, tmp_path: Path) -> None:
-    factors = {"mid_block.attn1.to_q": Factors(torch.randn(2, 8).half(), torch.randn(4, 2).half())}
+    factors = {"mid_block.attn1.to_q": {DOWN: torch.randn(2, 8).half(), UP: torch.randn(4, 2).half()}}
     alone = subject()
     joined = alone.joined(Adapter(AdapterKind("lora", 2), factors))
     joined.save(run_folder / FILE_NAME)
     push(PushConfig(str(run_folder), REPO))
-    assert uploaded(server)[ADAPTER_FILE] == (run_folder / ADAPTER_FILE).read_bytes()
+    assert uploaded(server)[LORA_FILE] == (run_folder / LORA_FILE).read_bytes()
     assert Coefficients.load(REPO).adapter == joined.adapter
     assert collect_facts(REPO)["adapter"] == {
-        "kind": "lora:2", "file": ADAPTER_FILE, "sha256": joined.info.adapter_sha256, "values": 24,
-        "size": (run_folder / ADAPTER_FILE).stat().st_size,
+        "kind": "lora:2", "file": LORA_FILE, "sha256": joined.info.adapter_sha256, "values": 24,
+        "size": (run_folder / LORA_FILE).stat().st_size,
     }  # fmt: skip
     pull(PullConfig(REPO, str(tmp_path / "pulled")))
     assert Coefficients.load(tmp_path / "pulled") == joined
     with pytest.raises(LayoutError, match="is not the adapter that the subject learned with"):
-        check({**uploaded(server), ADAPTER_FILE: b"another"}, "it")
-    with pytest.raises(LayoutError, match=f"but {ADAPTER_FILE} is not there"):
+        check({**uploaded(server), LORA_FILE: b"another"}, "it")
+    with pytest.raises(LayoutError, match=f"but {LORA_FILE} is not there"):
         check({FILE_NAME: uploaded(server)[FILE_NAME]}, "it")
+    with pytest.raises(LayoutError, match=f"but {PEFT_FILE} is there"):
+        check({**uploaded(server), PEFT_FILE: b"another"}, "it")
+    kind = AdapterKind.parse("lokr:1")
+    factors = {"mid_block.attn1.to_q": {name: torch.ones(shape) for name, shape in kind.shapes(4, 8).items()}}
+    in_pefts_form = alone.joined(Adapter(kind, factors))
+    (tmp_path / "peft").mkdir()
+    in_pefts_form.save(tmp_path / "peft" / FILE_NAME)
+    push(PushConfig(str(tmp_path / "peft"), REPO))
+    there = uploaded(server)
+    assert {PEFT_FILE, PEFT_CONFIG} <= there.keys()
+    assert LORA_FILE not in there
+    server.add(REPO, {**there, PEFT_CONFIG: b"of a stranger"})
+    pull(PullConfig(REPO, str(tmp_path / "pulled"), overwrite=True))
+    assert Coefficients.load(tmp_path / "pulled").adapter == in_pefts_form.adapter
+    assert (tmp_path / "pulled" / PEFT_CONFIG).read_bytes() == kind.peft_config()
+    assert collect_facts(str(tmp_path / "pulled"))["adapter"]["file"] == PEFT_FILE
     alone.save(tmp_path / "alone.safetensors")
     push(PushConfig(str(tmp_path / "alone.safetensors"), REPO))
-    assert ADAPTER_FILE not in uploaded(server)
+    assert not uploaded(server).keys() & {LORA_FILE, PEFT_FILE, PEFT_CONFIG}
 
 
 def test_revisions(server: HubServer, tmp_path: Path) -> None:

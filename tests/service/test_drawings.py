@@ -18,8 +18,9 @@ from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.service import Drawings, SubjectLoader, in_few_words, limits_of
 from coeff_diffusion.sources.image_card import chunks, embed, extract
 from coeff_diffusion.sources.library import Library
-from coeff_diffusion.subject.adapter import Adapter, Factors
+from coeff_diffusion.subject.adapter import Adapter
 from coeff_diffusion.subject.adapter_kind import AdapterKind
+from coeff_diffusion.subject.adapter_methods import DOWN, UP
 
 REQUEST = DrawRequest("a sks dog", subjects={"dog": 1.0}, seed=1, steps=2)
 STRANGER = Coefficients({"a.b": torch.ones(2, 2)}, info=CoefficientsInfo(name="stranger", base_model="other"))
@@ -132,7 +133,7 @@ def test_words_that_call_a_subject_up(
 def test_a_subject_with_an_adapter_says_so_and_cannot_go_into_a_picture(drawings: Drawings, library: Library) -> None:
     subject = library.subjects()["dog"]
     width = 16  # of the first layer of the tiny base
-    factors = Factors(torch.arange(width)[None] / 4, torch.arange(width)[:, None] / 4)
+    factors = {DOWN: torch.arange(width)[None] / 4, UP: torch.arange(width)[:, None] / 4}
     path = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     name = library.put(subject.joined(Adapter(AdapterKind("lora", 1), {path: factors})), "joined")
     assert [drawings.has_adapter(one) for one in (name, "dog", "gone")] == [True, False, False]

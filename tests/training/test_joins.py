@@ -24,7 +24,7 @@ from coeff_diffusion.inference.request import DrawRequest
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.sources.image_card import chunks
 from coeff_diffusion.sources.library import Library
-from coeff_diffusion.subject.adapter import ADAPTER_FILE
+from coeff_diffusion.subject.adapter_methods import ADAPTER_FILES, LORA_FILE, OWN_FILE
 from coeff_diffusion.subject.blend import blend
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.errors import CoefficientsError
@@ -96,7 +96,7 @@ def test_stock_diffusers_draws_with_the_adapter_what_we_draw(
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
     """What a run leaves of what it learned."""
-    names = ("coefficients.safetensors", ADAPTER_FILE, "timeline.safetensors", "adapters/*", "samples/*")
+    names = ("coefficients.safetensors", *ADAPTER_FILES, "timeline.safetensors", "adapters/*", "samples/*")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for name in names for path in folder.glob(name)}
 
 
@@ -111,7 +111,7 @@ def test_a_killed_run_resumes_exactly_with_its_adapter_average_and_best_step(
         config,
         pretrained_model_name_or_path=str(tiny_base_dir),
         train="coefficients+token",
-        with_adapter="dora:2",
+        with_adapter="ssf",
         use_ema=True,
         keep_best=True,
         validate_every_n_steps=1,
@@ -127,8 +127,8 @@ def test_a_killed_run_resumes_exactly_with_its_adapter_average_and_best_step(
     assert folder_bytes(out) == folder_bytes(whole.path)
     best = resumed.coefficients.info.train_steps
     assert best is not None
-    assert (out / ADAPTER_FILE).read_bytes() == RunFolder(out).adapter_of_step(best).read_bytes()
-    with pytest.raises(ValueError, match="with_adapter was 'dora:2' and is 'lora:4'"):
+    assert (out / OWN_FILE).read_bytes() == RunFolder(out).adapter_of_step(best).read_bytes()
+    with pytest.raises(ValueError, match="with_adapter was 'ssf' and is 'lora:4'"):
         train(replace(config, output_dir=str(out), resume_from_checkpoint="latest", with_adapter="lora:4"), tiny_pipe)
 
 
@@ -168,9 +168,10 @@ def test_any_step_of_the_timeline_can_be_made_the_subject(
     config: TrainConfig, tiny_pipe: StableDiffusionPipeline
 ) -> None:
     run = RunFolder(train(config, tiny_pipe).path)
-    last = run.adapter.read_bytes()
+    adapter = run.path / LORA_FILE
+    last = adapter.read_bytes()
     keep_step(run, 2)
-    assert run.adapter.read_bytes() == run.adapter_of_step(2).read_bytes() != last
+    assert adapter.read_bytes() == run.adapter_of_step(2).read_bytes() != last
     assert Coefficients.load(run.path).adapter is not None
     run.adapter_of_step(4).unlink()
     with pytest.raises(CoefficientsError, match=r"step_000004.safetensors is gone: the adapter \(lora:4\) of step 4"):
@@ -185,20 +186,20 @@ def test_a_subject_and_its_adapter_belong_together(
 ) -> None:
     lines: list[str] = []
     result = train(config, tiny_pipe, say=lines.append)
-    adapter = result.path / ADAPTER_FILE
+    adapter = result.path / LORA_FILE
     digits = hashlib.sha256(adapter.read_bytes()).hexdigest()
     assert any(line.startswith(f"saved {adapter} (") and line.endswith("the adapter, lora:4") for line in lines)
     assert result.coefficients.info.adapter_sha256 == digits
     assert result.coefficients.adapter is not None
     values = result.coefficients.adapter.values
-    assert f"`{ADAPTER_FILE}` (`lora:4`)" in (result.path / "README.md").read_text()
+    assert f"`{LORA_FILE}` (`lora:4`)" in (result.path / "README.md").read_text()
     show_info(InfoConfig(str(result.path)), lines.append)
-    assert f"lora:4, {ADAPTER_FILE} (SHA-256 {digits[:12]}...), {values:,} values, " in lines[-1]
+    assert f"lora:4, {LORA_FILE} (SHA-256 {digits[:12]}...), {values:,} values, " in lines[-1]
 
     shared = tmp_path / "shared"
     push(PushConfig(str(result.path), str(shared)), lines.append)
     pull(PullConfig(str(shared), str(tmp_path / "pulled")), lines.append)
-    assert (tmp_path / "pulled" / ADAPTER_FILE).read_bytes() == adapter.read_bytes()
+    assert (tmp_path / "pulled" / LORA_FILE).read_bytes() == adapter.read_bytes()
     verify(VerifyConfig(str(tmp_path / "pulled")), lines.append)
     assert "an adapter (lora:4, its hash is right)" in lines[-1]
     library = Library(tmp_path / "library")
@@ -216,7 +217,7 @@ def test_a_subject_and_its_adapter_belong_together(
         with pytest.raises(CoefficientsError, match="adapter"):
             refused()
 
-    (shared / ADAPTER_FILE).unlink()
+    (shared / LORA_FILE).unlink()
     show_info(InfoConfig(str(shared)), lines.append)
     assert "NOT THERE" in lines[-1]
     for refused in (
@@ -227,10 +228,8 @@ def test_a_subject_and_its_adapter_belong_together(
     ):
         with pytest.raises(CoefficientsError, match=r"adapter.*is not there"):
             refused()
-    adapter_of_another = (
-        train(replace(config, output_dir=str(tmp_path / "other"), seed=1), tiny_pipe).path / ADAPTER_FILE
-    )
-    (shared / ADAPTER_FILE).write_bytes(adapter_of_another.read_bytes())
+    adapter_of_another = train(replace(config, output_dir=str(tmp_path / "other"), seed=1), tiny_pipe).path / LORA_FILE
+    (shared / LORA_FILE).write_bytes(adapter_of_another.read_bytes())
     with pytest.raises(
         CoefficientsError, match=f"not the adapter that the subject learned with.*expected {digits[:12]}"
     ):
@@ -248,10 +247,11 @@ def test_xl_learns_with_an_adapter(config: TrainConfig, tiny_xl_pipe: StableDiff
     assert np.array_equal(ours, drawn(tiny_xl_pipe, PROMPTS[:1]))
 
 
-@pytest.mark.parametrize("written", ["lora", "lora:0", "lora:65", "lokr:4", "ia3", "LORA:4", "lora:4:4"])
-def test_only_what_diffusers_loads_can_learn(written: str, config: TrainConfig) -> None:
-    with pytest.raises(ConfigError, match=r"--with: the adapter .* is not known; expected lora:RANK or dora:RANK"):
-        replace(config, with_adapter=written).resolve()
+def test_settings_that_no_adapter_can_have_are_refused(config: TrainConfig) -> None:
+    with pytest.raises(ConfigError, match=r"--with: the adapter 'oft:4' is not known; expected lora:RANK, dora:RANK"):
+        replace(config, with_adapter="oft:4").resolve()
+    with pytest.raises(ConfigError, match=r"--with dora:4 computes with the base's own weights"):
+        replace(config, with_adapter="dora:4", quantization="int8").resolve()
 
 
 def test_the_flag_and_the_key_are_called_with(config: TrainConfig, tmp_path: Path) -> None:

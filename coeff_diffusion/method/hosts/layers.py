@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ...subject.adapter import ADAPTER_FILE
+from ...subject.adapter_methods import LORA_FILE
 from ...subject.coefficients import Coefficients
 from ...subject.errors import CoefficientsError, cut, listed
 from ...subject.info import CoefficientsInfo
@@ -118,10 +118,10 @@ def beside(info: CoefficientsInfo) -> str:
     """What a subject needs beside what is loaded here, as a sentence; empty where there is nothing."""
     if not info.adapter:
         return ""
-    return (
-        f"the subject learned with an adapter ({info.adapter}), which is not loaded with it here: load {ADAPTER_FILE}, "
-        "which lies beside its file, as a LoRA"
-    )
+    remedy = "draw it with coeff-diffusion or diffusers"
+    if info.adapter_file == LORA_FILE:
+        remedy = f"load {LORA_FILE}, which lies beside its file, as a LoRA"
+    return f"the subject learned with an adapter ({info.adapter}), which is not loaded with it here: {remedy}"
 
 
 def check_fits(subject: Coefficients, places: Mapping[str, Place]) -> None:

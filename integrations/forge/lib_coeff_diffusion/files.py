@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from coeff_diffusion.sources.image_card import choose, extract
-from coeff_diffusion.subject.adapter import ADAPTER_FILE
+from coeff_diffusion.subject.adapter_methods import ADAPTER_FILES
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.errors import CoefficientsError
 from coeff_diffusion.subject.printable import printable
 from coeff_diffusion.subject.safetensors_file import FILE_NAME
 
 ENDINGS = {".safetensors", ".png"}
-NO_SUBJECTS = {"timeline.safetensors", ADAPTER_FILE}
+NO_SUBJECTS = {"timeline.safetensors", *ADAPTER_FILES}
 OWN_FOLDERS = {"adapters", "checkpoints", "samples"}  # of a training
 
 
