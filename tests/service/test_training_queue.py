@@ -63,7 +63,7 @@ def test_from_dropped_pictures_to_a_subject_in_the_library(
 ) -> None:
     settings = {**SHORT, "validation_steps": 2, "num_validation_images": 1, "seed": 3}
     job = over(training_queue.submit(replace(request_, settings=settings)))
-    assert (job.state, job.error, job.step, list(job.previews)) == ("done", "", 3, [2, 3])
+    assert (job.state, job.error, job.step, list(job.previews)) == ("done", "", 3, [0, 2, 3])
     said = {  # three steps may go either way
         "": "my-dog has learned all 3 steps and is in the library: write “a sks dog” in a prompt",
         job.advice: f"my-dog has ended at step 3 of 3, but {job.advice}",
@@ -75,6 +75,7 @@ def test_from_dropped_pictures_to_a_subject_in_the_library(
         "coefficients.safetensors",
         "config.yaml",
         *(f"pictures/00{i}.{kind}" for i, kind in enumerate(("png", "jpeg", "png", "jpeg", "png"), start=1)),
+        "samples/step_000000_0.png",
         "samples/step_000002_0.png",
         "samples/step_000003_0.png",
         "timeline.safetensors",
