@@ -22,13 +22,15 @@ from . import (
     timeline,
     train,
     train_pictures,
+    train_previews,
 )
 from .own_folder import own_folder
 from .server import blocks
 
 TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, "Library": library, "Inspect": inspect}
 CSS = "".join(
-    getattr(module, "CSS", "") for module in (theme, base_chooser, start, history, train_pictures, keys, *TABS.values())
+    getattr(module, "CSS", "")
+    for module in (theme, base_chooser, start, history, train_pictures, train_previews, keys, *TABS.values())
 )
 HEAD = keys.SCRIPT + base_chooser.SCRIPT + notify.SCRIPT + prompt_box.SCRIPT
 

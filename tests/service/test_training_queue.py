@@ -20,7 +20,7 @@ from coeff_diffusion.inference.pipeline_subjects import loaded_coefficients
 from coeff_diffusion.inference.request import DrawRequest
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.service import SubjectLoader, TrainingForm, TrainingQueue
-from coeff_diffusion.service.loss_curve import EACH, MARK, MEAN, VALIDATION, WINDOW, loss_curve
+from coeff_diffusion.service.loss_curve import BEST, EACH, MARK, MEAN, VALIDATION, WINDOW, curve_words, loss_curve
 from coeff_diffusion.service.picture_check import MAX_PICTURES, check_pictures, copy_pictures
 from coeff_diffusion.service.presets import PRESETS
 from coeff_diffusion.service.time_estimate import about
@@ -303,6 +303,16 @@ def test_the_curve_is_short_and_its_mean_is_a_mean() -> None:
     assert [x for x, _ in lines[MARK]] == [500, 500]
     measured = loss_curve(losses, validation={0: 0.51234567, 20: 0.4})
     assert [(x, y) for x, y, line in measured if line == VALIDATION] == [(0, 0.5123), (20, 0.4)]
+    upright = [(x, y) for x, y, line in measured if line == BEST]
+    assert upright == [(20, min(losses)), (20, max(losses))]
+    begun = [(x, y) for x, y, line in loss_curve(losses, validation={0: 0.5}) if line == BEST]
+    assert begun == [(0, min(losses))] * 2  # nothing to see, but its name is known
+    assert curve_words([0.5] * 5 + [0.25] * 25, {0: 0.51, 20: 0.4, 40: 0.9}) == (
+        "after step 30, mean loss of the last 25: 0.2500; best: step 20, validation loss 0.4000 (0.5100 before "
+        "training)"
+    )
+    assert curve_words([0.5], {0: 0.4}) == "after step 1, mean loss of the last 1: 0.5000"  # nothing was measured since
+    assert curve_words([]) == ""
     many = loss_curve(losses, validation={step: 1 / (step + 1) for step in range(5000)})
     assert len([line for _, _, line in many if line == VALIDATION]) == 300
 

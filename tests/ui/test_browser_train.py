@@ -255,7 +255,7 @@ def test_a_late_look_at_one_training_leaves_the_choice_and_the_button_of_another
     assert of_second[view.line].value == second.number
     assert of_second[view.stop].value == "Take out of the line"
     late = view.look(first.number, of_second[view.seen])
-    assert {view.status, view.stop, view.curve, view.previews, view.log}.isdisjoint(late)
+    assert {view.status, view.stop, view.curve, *view.previews.outputs, view.log}.isdisjoint(late)
     assert "value" not in getattr(late.get(view.line), "constructor_args", {})
     assert view.look(second.number, late[view.seen])[view.stop].value == "Take out of the line"
     assert view.choose(first.number, late[view.seen])[view.stop].value == "Stop and keep what it has"
