@@ -27,7 +27,7 @@ def test_every_method_is_offered_with_about_what_its_file_weighs(tiny_pipe: Stab
     for kind in kinds:
         guessed = adapter_bytes(tiny_pipe, kind)
         saved = LearningAdapter(tiny_pipe.unet, sites, kind, 0, torch.device("cpu")).snapshot()
-        assert guessed == pytest.approx(len(saved.data), rel=0.05)
+        assert guessed == pytest.approx(len(saved.data), rel=0.15)
 
 
 def test_the_form_takes_one_as_the_command_line_does(

@@ -46,7 +46,7 @@ def test_a_ready_subject_is_drawn_at_a_click(browser: Any, address: str, tmp_pat
 
 
 def _teach(page: Any, name: str, class_word: str, pictures: Iterable[str], steps: int) -> Any:
-    """Ask for a short training in a page that was just opened, with two previews of one picture behind that of step 0.
+    """Ask for a short training in a page that was just opened, with a preview half way (none in a single step).
 
     Returns:
         The button that starts it.
@@ -57,7 +57,7 @@ def _teach(page: Any, name: str, class_word: str, pictures: Iterable[str], steps
     page.locator("#train-name textarea, #train-name input").fill(name)
     page.locator("#train-class-word textarea, #train-class-word input").fill(class_word)
     page.get_by_role("button", name="More").click()
-    for key, value in (("max-train-steps", steps), ("validation-steps", steps // 2 or 1), ("num-validation-images", 1)):
+    for key, value in (("max-train-steps", steps), ("validation-steps", steps // 2), ("num-validation-images", 1)):
         box = page.locator(f"#train-{key} input").first
         playwright.expect(box).not_to_have_value("")  # it is there, or its value would come over what is typed
         box.fill(str(value))
