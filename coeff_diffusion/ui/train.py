@@ -104,8 +104,10 @@ class View:
         """Look when the page opens, when someone comes to the tab or chooses another training, and while one runs."""
         training_queue = self.service.training_queue
 
-        def arrive() -> News:
-            return self.news(training_queue.latest, None, Seen())
+        def arrive(number: int | None) -> News:
+            """The one that runs; else what was chosen stays: it may have ended while this was on its way."""
+            chosen = None if training_queue.busy else training_queue.find(number)
+            return self.news(chosen or training_queue.latest, None, Seen())
 
         def stop(number: int | None, seen: Seen) -> News:
             if number is not None:
@@ -118,7 +120,7 @@ class View:
             return self.choose(number, seen)
 
         for moment in (page.load, tab.select):
-            moment(arrive, None, self.outputs, **QUIET)
+            moment(arrive, self.line, self.outputs, **QUIET)
         asked = [self.line, self.seen]
         self.timer.tick(self.look, asked, self.outputs, queue=False, **QUIET)
         self.line.input(self.choose, asked, self.outputs, queue=False, **QUIET)
