@@ -7,6 +7,7 @@ from ..subject.errors import UserError
 from ..subject.user_file import read_text, user_path
 
 MAX_AUTH = 2**20  # bytes of a file of users
+MAX_SESSION = 8_760  # hours: a year
 
 LOCALHOST = "127.0.0.1"
 MAX_UPLOAD = "25mb"  # one photo of a good camera; what a subject's file or a card may have is checked when it is read
@@ -51,6 +52,8 @@ class PageConfig:
     auth: str | None = None
     """user:password that the page asks for, or a file with one such line per user (a file keeps it out of the
     process list)."""
+    session_hours: float = 24
+    """Hours that a login lasts, with --auth."""
     open_browser: bool = False
     """Open the page in the browser."""
     device: str = "auto"
@@ -88,7 +91,7 @@ def check(config: PageConfig) -> list[tuple[str, str]]:
     """The users of the page, once it is certain that nobody else can reach it.
 
     Raises:
-        PageError: reachable from outside without a password, or an impossible port.
+        PageError: reachable from outside without a password, an impossible port, or logins of no duration.
     """
     users = read_auth(config.auth)
     open_to = [flag for flag, on in (("--share", config.share), ("--listen", config.listen)) if on]
@@ -96,6 +99,8 @@ def check(config: PageConfig) -> list[tuple[str, str]]:
         raise PageError(
             f"{' and '.join(open_to)} lets others draw on this machine; add --auth user:password (or a file of them)"
         )
+    if not 0 < config.session_hours <= MAX_SESSION:
+        raise PageError(f"--session_hours is {config.session_hours:g}, expected more than 0, at most {MAX_SESSION}")
     if not 0 <= config.port <= 65535:
         raise PageError(f"--port is {config.port}, expected 0 to 65535")
     return users

@@ -17,6 +17,7 @@ from . import (
     library,
     notify,
     prompt_box,
+    sessions,
     start,
     theme,
     timeline,
@@ -30,9 +31,9 @@ from .server import blocks
 TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, "Library": library, "Inspect": inspect}
 CSS = "".join(
     getattr(module, "CSS", "")
-    for module in (theme, base_chooser, start, history, train_pictures, train_previews, keys, *TABS.values())
+    for module in (theme, base_chooser, start, history, train_pictures, train_previews, keys, sessions, *TABS.values())
 )
-HEAD = keys.SCRIPT + base_chooser.SCRIPT + notify.SCRIPT + prompt_box.SCRIPT
+HEAD = keys.SCRIPT + base_chooser.SCRIPT + notify.SCRIPT + prompt_box.SCRIPT + sessions.SCRIPT
 
 
 def build(service: StudioService, bases: Bases | None = None) -> gr.Blocks:

@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from .config import LOCALHOST, MAX_UPLOAD, PageConfig, PageError
 from .guard import Guard, Names
 from .own_folder import own_folder
+from .sessions import Sessions
 from .theme import THEME
 from .waiting import Wait, Waiting
 
@@ -59,6 +60,8 @@ def serve(page: gr.Blocks, config: PageConfig, users: list[tuple[str, str]], wai
         "show_error": True,
     }
     _, local, public = page.launch(prevent_thread_lock=True, **options)
+    app: Any = page.app
+    app.tokens = Sessions(3600 * config.session_hours)  # gradio declares a dict and asks no more of it than a mapping
     return str(public or local)
 
 
