@@ -51,7 +51,7 @@ def curve_words(losses: Sequence[float], validation: Mapping[int, float] | None 
     if not losses:
         return ""
     last = losses[-WINDOW:]
-    told = f"after step {len(losses)}, mean loss of the last {len(last)}: {sum(last) / len(last):.4f}"
+    told = f"After step {len(losses)}, mean loss of the last {len(last)}: {sum(last) / len(last):.4f}"
     if validation and (best := best_step(validation)) is not None:
         before = f" ({validation[0]:.4f} before training)" if 0 in validation else ""
         told += f"; best: step {best}, validation loss {validation[best]:.4f}{before}"

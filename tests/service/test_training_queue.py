@@ -308,10 +308,10 @@ def test_the_curve_is_short_and_its_mean_is_a_mean() -> None:
     begun = [(x, y) for x, y, line in loss_curve(losses, validation={0: 0.5}) if line == BEST]
     assert begun == [(0, min(losses))] * 2  # nothing to see, but its name is known
     assert curve_words([0.5] * 5 + [0.25] * 25, {0: 0.51, 20: 0.4, 40: 0.9}) == (
-        "after step 30, mean loss of the last 25: 0.2500; best: step 20, validation loss 0.4000 (0.5100 before "
+        "After step 30, mean loss of the last 25: 0.2500; best: step 20, validation loss 0.4000 (0.5100 before "
         "training)"
     )
-    assert curve_words([0.5], {0: 0.4}) == "after step 1, mean loss of the last 1: 0.5000"  # nothing was measured since
+    assert curve_words([0.5], {0: 0.4}) == "After step 1, mean loss of the last 1: 0.5000"  # nothing was measured since
     assert curve_words([]) == ""
     many = loss_curve(losses, validation={step: 1 / (step + 1) for step in range(5000)})
     assert len([line for _, _, line in many if line == VALIDATION]) == 300
