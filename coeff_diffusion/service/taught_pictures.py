@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..images.photo import DatasetError
 from ..training.crop_boxes import Box
 from ..training.picture_folder import scan
 from .picture_check import check_pictures
@@ -21,12 +22,12 @@ def taught_pictures(job: TrainingJob, resolution: int) -> Sequence[Image.Image]:
     Args:
         resolution: side in pixels of what trainings see.
     """
-    config = job.config
-    folder = job.folder / "pictures"
-    if not folder.is_dir():  # the subject was renamed or thrown away
-        return ()
+    config, folder = job.config, job.folder / "pictures"
     boxes = tuple((name, tuple(box)) for name, box in (config.crop_boxes or {}).items())
-    return _squares(folder, folder.stat().st_mtime_ns, resolution, config.center_crop, config.seed, boxes)
+    try:
+        return _squares(folder, folder.stat().st_mtime_ns, resolution, config.center_crop, config.seed, boxes)
+    except (DatasetError, OSError):  # the subject was renamed or thrown away
+        return ()
 
 
 @lru_cache(maxsize=8)
