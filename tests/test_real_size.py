@@ -140,6 +140,7 @@ def test_a_training_leaves_its_files(run: Path, base: Path) -> None:
         "checkpoints/step_000002.safetensors",
         "coefficients.safetensors",
         "config.yaml",
+        "samples/step_000000_0.png",
         "samples/step_000003_0.png",
         "timeline.safetensors",
     ]

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from coeff_diffusion.service import TrainingJob
 from coeff_diffusion.training.config import TrainConfig
@@ -28,6 +30,18 @@ def wait(condition: Callable[[], object]) -> None:
 def over(job: TrainingJob) -> TrainingJob:
     wait(lambda: job.over)
     return job
+
+
+def photographs(folder: Path) -> list[Path]:
+    """Five pictures with the spectrum of photographs, 1 / f, and the same in all channels but for a tint."""
+    generator = np.random.default_rng(0)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(160), np.fft.fftfreq(160))).clip(1 / 160)
+    paths = [folder / f"{number}.png" for number in range(5)]
+    for path in paths:
+        grey = np.fft.ifft2(np.fft.fft2(generator.normal(size=(160, 160))) / frequency).real
+        grey = (grey / grey.std() * 50 + 128)[..., None] * (1.0, 0.9, 0.8)
+        Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(path)
+    return paths
 
 
 CHILD = """

@@ -79,7 +79,7 @@ def show_train(page: Any, subject: str, trigger: str) -> None:
     fill(page, "train-class-word", "bird")
     page.locator("#train-crops img").first.wait_for(timeout=WAIT)
     page.get_by_role("button", name="Start training").click()
-    page.locator("#train-previews img").first.wait_for(timeout=WAIT)
+    page.locator("#train-earlier img").first.wait_for(timeout=WAIT)  # the latest preview is no longer that of step 0
 
 
 def show_timeline(page: Any, subject: str, trigger: str) -> None:

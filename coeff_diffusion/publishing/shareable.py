@@ -27,7 +27,7 @@ from ..subject.errors import CoefficientsError, UserError
 from ..subject.safetensors_file import FILE_NAME
 from ..subject.user_file import read_text
 from ..training.model_card import is_public, subject_card
-from ..training.run_folder import RunFolder
+from ..training.run_folder import OF_THE_BASE, RunFolder
 
 Say = Callable[[str], None]
 # Paths from the root, with a drive letter, or of a network share; not the paths of web addresses.
@@ -92,7 +92,8 @@ def local_path_in(text: str) -> str | None:
 def _samples(source: Path, say: Say) -> Iterator[tuple[str, bytes]]:
     """The pictures of the latest preview, of a folder that has none all samples, or the card itself."""
     if source.is_dir():
-        paths = RunFolder(source).newest_samples() or sorted((source / "samples").glob("*"))
+        of_subject = (path for path in (source / "samples").glob("*") if not path.name.startswith(OF_THE_BASE))
+        paths = RunFolder(source).newest_samples() or sorted(of_subject)
     else:
         kind = picture_kind(source)
         paths = [source] if kind and kind.picture == "PNG" else []

@@ -13,6 +13,7 @@ from ..images.files import find_drawing
 from ..images.generation_info import PictureError
 from ..subject.safetensors_file import MAX_HEADER
 from ..subject.user_file import open_file
+from ..training.run_folder import OF_THE_BASE
 
 SIDE = 192  # pixels
 MOST_SAMPLES = 64  # that are looked at to find the one to show
@@ -47,6 +48,8 @@ def small(picture: Path) -> Image.Image | None:
 def best_sample(run: Path, sha256: str) -> Path | None:
     """The latest preview of a run that was drawn with the subject as it is now, else the latest one; None without any.
 
+    That of step 0 is none of the subject.
+
     Args:
         run: its folder.
         sha256: of the subject.
@@ -54,7 +57,8 @@ def best_sample(run: Path, sha256: str) -> Path | None:
     folder = run / "samples"
     if folder.is_symlink():
         return None
-    found = sorted(path for path in folder.glob("*.png") if path.is_file() and not path.is_symlink())
+    named = [path for path in folder.glob("*.png") if not path.name.startswith(OF_THE_BASE)]
+    found = sorted(path for path in named if path.is_file() and not path.is_symlink())
     latest_first = sorted(found, key=lambda path: path.name.rpartition("_")[0], reverse=True)[:MOST_SAMPLES]
     drawn_with_it = (path for path in latest_first if sha256[:12] in _hashes(path))
     return next(drawn_with_it, next(iter(latest_first), None))

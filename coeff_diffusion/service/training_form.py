@@ -13,7 +13,7 @@ from PIL import Image
 from ..families.load import base_name
 from ..families.quantization import quantization_of
 from ..families.registry import denoiser_of
-from ..training.config import ConfigError, TrainConfig, config_from_namespace, train_parser
+from ..training.config import ConfigError, TrainConfig, config_from_namespace, flag_of, train_parser
 from ..training.crop_boxes import Box
 from .presets import PAGE, PRESETS
 
@@ -27,10 +27,12 @@ SETTINGS = (
     "with_prior_preservation",
     "num_class_images",
     "train",
+    "with_adapter",
     "max_train_steps",
     "train_batch_size",
     "learning_rate",
     "token_learning_rate",
+    "adapter_learning_rate",
     "lr_scheduler",
     "lr_warmup_steps",
     "seed",
@@ -103,7 +105,7 @@ def training_config(request: TrainingForm, pipe: Any, folder: Path, class_pictur
     if values.get("with_prior_preservation"):
         values["class_data_dir"] = str(class_pictures / folder_name(f"{base_name(pipe)} {request.class_word}"))
     try:
-        parsed = train_parser(exit_on_error=False).parse_object(values)
+        parsed = train_parser(exit_on_error=False).parse_object({flag_of(key): one for key, one in values.items()})
     except ArgumentError as error:
         raise ConfigError([str(error)]) from error
     return config_from_namespace(parsed).resolve()

@@ -1,4 +1,8 @@
-"""What the subject looks like on the way, drawn as anyone would who loads its file: the same seeds at every step."""
+"""What the subject looks like on the way, drawn as anyone would who loads its file: the same seeds at every step.
+
+The first preview is of step 0, before anything is learned: what the base makes of the class word, to measure the others
+by.
+"""
 
 from collections.abc import Callable
 
@@ -37,9 +41,9 @@ class Previews:
         self.said: list[str] = []  # what the base does not read of the prompt, once for all previews
 
     def due(self, step: int) -> bool:
-        """Whether there is a preview after this step."""
+        """Whether there is a preview after this step; 0 is before the first one."""
         every = self.config.validation_steps
-        return bool(every and step) and (step == self.config.max_train_steps or step % every == 0)
+        return bool(every) and (step == self.config.max_train_steps or step % every == 0)
 
     def drawn(self, step: int) -> bool:
         """Whether all its pictures are there."""

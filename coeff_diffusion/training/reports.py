@@ -119,8 +119,8 @@ class Clock:
             left += (-(-config.max_train_steps // every) - done) * self._per_validation(per_step, config)
         if not config.validation_steps:
             return left
-        every = config.validation_steps  # the preview of this very step is still to come
-        previews = -(-config.max_train_steps // every) - max(0, step - 1) // every
+        every = config.validation_steps  # the preview of this very step is still to come, also that of step 0
+        previews = -(-config.max_train_steps // every) - (step - 1) // every
         return left + previews * self._per_preview(per_step, config)
 
     def _per_validation(self, per_step: float, config: TrainConfig) -> float:

@@ -17,6 +17,8 @@ from .config import ConfigError
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # some network file systems
 SAMPLE = re.compile(r"step_(\d{6,12})_(\d{1,6})\.png", re.ASCII)
+OF_THE_BASE = "step_000000_"
+"""How the names of previews of step 0 begin: they show what the base draws, and stand for no subject."""
 NOISE = (".DS_Store", "Thumbs.db", "desktop.ini")  # what systems put into every folder
 
 
@@ -80,11 +82,12 @@ class RunFolder:
         return self.samples / f"step_{step:06d}_{number}.png"
 
     def newest_samples(self, step: int | None = None) -> list[Path]:
-        """The pictures of the latest preview (up to a step), in order; empty where there is none."""
+        """The pictures of the latest preview of the subject (up to a step), in order; empty where there is none."""
         pictures: dict[int, list[tuple[int, Path]]] = {}
         for path in self.samples.glob("step_*.png"):
             if (found := SAMPLE.fullmatch(path.name)) and (step is None or int(found[1]) <= step):
                 pictures.setdefault(int(found[1]), []).append((int(found[2]), path))
+        pictures.pop(0, None)  # what the base draws
         return [path for _, path in sorted(pictures[max(pictures)])] if pictures else []
 
     def checkpoint(self, step: int) -> Path:

@@ -200,7 +200,7 @@ class TrainSettings:
     num_validation_images: int = 2
     """Pictures of a preview; they keep their seeds over the run."""
     validation_steps: int = 100
-    """Draw a preview every this many steps, and at the end; 0 draws none."""
+    """Draw a preview before the first step, every this many steps, and at the end; 0 draws none."""
 
     # --- Output
     output_dir: str | None = None

@@ -357,7 +357,7 @@ class Trainer:
             self.accelerator.init_trackers("")
         self.learner.train(True)
         if self.is_main and self.previews.due(self.step) and not self.previews.drawn(self.step):
-            self.preview()  # what the checkpoint goes on from was ended before it was drawn
+            self.preview()  # that of step 0, or one before which the run ended that the checkpoint is of
 
     def train_step(self) -> float:
         """One update of what learns; returns the mean loss of its batches."""

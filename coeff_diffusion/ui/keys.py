@@ -34,6 +34,7 @@ CSS = """
 @media (max-width: 820px) {
   button:not(.icon-button):not([aria-label]), [role="tab"], input:not([type="checkbox"]):not([type="radio"]), select {
     min-height: 44px; }
+  .tab-like-container { height: auto !important; } /* a slider's number and its reset */
   button.label-wrap { align-items: center; }
   label:has(> input[type="checkbox"]), label:has(> input[type="radio"]) { min-height: 44px; }
 }

@@ -24,6 +24,7 @@ from . import (
     timeline,
     train,
     train_pictures,
+    train_previews,
 )
 from .own_folder import own_folder
 from .server import blocks
@@ -31,7 +32,7 @@ from .server import blocks
 TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, "Library": library, "Inspect": inspect}
 CSS = "".join(
     getattr(module, "CSS", "")
-    for module in (theme, base_chooser, start, history, train_pictures, keys, sessions, *TABS.values())
+    for module in (theme, base_chooser, start, history, train_pictures, train_previews, keys, sessions, *TABS.values())
 )
 HEAD = keys.SCRIPT + base_chooser.SCRIPT + notify.SCRIPT + paint.SCRIPT + prompt_box.SCRIPT + sessions.SCRIPT
 

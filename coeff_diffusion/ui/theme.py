@@ -108,6 +108,8 @@ button[role="tab"].selected { color: var(--link-text-color) !important; font-wei
 .block code { color: var(--body-text-color); }
 /* A line that says nothing yet takes no room. */
 .block:has(> .html-container > .prose:empty) { padding: 0; margin-bottom: calc(-1 * var(--layout-gap)); }
+/* The words below a picture stay readable under the mouse, and under the finger that has chosen it. */
+.thumbnail-item .caption-label { opacity: 1 !important; }
 /* What files are dropped on has its label above it, not over its picture. */
 .block:has([data-testid="upload-text"]) > label.float { position: static; max-width: none; border: 0; }
 """

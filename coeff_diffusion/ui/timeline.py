@@ -13,7 +13,7 @@ from ..inference.request import DrawCancelled
 from ..service import Glimpse, StudioService, Timeline
 from ..subject.errors import CoefficientsError
 from .common import QUIET, REFUSALS, follow, or_refusal, refusal, shown, status_line, with_status
-from .loss_plot import curve_data, curve_plot
+from .loss_plot import curve_data, curve_plot, curve_text, words_below
 from .setting_control import control_of
 
 # Small pictures fill their frame too: steps are compared, and 128 pixels are few on a large screen.
@@ -50,6 +50,7 @@ class TimelineTab:
                     elem_id="timeline-picture",
                 )
                 self.curve = curve_plot("timeline-curve")
+                self.words = words_below("timeline-curve-words")
 
     def _build_choices(self) -> None:
         self.run = gr.Dropdown(
@@ -91,16 +92,18 @@ class TimelineTab:
         drawing: dict[str, Any] = {"concurrency_id": "timeline", "concurrency_limit": None, **QUIET}
         for moment in (page.load, tab.select, self.run.focus):
             moment(self._offer, None, self.run, **QUIET)
-        chosen = [self.step, self.prompt, self.seed, self.curve, self.picture, self.status, *buttons]
+        chosen = [self.step, self.prompt, self.seed, self.curve, self.words, self.picture, self.status, *buttons]
         choice = self.run.input(self._stop, None, None, queue=False, **QUIET)
         choice = choice.then(with_status(self._choose, self.status), self.run, chosen, **QUIET)
         choice.success(self._draw, asked, drawn, **drawing)
         # Who moves on does not wait for the picture before.
         self.step.input(self._stop, None, None, queue=False, **QUIET)
-        self.step.input(self._mark, {self.run, self.step}, self.curve, trigger_mode="always_last", **QUIET)
+        self.step.input(
+            self._mark, {self.run, self.step}, [self.curve, self.words], trigger_mode="always_last", **QUIET
+        )
         self.step.input(self._draw, asked, drawn, trigger_mode="always_last", **drawing)
         self.best.click(self._stop, None, None, queue=False, **QUIET)
-        reached = [self.step, self.curve, self.status]
+        reached = [self.step, self.curve, self.words, self.status]
         best = self.best.click(with_status(self._go_to_best, self.status), self.run, reached, **QUIET)
         best.success(self._draw, asked, drawn, **drawing)
         gr.on([self.prompt.submit, self.seed.submit], self._draw, asked, drawn, **drawing)
@@ -125,14 +128,15 @@ class TimelineTab:
             self.step: _slider(timeline.steps, at),
             self.prompt: timeline.prompt,
             self.seed: timeline.seed,
-            self.curve: self._curve(name, at),
+            **self._curve(name, at),
             self.picture: None,
             self.status: status_line(*told),
             **dict.fromkeys((self.keep, self.best, self.every), gr.Button(interactive=True)),
         }
 
-    def _curve(self, name: str, at: int) -> dict[str, Any]:
-        return curve_data(self.timelines.losses(name), at, self.timelines.validation(name))
+    def _curve(self, name: str, at: int) -> News:
+        losses, validation = self.timelines.losses(name), self.timelines.validation(name)
+        return {self.curve: curve_data(losses, at, validation), self.words: curve_text(losses, validation)}
 
     def _go_to_best(self, name: str) -> News:
         """The slider at the step with the lowest validation loss so far."""
@@ -141,7 +145,7 @@ class TimelineTab:
         if best is None:
             raise CoefficientsError(f"nothing was measured in the training of {name} so far; no step is the best one")
         told = status_line(f"step {best} has the lowest validation loss so far")
-        return {self.step: _slider(timeline.steps, best), self.curve: self._curve(name, best), self.status: told}
+        return {self.step: _slider(timeline.steps, best), **self._curve(name, best), self.status: told}
 
     def _mark(self, values: Values) -> Any:
         """The loss so far with a mark at the step that the slider is at."""

@@ -5,27 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from ..inference.request import StudioError
 from ..service import StudioService, TrainingForm, TrainingJob
 from ..training.config import ConfigError
 from . import draw_with
 from .common import QUIET, status_line, with_status
-from .loss_plot import curve_data, curve_plot
+from .loss_plot import curve_data, curve_plot, curve_text, words_below
 from .notify import AT_WORK
 from .train_controls import Controls, labels
+from .train_previews import Previews
 
 SECONDS = 1.0  # between two looks at a training
 GROWTH = 1.15  # a curve is drawn anew when it has so many times the steps: each time it flickers
-SHOWN_PREVIEWS = 12
 STOP = "Stop and keep what it has"
 NOTHING = "Nothing has been trained yet: drop about five pictures, say what they show, and start."
-# Thumbnails of one size, however many there are, below the label instead of under it.
 CSS = """
-#train-previews .grid-wrap { height: auto; min-height: 0; max-height: 24rem; padding-top: 2.6rem; }
-#train-previews .grid-container { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr));
-  grid-template-rows: none; }
 #train-status p, #train-refused p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
 """
 Values = dict[Any, Any]
@@ -92,32 +87,27 @@ class View:
             visible=False,
             elem_id="train-line",
         )
+        self.previews = Previews(service)
         self.curve = curve_plot("train-curve", visible=False)
-        self.previews = gr.Gallery(
-            label="Previews, newest first",
-            format="png",
-            height="auto",
-            object_fit="contain",
-            interactive=False,
-            buttons=["download", "fullscreen"],
-            elem_id="train-previews",
-        )
+        self.words = words_below("train-curve-words")
         self.log = gr.Textbox(
             label="What the trainer says", lines=3, max_lines=8, interactive=False, elem_id="train-log"
         )
         self.seen, self.name = gr.State(Seen()), gr.State("")
         self.timer = gr.Timer(SECONDS, active=False)
         self.outputs = [
-            self.status, self.stop, self.sooner, self.draw, self.name, self.line, self.curve, self.previews, self.log,
-            self.seen, self.timer,
+            self.status, self.stop, self.sooner, self.draw, self.name, self.line, *self.previews.outputs, self.curve,
+            self.words, self.log, self.seen, self.timer,
         ]  # fmt: skip
 
     def wire(self, page: gr.Blocks, tab: gr.Tab) -> None:
         """Look when the page opens, when someone comes to the tab or chooses another training, and while one runs."""
         training_queue = self.service.training_queue
 
-        def arrive() -> News:
-            return self.news(training_queue.latest, None, Seen())
+        def arrive(number: int | None) -> News:
+            """The one that runs; else what was chosen stays: it may have ended while this was on its way."""
+            chosen = None if training_queue.busy else training_queue.find(number)
+            return self.news(chosen or training_queue.latest, None, Seen())
 
         def stop(number: int | None, seen: Seen) -> News:
             if number is not None:
@@ -130,7 +120,7 @@ class View:
             return self.choose(number, seen)
 
         for moment in (page.load, tab.select):
-            moment(arrive, None, self.outputs, **QUIET)
+            moment(arrive, self.line, self.outputs, **QUIET)
         asked = [self.line, self.seen]
         self.timer.tick(self.look, asked, self.outputs, queue=False, **QUIET)
         self.line.input(self.choose, asked, self.outputs, queue=False, **QUIET)
@@ -178,10 +168,13 @@ class View:
             )
         drawn = seen.steps
         if other or steps > GROWTH * drawn or (job.over and steps != drawn):
-            curve, drawn = curve_data(job.losses[:steps], None, job.validation), steps
-            news[self.curve] = gr.update(value=curve, visible=steps > 1)
+            losses, drawn = job.losses[:steps], steps
+            news[self.curve] = gr.update(value=curve_data(losses, None, job.validation), visible=steps > 1)
+            news[self.words] = curve_text(losses, job.validation)
+        if other:
+            news |= self.previews.pictures(job)
         if other or len(job.previews) != seen.previews:
-            news[self.previews] = _previews(job)
+            news |= self.previews.previews(job)
         if other or len(messages) != seen.messages:
             news[self.log] = "\n".join(messages)
         news[self.seen] = Seen(line, job.number, status, drawn, len(job.previews), len(messages), running)
@@ -193,14 +186,3 @@ def _label(job: TrainingJob, place: int) -> str:
     return f"{job.name}: " + {"queued": f"waits, number {place} in line", "running": "is being trained"}.get(
         job.state, job.state
     )
-
-
-def _previews(job: TrainingJob) -> list[tuple[Image.Image, str]]:
-    """The newest pictures of a training, each with its step."""
-    found = [(path, f"step {step}") for step, paths in reversed(job.previews.items()) for path in paths]
-    pictures = []
-    for path, caption in found[:SHOWN_PREVIEWS]:
-        if path.is_file():  # the subject may have been renamed or thrown away since
-            with Image.open(path) as image:
-                pictures.append((image.convert("RGB"), caption))
-    return pictures

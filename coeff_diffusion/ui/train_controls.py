@@ -1,13 +1,15 @@
 """What someone says about a training: pictures, names, how long, and the rest in a fold-out."""
 
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import gradio as gr
 
 from ..service import StudioService, TrainingForm
+from ..service.adapter_choices import BROUGHT, adapter_choices, offered
 from ..service.presets import PAGE, PRESETS
 from ..service.training_form import SETTINGS
-from ..training.config import TrainConfig, field_help
+from ..training.config import TrainConfig, field_help, flag_of
 from .common import QUIET, or_refusal
 from .train_pictures import Pictures
 
@@ -76,19 +78,29 @@ class Controls:
             return [values[name] for name in filled]
 
         self.pictures.wire(crop, seed, self.class_word)
+
+        adapters_here = cache(lambda: adapter_choices(self.service.studio.pipe))
+
+        def adapters() -> Any:
+            return gr.Dropdown(choices=adapters_here())
+
         tab.select(offer, None, self.preset, **QUIET)
+        tab.select(adapters, None, self.settings["with_adapter"], **QUIET)
         self.preset.input(fill, self.preset, [self.settings[name] for name in filled], **QUIET)
 
 
 def labels() -> dict[str, str]:
-    """What the page calls the settings of a training."""
-    return {name: name.replace("_", " ") for name in field_help()}
+    """What the page calls the settings of a training, by their flags."""
+    return {flag_of(name): name.replace("_", " ") for name in field_help()}
 
 
 def _control(name: str, value: Any) -> Any:
     """The control of a setting: its type decides which, its own help says what it does."""
-    label = labels()[name].capitalize()
+    label = labels()[flag_of(name)].capitalize()
     shared: dict[str, Any] = {"label": label, "info": field_help()[name], "elem_id": f"train-{name.replace('_', '-')}"}
+    if name == "with_adapter":  # what each costs is said when someone comes to the tab
+        shared["info"] += f" {BROUGHT}"
+        return gr.Dropdown([("none", ""), *map(str, offered())], value="", allow_custom_value=True, **shared)
     hint = get_type_hints(TrainConfig)[name]
     if hint is bool:
         return gr.Checkbox(value, **shared)

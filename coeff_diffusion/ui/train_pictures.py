@@ -26,7 +26,7 @@ CSS = """
   grid-auto-rows: auto; align-items: start; }
 #train-crops .thumbnail-item { display: flex; flex-direction: column; height: auto; aspect-ratio: auto; }
 #train-crops .thumbnail-item img { aspect-ratio: 1; height: auto; }
-#train-crops .caption-label { position: static; width: 100%; max-width: none; border: 0; opacity: 1;
+#train-crops .caption-label { position: static; width: 100%; max-width: none; border: 0;
   white-space: normal; overflow-wrap: anywhere; text-align: start; }
 #train-remarks p, #train-captions p { margin: 0 0 var(--spacing-sm); overflow-wrap: anywhere; }
 """

@@ -20,7 +20,7 @@ from coeff_diffusion.inference.pipeline_subjects import loaded_coefficients
 from coeff_diffusion.inference.request import DrawRequest
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.service import SubjectLoader, TrainingForm, TrainingQueue
-from coeff_diffusion.service.loss_curve import EACH, MARK, MEAN, VALIDATION, WINDOW, loss_curve
+from coeff_diffusion.service.loss_curve import BEST, EACH, MARK, MEAN, VALIDATION, WINDOW, curve_words, loss_curve
 from coeff_diffusion.service.picture_check import MAX_PICTURES, check_pictures, copy_pictures
 from coeff_diffusion.service.presets import PRESETS
 from coeff_diffusion.service.time_estimate import about
@@ -63,7 +63,7 @@ def test_from_dropped_pictures_to_a_subject_in_the_library(
 ) -> None:
     settings = {**SHORT, "validation_steps": 2, "num_validation_images": 1, "seed": 3}
     job = over(training_queue.submit(replace(request_, settings=settings)))
-    assert (job.state, job.error, job.step, list(job.previews)) == ("done", "", 3, [2, 3])
+    assert (job.state, job.error, job.step, list(job.previews)) == ("done", "", 3, [0, 2, 3])
     said = {  # three steps may go either way
         "": "my-dog has learned all 3 steps and is in the library: write “a sks dog” in a prompt",
         job.advice: f"my-dog has ended at step 3 of 3, but {job.advice}",
@@ -75,6 +75,7 @@ def test_from_dropped_pictures_to_a_subject_in_the_library(
         "coefficients.safetensors",
         "config.yaml",
         *(f"pictures/00{i}.{kind}" for i, kind in enumerate(("png", "jpeg", "png", "jpeg", "png"), start=1)),
+        "samples/step_000000_0.png",
         "samples/step_000002_0.png",
         "samples/step_000003_0.png",
         "timeline.safetensors",
@@ -302,6 +303,16 @@ def test_the_curve_is_short_and_its_mean_is_a_mean() -> None:
     assert [x for x, _ in lines[MARK]] == [500, 500]
     measured = loss_curve(losses, validation={0: 0.51234567, 20: 0.4})
     assert [(x, y) for x, y, line in measured if line == VALIDATION] == [(0, 0.5123), (20, 0.4)]
+    upright = [(x, y) for x, y, line in measured if line == BEST]
+    assert upright == [(20, min(losses)), (20, max(losses))]
+    begun = [(x, y) for x, y, line in loss_curve(losses, validation={0: 0.5}) if line == BEST]
+    assert begun == [(0, min(losses))] * 2  # nothing to see, but its name is known
+    assert curve_words([0.5] * 5 + [0.25] * 25, {0: 0.51, 20: 0.4, 40: 0.9}) == (
+        "After step 30, mean loss of the last 25: 0.2500; best: step 20, validation loss 0.4000 (0.5100 before "
+        "training)"
+    )
+    assert curve_words([0.5], {0: 0.4}) == "After step 1, mean loss of the last 1: 0.5000"  # nothing was measured since
+    assert curve_words([]) == ""
     many = loss_curve(losses, validation={step: 1 / (step + 1) for step in range(5000)})
     assert len([line for _, _, line in many if line == VALIDATION]) == 300
 

@@ -149,7 +149,7 @@ OWN_FILES = {
     "hub": "a token, which may come through a pipe",
     "service/import_export": "what it has made in a folder of its own",
     "subject/private_folder": "a folder of its own, to lock it",
-    "ui/train": "previews of a run, as they lie in its folder",
+    "ui/train_previews": "previews of a run, as they lie in its folder",
     "inference/loaded_subjects": "no file: it opens its watch",
 }
 CALLS = re.compile(

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from training_runs import photographs
 
 from coeff_diffusion import Coefficients, load_base
 from coeff_diffusion.families.errors import BaseModelError
@@ -37,14 +36,7 @@ def queue(embedded, tmp_path):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> list[Path]:
-    """Five pictures with the spectrum of photographs, 1 / f, and the same in all channels but for a tint."""
-    folder, generator = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(160), np.fft.fftfreq(160))).clip(1 / 160)
-    for number in range(5):
-        grey = np.fft.ifft2(np.fft.fft2(generator.normal(size=(160, 160))) / frequency).real
-        grey = (grey / grey.std() * 50 + 128)[..., None] * (1.0, 0.9, 0.8)
-        Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
-    return sorted(folder.iterdir())
+    return photographs(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.mark.parametrize("subject", sorted(path.name for path in EXAMPLES.iterdir()))

@@ -137,6 +137,7 @@ def test_the_output_is_a_library_and_a_second_run_does_nothing(
     assert {name for name in before if name.startswith(".runs/tom")} == {
         ".runs/tom/README.md",
         ".runs/tom/config.yaml",
+        ".runs/tom/samples/step_000000_0.png",
         ".runs/tom/samples/step_000002_0.png",
         ".runs/tom/samples/step_000004_0.png",
     }

@@ -19,12 +19,14 @@ from coeff_diffusion.training.signals import REQUESTS, ending_once
 
 
 def test_time_left_counts_steps_and_previews() -> None:
-    config = TrainConfig(max_train_steps=100, validation_steps=40)  # previews at 40, 80 and 100
+    config = TrainConfig(max_train_steps=100, validation_steps=40)  # previews at 0, 40, 80 and 100
     clock = Clock()
     clock.stepped(9.0)  # the first step is slow
     for _ in range(9):
         clock.stepped(0.5)
     clock.previewed(10.0)
+    assert clock.seconds_left(0, config) == 100 * 0.5 + 4 * 10
+    assert clock.seconds_left(1, config) == 99 * 0.5 + 3 * 10
     assert clock.seconds_left(10, config) == 90 * 0.5 + 3 * 10
     assert clock.seconds_left(40, config) == 60 * 0.5 + 3 * 10  # the preview of this step is still to come
     assert clock.seconds_left(41, config) == 59 * 0.5 + 2 * 10

@@ -132,6 +132,8 @@ def test_newest_samples(tmp_path: Path) -> None:
     output = RunFolder(tmp_path)
     assert output.newest_samples() == []
     output.samples.mkdir()
+    output.sample(0, 0).touch()  # it shows the base
+    assert output.newest_samples() == []
     for step in (100, 200):
         for number in range(12):
             output.sample(step, number).touch()

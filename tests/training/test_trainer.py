@@ -83,6 +83,8 @@ def test_from_pictures_to_results(
         "README.md",
         "coefficients.safetensors",
         "config.yaml",
+        "samples/step_000000_0.png",
+        "samples/step_000000_1.png",
         "samples/step_000003_0.png",
         "samples/step_000003_1.png",
         "samples/step_000005_0.png",
@@ -137,8 +139,11 @@ def test_the_preview_is_what_the_file_draws(
 ) -> None:
     seen: list[PreviewReport] = []
     result = run(validation_steps=3, callbacks={"on_preview": seen.append}, seed=5)
-    assert [report.step for report in seen] == [3, 6]
+    assert [report.step for report in seen] == [0, 3, 6]
     studio = Studio(tiny_pipe)
+    before, *seen = seen  # nothing is learned yet: what the base makes of the class word
+    of_base = studio.draw(DrawRequest("a dog", seed=5, width=16, height=16))[0].image
+    assert before.pictures[0].image.tobytes() == of_base.tobytes()
     for report in seen:
         studio.load(load_timeline(result.path / "timeline.safetensors")[report.step], name="dog")
         request = DrawRequest("a sks dog", subjects={"dog": 1.0}, seed=5, width=16, height=16)
@@ -391,7 +396,8 @@ def test_should_stop(run: Callable[..., TrainResult]) -> None:
     callbacks = {"on_step": lambda report: steps.append(report.step), "should_stop": lambda: len(steps) >= 4}
     result = run(callbacks=callbacks, validation_steps=4)  # also in the middle of a preview
     assert (result.stopped, len(result.losses)) == (True, 4)
-    assert "samples" not in {path.name for path in result.path.iterdir()}
+    assert [path.name for path in (result.path / "samples").iterdir()] == ["step_000000_0.png"]
+    assert "samples/" not in (result.path / "README.md").read_text()  # it shows the base, not the subject
 
 
 def test_stopped_before_training(run: Callable[..., TrainResult], tmp_path: Path) -> None:
@@ -640,5 +646,7 @@ def test_a_base_of_two_text_encoders_is_taught_as_well(
         "text_encoder": (1, 32), "text_encoder_2": (1, 48),
     }  # fmt: skip
     assert all(bool(coeff.any()) for coeff in subject.values())
-    assert sorted(path.name for path in (result.path / "samples").iterdir()) == ["step_000003_0.png"]
+    assert sorted(path.name for path in (result.path / "samples").iterdir()) == [
+        "step_000000_0.png", "step_000003_0.png"
+    ]  # fmt: skip
     load_coefficients(tiny_xl_pipe, subject)

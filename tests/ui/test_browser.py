@@ -457,15 +457,28 @@ def test_earlier_pictures_come_back(browser: Any, address: str, tmp_path: Path) 
     playwright.expect(cards).to_have_count(1)
     assert first.exists()
 
-    # From one of them to the next.
+    # From one of them to the next, with a subject; its file alone brings back both, and is drawn again.
     draw.page.locator("#history-start").click()
     draw.page.locator("#draw-from-picture img").wait_for()
+    draw.choose(1, "dog")
+    playwright.expect(draw.prompt).to_have_value(re.compile("sks dog"))
     draw.number("denoising-strength").fill("0.5")
     draw.button.click()
     draw.says("00004-")
-    start = StartPicture.read(next(pictures.glob("00004-*")))
-    assert start is not None
-    assert start.digits == StartPicture(Image.open(first)).digits
+    drawn = next(pictures.glob("00004-*"))
+    draw.page.reload()
+    draw.page.set_input_files("#draw-drop input[type=file]", drawn)
+    draw.says("its settings are in the controls")
+    draw.page.locator("#draw-from-picture img").wait_for()
+    draw.button.click()
+    draw.says("00005-")
+    again = next(pictures.glob("00005-*"))
+    assert Image.open(again).tobytes() == Image.open(drawn).tobytes()
+    for file in (drawn, again):
+        start = StartPicture.read(file)
+        assert start is not None
+        assert start.digits == StartPicture(Image.open(first)).digits
+        assert read_parameters(file).subjects == {"dog": 1.0}
 
     # What is being written survives a reload.
     draw.prompt.fill("a green pot")

@@ -1,11 +1,12 @@
 """The whole page on the embedded base: from five dropped pictures to a drawn subject, as on a newcomer's laptop."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browsing import complaints
+from training_runs import photographs
 
 from coeff_diffusion import Coefficients
 from coeff_diffusion.images.files import read_parameters
@@ -44,19 +45,30 @@ def test_a_ready_subject_is_drawn_at_a_click(browser: Any, address: str, tmp_pat
     page.close()
 
 
+def _drop(page: Any, pictures: Iterable[Path]) -> None:
+    """Drop five pictures in the Train tab of a page that was just opened."""
+    page.locator("#draw-button").wait_for()
+    page.locator(".main > [data-testid=status-tracker]").wait_for(state="hidden")  # now it has all its values
+    page.get_by_role("tab", name="Train", exact=True).click()
+    page.set_input_files("#train-pictures input[type=file]", sorted(map(str, pictures)))
+    playwright.expect(page.locator("#train-crops img")).to_have_count(5)
+
+
 def test_from_five_pictures_to_a_drawn_subject(browser: Any, address: str, tmp_path: Path) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(PATIENCE)
     problems = complaints(page)
     page.goto(address)
-    page.locator("#draw-button").wait_for()
-    page.locator(".main > [data-testid=status-tracker]").wait_for(state="hidden")  # now it has all its values
+
+    # Photographs are told before anything is trained: this base does not know such pictures.
+    _drop(page, photographs(tmp_path))
+    remarks = page.locator("#train-remarks")
+    playwright.expect(remarks).to_contain_text("these look like photos; the embedded base knows drawn things only")
+    page.reload()
 
     # Train, with a reload in the middle: the page comes back to where the training is.
-    page.get_by_role("tab", name="Train", exact=True).click()
-    pictures = sorted(str(path) for path in PICTURES.glob("*.png"))
-    page.set_input_files("#train-pictures input[type=file]", pictures)
-    playwright.expect(page.locator("#train-crops img")).to_have_count(5)
+    _drop(page, PICTURES.glob("*.png"))
+    playwright.expect(remarks).to_have_text("")
     page.locator("#train-name textarea, #train-name input").fill("my cat")
     page.locator("#train-class-word textarea, #train-class-word input").fill("cat")
     page.get_by_role("button", name="More").click()
@@ -73,7 +85,9 @@ def test_from_five_pictures_to_a_drawn_subject(browser: Any, address: str, tmp_p
     page.reload()
     page.get_by_role("tab", name="Train", exact=True).click()
     playwright.expect(status).to_contain_text("my-cat has learned all 12 steps and is in the library")
-    playwright.expect(page.locator("#train-previews img").first).to_be_visible()
+    for shown, number in (("own", 5), ("earlier", 2), ("previews", 1)):  # its pictures, steps 0 and 6, step 12
+        playwright.expect(page.locator(f"#train-{shown} img")).to_have_count(number)
+    playwright.expect(page.locator("#train-earlier")).to_contain_text("step 0")
     assert Coefficients.load(tmp_path / "subjects" / "my-cat").info.train_steps == 12
 
     # Draw it beside the base.

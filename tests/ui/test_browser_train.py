@@ -158,11 +158,18 @@ def test_train_reload_scrub_and_keep(
     box("train-validation-steps").fill("15")
     box("train-num-validation-images").fill("1")
     box("train-train-batch-size").fill("1")
+    box("train-with-adapter").click()  # one of the list, or any other rank
+    expect(page.get_by_role("option", name=re.compile(r"^lora:4: a second file of about \d+ KB$"))).to_be_visible()
+    box("train-with-adapter").fill("lora:2")
+    box("train-with-adapter").press("Enter")
     start.click()
     status = page.locator("#train-status")
     expect(status).to_contain_text("of 5000", timeout=WAIT)
+    expect(page.locator("#train-own img")).to_have_count(5, timeout=WAIT)
+    expect(page.locator("#train-earlier")).to_contain_text("step 0", timeout=WAIT)
     expect(page.locator("#train-previews img").first).to_be_visible(timeout=WAIT)
     expect(page.locator("#train-curve canvas, #train-curve svg").first).to_be_visible()
+    expect(page.locator("#train-curve-words")).to_contain_text("best: step", timeout=WAIT)
 
     # The page comes back to where the training is; a second one waits in line and is taken out of it.
     page.reload()
@@ -173,6 +180,7 @@ def test_train_reload_scrub_and_keep(
     assert (before.folder / "pictures" / "001.txt").read_text() == "a dog on the left"
     assert len(list((before.folder / "pictures").glob("*.txt"))) == 5
     assert before.config.crop_boxes == {"001.png": [0, 0, 0.5, 1]}
+    assert before.config.with_adapter == "lora:2"
     (painted,) = (before.folder / "pictures").glob("*-masklabel.png")
     with Image.open(painted) as mask:
         assert (painted.name, mask.mode) == ("001-masklabel.png", "L")
@@ -196,6 +204,7 @@ def test_train_reload_scrub_and_keep(
     picture = page.locator("#timeline-picture img")
     expect(picture).to_be_visible(timeout=WAIT)
     at = page.locator("#timeline-status")
+    expect(page.locator("#timeline-curve-words")).to_contain_text("best: step", timeout=WAIT)
     first, shown = at.inner_text(), picture.get_attribute("src")
     page.locator("#timeline-step input[type=range]").focus()
     page.keyboard.press("Home")
@@ -255,7 +264,7 @@ def test_a_late_look_at_one_training_leaves_the_choice_and_the_button_of_another
     assert of_second[view.line].value == second.number
     assert of_second[view.stop].value == "Take out of the line"
     late = view.look(first.number, of_second[view.seen])
-    assert {view.status, view.stop, view.curve, view.previews, view.log}.isdisjoint(late)
+    assert {view.status, view.stop, view.curve, *view.previews.outputs, view.log}.isdisjoint(late)
     assert "value" not in getattr(late.get(view.line), "constructor_args", {})
     assert view.look(second.number, late[view.seen])[view.stop].value == "Take out of the line"
     assert view.choose(first.number, late[view.seen])[view.stop].value == "Stop and keep what it has"
