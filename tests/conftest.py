@@ -41,7 +41,7 @@ def _seed() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test in a browser has a second try, which `-ra` lists: two programs race on a busy machine."""
+    """A test in a browser has a second try, listed as RERUN: two programs race on a busy machine."""
     for item in items:
         if item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.flaky(reruns=1))

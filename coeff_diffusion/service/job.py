@@ -19,6 +19,7 @@ class Glimpse:
         seconds_left: an estimate from the steps so far.
         pictures: the pictures as they form; empty where this step has no preview.
         ahead: jobs that have to end before this one begins; 0 once it is at work.
+        stopping: it has been asked to end, and will after its next step.
     """
 
     step: int
@@ -26,8 +27,11 @@ class Glimpse:
     seconds_left: float
     pictures: list[Image.Image] = field(default_factory=list)
     ahead: int = 0
+    stopping: bool = False
 
     def __str__(self) -> str:
+        if self.stopping:
+            return "stopping at the next step ..."
         if self.ahead:
             return f"waiting: {self.ahead} {'drawing' if self.ahead == 1 else 'drawings'} of others first"
         if not self.step:

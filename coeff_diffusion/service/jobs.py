@@ -5,7 +5,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -160,6 +160,8 @@ class Jobs:
             job = self.current(owner)
             if job is not None:
                 self._stop(job)
+                if job.begun:  # told in the order of all that is: who asked hears of the end after it
+                    self._tell(job, replace(job.latest or Glimpse(0, 1, 0.0), pictures=[], stopping=True))
         return job is not None
 
     def take_out(self, owner: str, *numbers: int) -> None:
@@ -212,7 +214,8 @@ class Jobs:
             due = time.monotonic() - last > PREVIEW_SECONDS and progress.step < progress.total
             pictures = self.preview(progress) if due else []
             last = time.monotonic() if due else last
-            self._tell(job, Glimpse(progress.step, progress.total, progress.seconds_left, pictures))
+            stopping = job.stop.is_set()
+            self._tell(job, Glimpse(progress.step, progress.total, progress.seconds_left, pictures, stopping=stopping))
 
         return on_step
 

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ..service import Job, StudioService
-from .common import QUIET, status_line
+from .common import QUIET
 from .job_bar import JobBar
 
 DRAW, ADD = "Draw", "Add to the line"
@@ -89,15 +89,14 @@ class DrawLine:
                 self.jobs.take_out(owner, *(job.number for job in self.jobs.waiting(owner)))
             return self.news(owner)
 
-        def cancel(values: Values, request: gr.Request) -> Any:
-            found = self.jobs.cancel(self.owner(values, request))
-            return status_line("Stopping at the next step ...") if found else gr.skip()
+        def cancel(values: Values, request: gr.Request) -> None:
+            self.jobs.cancel(self.owner(values, request))
 
         def leave(request: gr.Request) -> None:
             self.jobs.leave(str(request.session_hash))
 
         self.listed.press(press, {self.kept}, self.parts(), queue=False, **QUIET)
-        self.bar.cancel.click(cancel, {self.kept}, self.bar.status, queue=False, **QUIET)
+        self.bar.cancel.click(cancel, {self.kept}, None, queue=False, **QUIET)
         page.unload(leave)
 
 

@@ -76,6 +76,8 @@ class Stage:
             said: about the drawing before this one.
         """
         earlier = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in said)
+        if glimpse.stopping:
+            return {self.bar.status: status_line(str(glimpse)) + earlier + AT_WORK}
         if not (glimpse.step or glimpse.ahead):
             return {self.bar.status: status_line("Getting ready ...") + earlier + AT_WORK}
         bar = f'<progress aria-label="Drawing" value="{glimpse.step}" max="{glimpse.total}"></progress>'

@@ -78,16 +78,11 @@ class JobBar:
     def wire_cancel(self, service: StudioService, page: gr.Blocks) -> None:
         """End the job by the button, and when its page is closed."""
 
-        def stop(request: gr.Request) -> Any:
-            return (
-                status_line("Stopping at the next step ...") if service.jobs.cancel(self._owner(request)) else gr.skip()
-            )
+        def stop(request: gr.Request) -> None:
+            service.jobs.cancel(self._owner(request))  # it says so itself: what is said here could come after its end
 
-        def leave(request: gr.Request) -> None:
-            service.jobs.cancel(self._owner(request))
-
-        self.cancel.click(stop, None, self.status, queue=False, **QUIET)
-        page.unload(leave)
+        self.cancel.click(stop, None, None, queue=False, **QUIET)
+        page.unload(stop)
 
     def _owner(self, request: gr.Request) -> str:
         return f"{request.session_hash}-{self.kind}"

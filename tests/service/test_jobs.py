@@ -102,8 +102,11 @@ def test_cancel_stops_the_owner_s_job_alone(jobs: Jobs, gate: Gate) -> None:
     assert not jobs.cancel("bob")
     assert not gate.ended.is_set()
     assert jobs.cancel("ann")
+    seen: list[Glimpse] = []
     with pytest.raises(DrawCancelled):
-        result(run)
+        result(run, seen)
+    assert [str(glimpse) for glimpse in seen][:1] == ["stopping at the next step ..."]
+    assert all(glimpse.stopping for glimpse in seen)
     assert idle(jobs)
 
 

@@ -397,7 +397,7 @@ def _line(draw: Draw, service: StudioService) -> None:
         in_line = [re.compile("a second"), re.compile("a <b>first")]
         playwright.expect(draw.waiting).to_have_text(in_line, timeout=PATIENCE)
         draw.page.locator("#draw-cancel").click()
-        draw.says("Stopping at the next step")
+        draw.says("stopping at the next step")
     draw.says("00002-")
     playwright.expect(draw.waiting).to_have_count(0)
     playwright.expect(draw.button).to_have_text("Draw")

@@ -39,7 +39,12 @@ def test_a_ready_subject_is_drawn_at_a_click(browser: Any, address: str, tmp_pat
     (file,) = (tmp_path / "pictures").glob("*.png")
     assert read_parameters(file).subjects == {"cat": 1.0}
 
-    page.reload()  # what leads to one's own
+    page.reload()  # the browser has its result again; another one begins
+    playwright.expect(page.locator("#draw-gallery img").first).to_be_visible()
+    playwright.expect(page.locator("#draw-start")).to_be_hidden()
+    page.close()
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(address)
     page.locator("#start-teach").click()
     playwright.expect(page.get_by_role("tab", name="Train", exact=True)).to_have_attribute("aria-selected", "true")
     page.close()
