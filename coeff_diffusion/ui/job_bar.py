@@ -78,11 +78,11 @@ class JobBar:
     def wire_cancel(self, service: StudioService, page: gr.Blocks) -> None:
         """End the job by the button, and when its page is closed."""
 
-        def stop(request: gr.Request) -> None:
+        def leave(request: gr.Request) -> None:
             service.jobs.cancel(self._owner(request))  # it says so itself: what is said here could come after its end
 
-        self.cancel.click(stop, None, None, queue=False, **QUIET)
-        page.unload(stop)
+        self.cancel.click(leave, None, None, queue=False, **QUIET)
+        page.unload(leave)
 
     def _owner(self, request: gr.Request) -> str:
         return f"{request.session_hash}-{self.kind}"
