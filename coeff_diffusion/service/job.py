@@ -50,6 +50,7 @@ class Job:
         about: it in few words, for the list of what waits.
         latest: how far it is; None before anybody was told, and once it is over.
         outcome: what the work returned or raised, once it is over.
+        kept: whether the outcome is kept for whoever watches later; not where someone follows the work to its end.
     """
 
     number: int
@@ -59,3 +60,4 @@ class Job:
     latest: Glimpse | None = None
     begun: bool = False
     outcome: Future[Any] = field(default_factory=Future)
+    kept: bool = True

@@ -91,6 +91,7 @@ class Jobs:
             for number in self._of(owner):
                 self._stop(self._jobs[number])
             job = self.submit(owner, work)
+            job.kept = False
             ear = self._listen(owner, owner, job)
         try:
             while (news := ear.news.get()) is not None and news != (job, None):
@@ -232,7 +233,7 @@ class Jobs:
             job.outcome.set_result(result)
         else:
             job.outcome.set_exception(error)
-        if not isinstance(error, DrawCancelled):
+        if job.kept and not isinstance(error, DrawCancelled):
             self._newest.pop(job.owner, None)
             self._newest[job.owner] = job
             for owner in list(self._newest)[:-MAX_REMEMBERED]:

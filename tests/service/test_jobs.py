@@ -203,6 +203,11 @@ def test_a_page_sees_the_end_of_each_job_and_one_that_comes_later_of_the_newest(
     assert ended(jobs, "bob") == []
 
 
+def test_what_is_followed_to_its_end_is_not_kept(jobs: Jobs) -> None:
+    assert result(jobs.run("ann", steps)) == "done"
+    assert ended(jobs, "ann") == []
+
+
 def test_the_next_watch_of_a_page_and_its_end_let_go_of_the_last_one(jobs: Jobs, gate: Gate) -> None:
     jobs.submit("ann", gate)
     assert gate.begun.wait(PATIENCE)
