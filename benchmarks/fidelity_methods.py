@@ -10,9 +10,9 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.method.attachment import detach, select_layers
 from coeff_diffusion.subject.atomic_write import atomic_write
 from coeff_diffusion.training.config import TrainConfig
+from coeff_diffusion.training.dataset import Prompts
 from coeff_diffusion.training.optimizer import Optimizer
 from coeff_diffusion.training.reports import own_random_state
 from coeff_diffusion.training.seeds import mixed_seed
@@ -58,7 +59,13 @@ class BaselineTrainer(Trainer):
         unet = self.learner.denoiser
         detach(unet)
         torch.manual_seed(mixed_seed(self.config.seed, -4))
-        self.learner.coefficients = lora(unet, self.method.rank) if self.method.rank else attention_weights(unet)
+        networks = {"unet": unet, "text_encoder": self.learner.student.text_encoder}
+        rank, tuned = self.method.rank, self.method.tuned
+        self.learner.coefficients = lora(unet, rank) if rank else own_weights(networks, tuned)
+        if "text_encoder" in tuned:
+            prompts = self.data.prompts
+            anew = Prompts(prompts.encode, prompts.texts, [True] * len(prompts))  # read in each step, not once
+            self.data = replace(self.data, prompts=anew)
         self.optimization = Optimizer(self.learner.groups(self.config), self.config, self.device)
 
 
@@ -74,15 +81,27 @@ def lora(unet: Any, rank: int) -> dict[str, nn.Parameter]:
     return found
 
 
-def attention_weights(unet: Any) -> dict[str, nn.Parameter]:
-    """Copies of all weights of the attention layers, in place of the frozen ones that are shared with the base."""
+def own_weights(networks: Mapping[str, nn.Module], tuned: str) -> dict[str, nn.Parameter]:
+    """Copies of the weights that are to learn, in place of the frozen ones that are shared with the base.
+
+    Args:
+        networks: by name.
+        tuned: see `Method`.
+
+    Returns:
+        the weights, with their network's name in front.
+    """
+    if tuned == "attention":
+        chosen = {f"unet.{path}": attn for path, attn in select_layers(networks["unet"]).items()}
+    else:
+        chosen = {name: networks[name] for name in tuned.split("+")}
     found = {}
-    for path, attn in select_layers(unet).items():
-        for owner, module in attn.named_modules():
+    for path, part in chosen.items():
+        for owner, module in list(part.named_modules()):
             for name, weight in list(module.named_parameters(recurse=False)):
                 own = nn.Parameter(weight.detach().clone())
                 setattr(module, name, own)
-                found[".".join(part for part in (path, owner, name) if part)] = own
+                found[".".join(one for one in (path, owner, name) if one)] = own
     return found
 
 
@@ -178,8 +197,11 @@ def loaded(pipe: StableDiffusionPipeline, run: Run, trained: Trained | None) -> 
         pipe.load_lora_weights(trained.file.parent, weight_name=trained.file.name)
         yield None
     else:
-        outcome = pipe.unet.load_state_dict(load_file(trained.file), strict=False)
-        assert not outcome.unexpected_keys
+        weights = load_file(trained.file)
+        for network in {name.partition(".")[0] for name in weights}:
+            own = {name.partition(".")[2]: one for name, one in weights.items() if name.startswith(f"{network}.")}
+            outcome = getattr(pipe, network).load_state_dict(own, strict=False)
+            assert not outcome.unexpected_keys
         yield None
 
 

@@ -21,11 +21,13 @@ class Method:
         start: where the search for its learning rates begins: one, or those of coefficients and token; empty where they
             are the defaults of `train`.
         rank: of the LoRA, where it is one.
+        tuned: the weights of the base that learn, where some do: "attention", "unet", "unet+text_encoder".
     """
 
     label: str
     start: tuple[float, ...] = ()
     rank: int = 0
+    tuned: str = ""
 
 
 METHODS = {
@@ -38,7 +40,9 @@ METHODS = {
     "lora1": Method("LoRA rank 1", (5e-4,), rank=1),
     "lora4": Method("LoRA rank 4", (2e-4,), rank=4),
     "lora16": Method("LoRA rank 16", (1e-4,), rank=16),
-    "attention": Method("all attention weights", (2e-5,)),
+    "attention": Method("all attention weights", (2e-5,), tuned="attention"),
+    "unet": Method("the whole UNet", (2e-5,), tuned="unet"),
+    "unet+text": Method("the whole UNet and text encoder", (2e-5,), tuned="unet+text_encoder"),
 }
 WITH_STAGE_TOKENS = ("all", "every_stage")
 OURS = ("coefficients", "token", "coefficients+token", *WITH_STAGE_TOKENS)  # what the library itself trains
@@ -58,7 +62,8 @@ class Settings:
     """A folder of `subjects_dir`; give it again for more. Default: all of them."""
     method: list[str] = field(default_factory=list)
     """One of nothing, coefficients, token, coefficients+token, all (what `train` does), every_stage (the same with
-    `--layers all`), lora1, lora4, lora16, attention; give it again for more. Default: all of them. Nothing always takes
+    `--layers all`), lora1, lora4, lora16, attention, unet, unet+text (all its weights, and the text encoder's); give it
+    again for more. Default: all of them. Nothing always takes
     part: the others are compared with it."""
     seeds: int = 3
     """Trainings of each method and subject."""

@@ -61,6 +61,10 @@ def test_every_method_trains_just_what_it_says(settings: Settings, tiny_pipe: St
         "lora1": lora,
         "lora4": 4 * lora,
         "attention": sum(weight.numel() for attn in layers.values() for weight in attn.parameters()),
+        "unet": sum(weight.numel() for weight in tiny_pipe.unet.parameters()),
+        "unet+text": sum(
+            weight.numel() for name in ("unet", "text_encoder") for weight in getattr(tiny_pipe, name).parameters()
+        ),
     }
     losses = {execute(Run.make(settings, NOTHING, "cat", drawn=False), settings)["subject_loss"]}
     for method, values in expected.items():
@@ -72,7 +76,7 @@ def test_every_method_trains_just_what_it_says(settings: Settings, tiny_pipe: St
         assert figures["memory_mb"] > 50
         assert math.isfinite(figures["subject_loss"])
         losses.add(figures["subject_loss"])
-    assert len(losses) == 7  # each acts, through its file, in its own way
+    assert len(losses) == 9  # each acts, through its file, in its own way
     subject = Coefficients.load(next(Path(settings.output_dir).glob("files/cat_coefficients+token*.safetensors")))
     assert subject.info.trigger == "sks cat"
     assert subject.info.train_steps == 2
@@ -118,7 +122,7 @@ def test_what_is_not_measured_is_not_reported(settings: Settings) -> None:
     text = write_report(settings)
     assert "| 0.3000 | 0.600 | 50% | 0.2000 |" in text
     assert "LoRA" not in text
-    assert "at least 18 runs are missing" in Path(settings.docs_dir, "fidelity-table.md").read_text()
+    assert "at least 22 runs are missing" in Path(settings.docs_dir, "fidelity-table.md").read_text()
 
 
 def test_one_run_in_a_process_of_its_own(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
