@@ -9,6 +9,7 @@ subject's training pictures and its unseen pictures come from different frames, 
 
 import argparse
 import io
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from render import Renderer
 
 SUBJECTS = ("dog", "cat", "penguin", "lady beetle", "octopus")  # all are animated, so that they have poses
 TRAINING, UNSEEN = 5, 12
+GROUND = ("background", "scene", "colours", "crop")  # what of a recipe is not the subject
 FEWEST_POSES = TRAINING + 1  # of a character that is not animated every picture shows the same render
 
 
@@ -52,12 +54,33 @@ def write(path: Path, data: bytes) -> None:
 
 
 def write_pictures(pictures: torch.Tensor, folder: Path, captions: list[str] | None = None) -> None:
+    """Pictures `[N, 3, h, w]` in -1..1, numbered, and their captions."""
     for number, caption in enumerate(captions or []):
         write(folder / f"{number:02d}.txt", f"{caption}\n".encode())
     for number, picture in enumerate(((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()):
-        buffer = io.BytesIO()
-        Image.fromarray(picture).save(buffer, "PNG", optimize=True)
-        write(folder / f"{number:02d}.png", buffer.getvalue())
+        write_png(folder / f"{number:02d}.png", picture)
+
+
+def write_masks(alpha: torch.Tensor, folder: Path) -> None:
+    """Where the subject is in each picture: `[N, 1, h, w]` in 0..1."""
+    for number, mask in enumerate((alpha * 255).round().byte()[:, 0].numpy()):
+        write_png(folder / f"{number:02d}-masklabel.png", mask)
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    write(path, buffer.getvalue())
+
+
+def on_other_grounds(renderer: Renderer, label: int, frames: list[int], seeds: range) -> tuple[Recipes, list[str]]:
+    """The pictures of the first seed, then the same, but for the ground, on the grounds of the others."""
+    first, words = recipes_of(renderer, label, frames, seeds[0])
+    grounds = [recipes_of(renderer, label, frames, seed) for seed in seeds[1:]]
+    moved = [replace(first, **{name: getattr(other, name) for name in GROUND}) for other, _ in grounds]
+    every = [first, *moved]
+    joined = {field.name: torch.cat([getattr(one, field.name) for one in every]) for field in fields(Recipes)}
+    return Recipes(**joined), [word for each in (words, *(w for _, w in grounds)) for word in each]
 
 
 def subject_yaml(name: str, class_word: str) -> str:
@@ -76,6 +99,8 @@ def main() -> None:
     parser.add_argument("--subjects", type=Path, default=Path("examples/subjects"))
     parser.add_argument("--unseen", type=Path, default=Path("benchmarks/unseen"))
     parser.add_argument("--names", nargs="+", default=SUBJECTS, help="held-out concepts (see concepts.py)")
+    parser.add_argument("--masks", action="store_true", help="write beside each picture where the subject is in it")
+    parser.add_argument("--grounds", type=int, default=0, help="show each pose on so many more grounds")
     args = parser.parse_args()
     if unknown := set(args.names) - set(HELD_OUT):
         parser.error(f"{', '.join(sorted(unknown))}: no held-out concepts")
@@ -89,12 +114,14 @@ def main() -> None:
         seen, held = spread[::2], [pose for pose in poses if pose not in spread[::2]] or poses
         unseen = [held[i * len(held) // UNSEEN] for i in range(UNSEEN)]
         folder = name.replace(" ", "_")
-        recipes, grounds = recipes_of(renderer, label, seen, seed=11)
+        recipes, grounds = on_other_grounds(renderer, label, seen, range(11, 11 + 100 * (args.grounds + 1), 100))
         captions = [f"{with_article(class_word)} {ground}" for ground in grounds]
         write_pictures(renderer(recipes), args.subjects / folder, captions)
+        if args.masks:
+            write_masks(renderer.objects(recipes, 0)[1], args.subjects / folder)
         write_pictures(renderer(recipes_of(renderer, label, unseen, seed=12)[0]), args.unseen / folder)
         write(args.subjects / folder / "subject.yaml", subject_yaml(name, class_word).encode())
-        print(f"{args.subjects / folder}: {TRAINING} pictures, {UNSEEN} unseen")
+        print(f"{args.subjects / folder}: {len(recipes)} pictures, {UNSEEN} unseen")
 
 
 if __name__ == "__main__":
