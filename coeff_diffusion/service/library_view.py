@@ -33,6 +33,7 @@ class Entry:
         info: what its file says; nothing where the file is damaged.
         sha256: of its numbers; empty where the file is damaged.
         size: of the file, in bytes.
+        beside: the bytes of its adapter, which lies beside it; 0 without.
         modified: when the file was written, local time.
         damaged: why it cannot be read; empty where it can.
         misfit: why it cannot be used with the base that is loaded; empty where it can.
@@ -48,6 +49,7 @@ class Entry:
     damaged: str = ""
     misfit: str = ""
     difference: str = ""
+    beside: int = 0
 
     @property
     def problem(self) -> str:
@@ -83,7 +85,7 @@ class Entry:
             "Training": f"{info.train_steps:,} steps" if info.train_steps else "",
             "Licence": info.license,
             "Date": info.created[:10] or f"{self.modified:%Y-%m-%d}",
-            "Size": f"{self.size:,} bytes",
+            "Size": f"{self.size:,} bytes" + (f", and {self.beside:,} of its adapter" if self.beside else ""),
         }
         return {what: cut(value, MOST_SHOWN) for what, value in facts.items() if value}
 
@@ -167,7 +169,8 @@ class LibraryView:
         except (CoefficientsError, OSError) as error:
             damage = str(error).removeprefix(f"{path}: ").replace(str(path), path.name)
             return {"info": CoefficientsInfo(), "sha256": "", "damaged": damage}
-        found = {"info": subject.info, "sha256": subject.sha256}
+        beside = len(subject.adapter.data) if subject.adapter else 0
+        found = {"info": subject.info, "sha256": subject.sha256, "beside": beside}
         try:
             self._layout.check_fits(subject)
         except CoefficientsError as error:

@@ -27,6 +27,8 @@ from coeff_diffusion.service.thumbnails import SIDE, greyed, stand_in, thumbnail
 from coeff_diffusion.sources.image_card import chunks, extract
 from coeff_diffusion.sources.library import Library, LibraryError
 from coeff_diffusion.sources.qr_code import make_qr, read_qr
+from coeff_diffusion.subject.adapter import Adapter
+from coeff_diffusion.subject.adapter_kind import AdapterKind
 from coeff_diffusion.subject.info import CoefficientsInfo
 from coeff_diffusion.subject.safetensors_file import FILE_NAME, serialize
 
@@ -123,6 +125,17 @@ def test_what_a_card_says(library_view: LibraryView, library: Library, new_subje
     assert re.match("The subject was trained on user/tiny, .* has other weights", tuned.remark)
     with pytest.raises(CoefficientsError, match="no subject 'cat' in"):
         library_view.entry("cat")
+
+
+def test_an_adapter_is_weighed_with_its_subject(library_view: LibraryView, library: Library, new_subject: Make) -> None:
+    factors = {"lora_A.weight": torch.ones(2, 32), "lora_B.weight": torch.ones(32, 2)}
+    adapter = Adapter(AdapterKind.parse("lora:2"), {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": factors})
+    (library.folder / "rex").mkdir(parents=True)
+    file = library.folder / "rex" / FILE_NAME
+    new_subject("rex", "sks dog").joined(adapter).save(file)
+    own, beside = (path.stat().st_size for path in (file, file.with_name(adapter.kind.file)))
+    (entry,) = library_view.entries()
+    assert entry.facts()["Size"] == f"{own:,} bytes, and {beside:,} of its adapter"
 
 
 def test_searching(library_view: LibraryView, library: Library, new_subject: Make) -> None:
