@@ -6,7 +6,6 @@ generator seeded by (seed, step). That is what makes a resumed run equal an unin
 Shapes: B pictures of a batch; C, h, w channels and size of the latents.
 """
 
-import errno
 import math
 import statistics
 import time
@@ -14,7 +13,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,14 +28,14 @@ from ..families.shared_weights import shared_pipeline
 from ..inference.pipeline_subjects import loaded_coefficients
 from ..inference.request import DrawCancelled, StudioError
 from ..inference.studio import Studio
-from ..subject.atomic_write import atomic_write
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..subject.info import not_learned
 from ..subject.user_file import user_path
 from .average import Average
-from .checkpoint import Checkpoint, CheckpointError, find_checkpoint, prune_checkpoints
+from .checkpoint import Checkpoint, find_checkpoint
 from .config import ConfigError, TrainConfig
+from .keeping import Keeping
 from .known_pictures import MOST, KnownPictures, losses_at, strangeness, unknown_pictures
 from .model import DTYPES, Learner, training_resolution
 from .model_card import model_card
@@ -64,7 +62,6 @@ from .reports import (
 )
 from .residency import residency_of
 from .run_folder import RunFolder
-from .timeline import keep_adapter, load_timeline, save_timeline, subject_of_step
 from .validation import Validation
 
 
@@ -117,7 +114,6 @@ class Trainer:
     ) -> None:
         self.config = config = config.resolve()
         self.output = output or RunFolder(user_path(str(config.output_dir)))
-        self.place: tuple[int, int] | None = None  # which folder that is, from when it is this run's
         self.pipe, self.is_own = pipe, pipe is None
         if pipe is not None:
             family_of(pipe)  # or the error that names it
@@ -127,6 +123,7 @@ class Trainer:
             project_config=ProjectConfiguration(logging_dir=str(self.output.path / config.logging_dir)),
         )
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        self.keeping = Keeping(self.output, config, self.is_main)
         self.on_step, self.on_preview = on_step, on_preview
         self.say = unbroken(say) if self.is_main else lambda line: None
         self.stop = StopRequest(should_stop, self.say)
@@ -134,7 +131,6 @@ class Trainer:
         self.step = 0  # steps done
         self.losses: list[float] = []
         self.average: Average | None = None
-        self.timeline: dict[int, Coefficients] = {}
 
     def run(self) -> TrainResult:
         """Set up, fit, measure, save."""
@@ -142,7 +138,7 @@ class Trainer:
         if not self.is_main:  # one of several processes speaks and writes for all
             return self.run_claimed()
         with self.output.claimed(overwrite=config.overwrite_output_dir, resume=resume, say=self.say):
-            self.place = self.output.place()
+            self.keeping.claimed()
             return self.run_claimed()
 
     def run_claimed(self) -> TrainResult:
@@ -158,7 +154,7 @@ class Trainer:
                 except CoefficientsError as error:  # values that no subject may have: no number, or far too large
                     raise TrainingError(f"step {self.step}: {error}; lower the learning rates") from error
                 except OSError as error:
-                    raise self.rescue(error) from error
+                    raise self.keeping.rescue(self.step, self.snapshot, error) from error
 
     # --- set up -------------------------------------------------------------------------------------------------------
 
@@ -259,26 +255,11 @@ class Trainer:
         config = self.config
         checkpoint.restore(self.identity(), self.state(), self.optimization)
         self.step, self.losses = checkpoint.step, list(checkpoint.losses)
-        if self.output.timeline.is_file():
-            found = load_timeline(self.output.timeline)
-            self.timeline = {step: kept for step, kept in found.items() if step <= self.step and self.keeps(step)}
+        self.keeping.resume(self.step, self.validation.due)
         self.validation.resume(checkpoint.validation)
-        if config.keep_best and (lost := self.lost()):
-            raise CheckpointError(
-                f"{self.output.timeline} does not hold the subject of step {lost[0]}, which may be the best one; go on "
-                "in the folder of the run, or without --keep_best"
-            )
+        if config.keep_best:
+            self.keeping.check_has(self.validation.losses)
         self.say(f"going on from step {self.step} of {config.max_train_steps}")
-
-    def lost(self) -> list[int]:
-        """The steps up to the checkpoint's that were measured and are not on the timeline, or lack their adapter."""
-        kept = {
-            step
-            for step, subject in self.timeline.items()
-            if subject.info.effect is not None
-            and (not subject.info.adapter or self.output.adapter_of_step(step).is_file())
-        }
-        return [step for step in self.validation.losses if step and step not in kept]
 
     # --- fit ----------------------------------------------------------------------------------------------------------
 
@@ -309,7 +290,8 @@ class Trainer:
             TrainingError: the loss is no number any more.
         """
         if not math.isfinite(loss):
-            kept = f"; the steps up to {max(self.timeline)} are in {self.output.timeline}" if self.timeline else ""
+            steps = self.keeping.timeline
+            kept = f"; the steps up to {max(steps)} are in {self.output.timeline}" if steps else ""
             raise TrainingError(
                 f"the loss became {loss} at step {self.step + 1}: lower --learning_rate and --token_learning_rate{kept}"
             )
@@ -324,8 +306,8 @@ class Trainer:
     def keep_what_is_due(self) -> None:
         """Write and draw what there is to be after this step."""
         config = self.config
-        self.check_folder()
-        if self.keeps(self.step):
+        self.keeping.check_folder()
+        if self.keeping.keeps(self.step, self.validation.due(self.step)):
             self.keep()
         if self.is_main:
             if config.checkpointing_steps and self.step % config.checkpointing_steps == 0:
@@ -333,25 +315,14 @@ class Trainer:
             if self.previews.due(self.step):
                 self.preview()
 
-    def keeps(self, step: int) -> bool:
-        """Whether the timeline has this step in a run that nobody stops."""
-        every = self.config.timeline_steps
-        return bool(every) and (step == self.config.max_train_steps or step % every == 0 or self.validation.due(step))
-
-    def check_folder(self) -> None:
-        """Raises OSError: the output folder is not there any more, or another has taken its place."""
-        if self.place is not None and self.output.place() != self.place:
-            raise FileNotFoundError(errno.ENOENT, "its folder was deleted, moved or replaced", str(self.output.path))
-
     def begin(self) -> None:
         """The first writes: from here on the output folder is this run's."""
         config = self.config
         if self.is_main:
             if config.overwrite_output_dir:
                 self.output.clear(config.logging_dir)
-            self.write(
-                self.output.config, replace(config, overwrite_output_dir=False, resume_from_checkpoint=None).to_yaml()
-            )
+            again = replace(config, overwrite_output_dir=False, resume_from_checkpoint=None)
+            self.keeping.write(self.output.config, again.to_yaml())
             self.say(intent(config, self.learner, self.studio.base, len(self.data.instance)))
         if config.report_to != "none":
             self.accelerator.init_trackers("")
@@ -411,18 +382,14 @@ class Trainer:
 
     def keep(self) -> None:
         """Add the subject as it is now to the timeline."""
-        kept = self.snapshot(self.validation.effect_at(self.step))
-        self.timeline[self.step] = kept.replace(adapter=None)
-        if self.is_main:
-            keep_adapter(self.output, self.step, kept)
-            save_timeline(self.output.timeline, self.timeline, self.losses, self.validation.losses)
+        subject = self.snapshot(self.validation.effect_at(self.step))
+        self.keeping.keep(self.step, subject, self.losses, self.validation.losses)
 
     def checkpoint(self) -> None:
         """Write what a killed run needs to go on."""
-        state = self.optimization.state_dict()
-        kept = Checkpoint(self.step, self.state(), state, self.losses, self.identity(), self.validation.losses)
-        kept.save(self.output.checkpoint(self.step))
-        prune_checkpoints(self.output.checkpoints, self.config.checkpoints_total_limit)
+        state, identity = self.optimization.state_dict(), self.identity()
+        measured = self.validation.losses
+        self.keeping.checkpoint(Checkpoint(self.step, self.state(), state, self.losses, identity, measured))
 
     def preview(self) -> None:
         """Draw what the subject looks like by now."""
@@ -449,7 +416,7 @@ class Trainer:
         best = validation.best if self.config.keep_best else None
         if best is None or best == self.step:
             return self.snapshot(effect), effect
-        kept = subject_of_step(self.output, best, self.timeline[best])
+        kept = self.keeping.kept(best)
         assert kept.info.effect is not None  # it was measured before it was kept
         # Whether the base knows such pictures does not hang on the step: it is asked with the last one.
         effect = replace(effect, change=kept.info.effect, loss_after=validation.losses[best])
@@ -492,7 +459,7 @@ class Trainer:
         coefficients, effect = self.chosen()
         file, kept = self.output.coefficients, coefficients.info.train_steps
         if self.is_main:
-            self.check_folder()
+            self.keeping.check_folder()
             coefficients.save(file)
             if unfinished and config.timeline_steps:
                 self.keep()
@@ -500,7 +467,7 @@ class Trainer:
                 self.checkpoint()
             shown = [] if not_learned(effect.strangeness) else self.output.newest_samples(kept)
             samples = [path.relative_to(self.output.path).as_posix() for path in shown]
-            self.write(self.output.card, model_card(coefficients, config, effect, samples))
+            self.keeping.write(self.output.card, model_card(coefficients, config, effect, samples))
             for line in outcome(self.step, config, effect, file, kept, is_early, coefficients.adapter):
                 self.say(line)
         if config.report_to != "none":
@@ -510,21 +477,3 @@ class Trainer:
         return TrainResult(
             self.output.path, coefficients, list(self.losses), effect, stopped, dict(self.validation.losses), file
         )
-
-    def rescue(self, error: OSError) -> TrainingError:
-        """Something could not be written: save at least the subject, which is small, and say what happened."""
-        saved = "nothing was learned yet"
-        if self.step:
-            try:
-                if self.output.place() != self.place:
-                    self.output.path.mkdir(parents=True)  # or it is somebody else's, and stays as it is
-                self.snapshot().save(self.output.coefficients)
-                saved = f"the subject of step {self.step} is saved in {self.output.coefficients}"
-            except OSError:
-                saved = f"the subject of step {self.step} could not be saved either"
-        where = f" ({error.filename})" if error.filename else ""
-        return TrainingError(f"training ended at step {self.step}: {error.strerror or error}{where}; {saved}")
-
-    def write(self, path: Path, text: str) -> None:
-        with atomic_write(path) as file:
-            file.write(text.encode())
