@@ -38,6 +38,7 @@ from coeff_diffusion.method.attachment import activate
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.losses import squared_errors
 from coeff_diffusion.training.model import Learner
+from coeff_diffusion.training.noising import part_errors
 from coeff_diffusion.training.optimizer import Optimizer
 from coeff_diffusion.training.reports import own_random_state
 from coeff_diffusion.training.trainer import Trainer
@@ -106,6 +107,20 @@ class Preserving(TrialTrainer):
         return torch.cat(losses).mean() * 2 / self.beta  # as steep as the usual loss where nothing is learned yet
 
 
+class Noisier(TrialTrainer):
+    """The more noise, the more a picture counts: shapes and colours before edges."""
+
+    def batch_loss(self, number: int) -> Tensor:
+        batch = self.noised(number)
+        torch.manual_seed(batch.seed)
+        losses = []
+        for part in batch.parts:
+            found = self.learner.denoise(part.noised, part.timesteps, part.condition)
+            errors, weights = part_errors(self.config, self.schedule, part, found)
+            losses.append(errors * weights * 2 * part.timesteps / self.schedule.config.num_train_timesteps)
+        return torch.cat(losses).mean()
+
+
 @dataclass(frozen=True)
 class Trial:
     """One change of what `train` does.
@@ -139,6 +154,8 @@ TRIALS = {
     "text": Trial("coefficients of the text encoder, too", {"layers": "auto+text"}),
     "vectors": Trial("two vectors for the token", {"num_vectors": 2}),
     "min_snr": Trial("min-SNR weights, gamma 5", {"snr_gamma": 5.0}),
+    "noisier": Trial("more weight where there is more noise", trainer=Noisier),
+    "cosine": Trial("rates that fall along a cosine", {"lr_scheduler": "cosine"}),
     "mirrored": Trial("mirrored at random", {"random_flip": True}),
     "ema": Trial("the mean of the last steps", {"use_ema": True}),
     "long": Trial("1,000 steps", {"max_train_steps": 1000}),
