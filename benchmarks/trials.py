@@ -19,6 +19,7 @@ import argparse
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -185,6 +186,7 @@ def trained(run: Run, settings: Settings, pipe: Any, folder: Path) -> TrialTrain
 
 def measured(run: Run, settings: Settings) -> dict[str, Any]:
     """Train, save, load what was saved with the rest beside it, and measure."""
+    started = time.monotonic()
     pipe = load_base(run.base).to("cpu" if settings.device == "cpu" else best_device())
     with tempfile.TemporaryDirectory() as scratch:
         trainer = trained(run, settings, pipe, Path(scratch))
@@ -204,6 +206,7 @@ def measured(run: Run, settings: Settings) -> dict[str, Any]:
         "subject_loss": measurement.loss(unseen, [words] * len(unseen)),
         "colours": statistics.fmean(right),
         **measurement.likeness(pictures),
+        "wall_seconds": time.monotonic() - started,
     }
 
 

@@ -66,7 +66,7 @@ def test_a_trial_learns_and_acts(
 
 def test_from_pictures_to_the_table(settings: Settings) -> None:
     assert measured(Run.make(settings, "temperature", "cat"), settings).keys() == {
-        "values", "subject_loss", "colours", "similarity"
+        "values", "subject_loss", "colours", "similarity", "wall_seconds"
     }  # fmt: skip
     run = Run.make(settings, NOTHING, "cat")
     results = {run: {"similarity": 0.5, "ceiling": 0.75}}
