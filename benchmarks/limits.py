@@ -8,16 +8,18 @@ without the coefficients of self- or cross-attention. Takes the settings of the 
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from features import FeatureExtractor
 from fidelity_measure import Measurement, SubjectPictures
 from fidelity_methods import Trained, loaded
 from fidelity_plan import Run, read_results
 from fidelity_settings import NOTHING, BenchmarkError, Settings
+from PIL import Image
 from torch import Tensor
 
 from coeff_diffusion import Coefficients
@@ -29,12 +31,12 @@ from coeff_diffusion.training.photos import View, view_tensor
 METHOD = "every_stage"
 
 
-def through_autoencoder(pipe: Any, paths: list[Path]) -> float:
+def through_autoencoder(pipe: Any, images: Sequence[Image.Image]) -> float:
     """Mean similarity of the pictures with each other, one of each pair once encoded and decoded."""
-    images = [read_image(path).convert("RGB") for path in paths]
     pixels = torch.stack([view_tensor(image, image.size, View(0, 0)) for image in images])
     with torch.no_grad():
-        decoded = pipe.vae.decode(pipe.vae.encode(pixels).latents).sample.clamp(-1, 1)
+        latents = retrieve_latents(pipe.vae.encode(pixels), sample_mode="argmax")
+        decoded = pipe.vae.decode(latents).sample.clamp(-1, 1)
     extract, others = FeatureExtractor(), ~torch.eye(len(images), dtype=torch.bool)
     return float((extract(decoded) @ extract(images).T)[others].mean())
 
@@ -67,7 +69,8 @@ def main() -> int:
         file = Path(settings.output_dir) / "files" / f"{run.stem}.safetensors"
         if base is None or not file.is_file():
             raise BenchmarkError(f"{subject} was not taught in {settings.output_dir}; run fidelity.py first")
-        way = (through_autoencoder(pipe, pictures.unseen) - base["similarity"]) / (base["ceiling"] - base["similarity"])
+        unseen = [read_image(path).convert("RGB") for path in pictures.unseen]
+        way = (through_autoencoder(pipe, unseen) - base["similarity"]) / (base["ceiling"] - base["similarity"])
         print(f"{subject}: once through the autoencoder {way:.0%} of the way", flush=True)
         whole, scratch = None, file.with_suffix(".part")
         for lost, part in without(Coefficients.load(file)):

@@ -346,3 +346,39 @@ def test_a_run_follows_the_clock_and_goes_on_from_weights(sprites: Path, tmp_pat
     found = losses("train_diffusion", tmp_path, sprites, options, 10**6)
     assert found
     assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_subjects_are_cut_out_and_put_on_other_grounds(
+    sprites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import make_subjects
+    from concepts import HELD_OUT
+
+    def made(*flags: str) -> Path:
+        subjects = tmp_path / "-".join(["subjects", *flags])
+        places = ["--subjects", str(subjects), "--unseen", str(tmp_path / "unseen"), "--sprites", str(sprites)]
+        monkeypatch.setattr(sys, "argv", ["make_subjects.py", "--names", "snail", *places, *flags])
+        make_subjects.main()
+        return subjects / "snail"
+
+    def pixels(path: Path) -> np.ndarray:
+        return np.asarray(Image.open(path).convert("RGB"), dtype=np.int16)
+
+    plain, masked, grounds = made(), made("--masks"), made("--grounds", "2")
+    assert len(list((tmp_path / "unseen" / "snail").glob("*.png"))) == make_subjects.UNSEEN
+    assert len(list(plain.glob("*.png"))) == 5
+    assert len(list(grounds.glob("*.png"))) == len(list(grounds.glob("*.txt"))) == 15
+    for number in range(5):
+        name = f"{number:02d}"
+        for other in (masked, grounds):
+            assert (other / f"{name}.png").read_bytes() == (plain / f"{name}.png").read_bytes()
+            assert (other / f"{name}.txt").read_text() == (plain / f"{name}.txt").read_text()
+        mask = np.asarray(Image.open(masked / f"{name}-masklabel.png"))
+        assert mask.shape == (128, 128)
+        inside = mask == 255
+        assert 0.1 < inside.mean() < 0.9
+        first, moved = pixels(grounds / f"{name}.png"), pixels(grounds / f"{number + 5:02d}.png")
+        assert np.abs(first - moved)[inside].max() <= 1, "the subject stays where and as it is"
+        outside = mask == 0
+        assert np.abs(first - moved)[outside].mean() > 5, "and stands before something else"
+        assert (grounds / f"{name}.txt").read_text().startswith(f"a {HELD_OUT['snail'][0]} ")

@@ -57,19 +57,24 @@ def write_pictures(pictures: torch.Tensor, folder: Path, captions: list[str] | N
     """Pictures `[N, 3, h, w]` in -1..1, numbered, and their captions."""
     for number, caption in enumerate(captions or []):
         write(folder / f"{number:02d}.txt", f"{caption}\n".encode())
-    for number, picture in enumerate(((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()):
+    for number, picture in enumerate(as_images(pictures)):
         write_png(folder / f"{number:02d}.png", picture)
 
 
 def write_masks(alpha: torch.Tensor, folder: Path) -> None:
     """Where the subject is in each picture: `[N, 1, h, w]` in 0..1."""
     for number, mask in enumerate((alpha * 255).round().byte()[:, 0].numpy()):
-        write_png(folder / f"{number:02d}-masklabel.png", mask)
+        write_png(folder / f"{number:02d}-masklabel.png", Image.fromarray(mask))
 
 
-def write_png(path: Path, pixels: np.ndarray) -> None:
+def as_images(pictures: torch.Tensor) -> list[Image.Image]:
+    """Pictures `[N, 3, h, w]` in -1..1."""
+    return [Image.fromarray(one) for one in ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()]
+
+
+def write_png(path: Path, picture: Image.Image) -> None:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    picture.save(buffer, "PNG", optimize=True)
     write(path, buffer.getvalue())
 
 
