@@ -41,8 +41,8 @@ METHODS = {
     "lora4": Method("LoRA rank 4", (2e-4,), rank=4),
     "lora16": Method("LoRA rank 16", (1e-4,), rank=16),
     "attention": Method("all attention weights", (2e-5,), tuned="attention"),
-    "unet": Method("the whole UNet", (2e-5,), tuned="unet"),
-    "unet+text": Method("the whole UNet and text encoder", (2e-5,), tuned="unet+text_encoder"),
+    "unet": Method("the whole UNet", (5e-6,), tuned="unet"),
+    "unet+text": Method("the whole UNet and text encoder", (5e-6,), tuned="unet+text_encoder"),
 }
 WITH_STAGE_TOKENS = ("all", "every_stage")
 OURS = ("coefficients", "token", "coefficients+token", *WITH_STAGE_TOKENS)  # what the library itself trains
