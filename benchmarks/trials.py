@@ -1,7 +1,7 @@
 """What was tried on top of what `train` does: each trial alone, on the same pictures, noise and steps.
 
-    python benchmarks/fidelity.py --method all --subject cat --subject lady_beetle --subject penguin --seeds 1
-    python benchmarks/trials.py                          # two hours on two cores; goes on where it was
+    python benchmarks/fidelity.py --method all --seeds 1 --sweep_subjects 0
+    python benchmarks/trials.py                          # two hours on one core; goes on where it was
     python benchmarks/trials.py --trial timed dco        # some alone
     python benchmarks/trials.py --subject cat            # a subject alone; several commands may run at once
     python benchmarks/trials.py --table                  # only what is measured so far
@@ -210,16 +210,21 @@ def measured(run: Run, settings: Settings) -> dict[str, Any]:
     }
 
 
-def table(subjects: Sequence[str], results: Results, settings: Settings, trials: Sequence[str]) -> str:
+def table(results: Results, settings: Settings, trials: Sequence[str], seed: int = 0) -> str:
     """A line for each trial that is there for every subject, the nearest first, beside what `train` does.
+
+    Args:
+        seed: of the trainings.
 
     Raises:
         BenchmarkError: there is nothing to compare with.
     """
     lines: dict[str, float] = {}
+    subjects = settings.subject
     way = {NOTHING: 0.0}
     for method in (NOTHING, USUAL, *trials):
-        rows = [results.get(Run.make(settings, method, subject)) for subject in subjects]
+        own = 0 if method == NOTHING else seed
+        rows = [results.get(Run.make(settings, method, subject, seed=own)) for subject in subjects]
         if any(row is None for row in rows):
             if method in (NOTHING, USUAL):
                 raise BenchmarkError(f"{method} is not there for each of {', '.join(subjects)}; run fidelity.py first")
@@ -245,7 +250,7 @@ SHOWN = (("subject_loss", ".4f"), ("similarity", ".3f"), ("colours", ".0%"))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--subject", nargs="+", default=["cat", "lady_beetle", "penguin"], help="of examples/subjects")
+    parser.add_argument("--subject", nargs="+", default=["cat", "penguin"], help="of examples/subjects")
     parser.add_argument("--trial", nargs="+", choices=TRIALS, default=list(TRIALS), help="these alone")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings")
     parser.add_argument("--max_train_steps", type=int, default=TrainConfig.max_train_steps, help="of every training")
@@ -271,7 +276,7 @@ def main() -> None:
                 file.write(json.dumps({**asdict(run), "figures": figures}) + "\n")
             results[run] = figures
             print(f"{subject}, {trial}: {figures}", flush=True)
-    print(table(asked.subject, results, settings, asked.trial))
+    print(table(results, settings, asked.trial, asked.seed))
 
 
 if __name__ == "__main__":

@@ -71,14 +71,16 @@ def test_from_pictures_to_the_table(settings: Settings) -> None:
     run = Run.make(settings, NOTHING, "cat")
     results = {run: {"similarity": 0.5, "ceiling": 0.75}}
     with pytest.raises(BenchmarkError, match="all is not there for each of cat; run fidelity.py first"):
-        table(["cat"], results, settings, list(TRIALS))
+        table(results, settings, list(TRIALS))
     figures = {"values": 1000, "subject_loss": 0.2, "colours": 1.0}
     results[replace(run, method=USUAL)] = {**figures, "similarity": 0.6}
     results[replace(run, method="timed")] = {**figures, "similarity": 0.625}
-    assert table(["cat"], results, settings, list(TRIALS)).splitlines()[2:] == [
+    assert table(results, settings, list(TRIALS)).splitlines()[2:] == [
         f"| {TRIALS['timed'].label} | 1,000 | 0.2000 | 0.625 | 100% | 50% | 50% |",
         "| **what `train` does** | 1,000 | 0.2000 | 0.600 | 100% | 40% | 40% |",
     ]
+    with pytest.raises(BenchmarkError, match="all is not there"):
+        table(results, settings, list(TRIALS), seed=1)
 
 
 def test_pictures_that_are_not_there(settings: Settings, tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
