@@ -1,4 +1,4 @@
-"""How near does the embedded base come to what it was trained on? No subject on it can be expected to come nearer.
+"""How near does the embedded base come to what it was trained on? What subjects that learn on it are measured by.
 
     python tools/base/fetch.py
     python benchmarks/known_concepts.py        # ten minutes on one core
