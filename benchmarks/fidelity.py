@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fidelity_plan import Results, Run, loss_of, plan, read_results
+from fidelity_plan import Results, Run, append_result, loss_of, plan, read_results
 from fidelity_settings import NOTHING, BenchmarkError, Settings
 from tqdm import tqdm
 
@@ -119,9 +119,8 @@ def run_all(settings: Settings, worker: Worker = in_own_process) -> Results:
 
     def work(run: Run) -> tuple[Run, dict[str, Any]]:
         figures = worker(run, settings)
-        with writing, path.open("a", encoding="utf-8") as file:
-            whole = not file.tell() or path.read_bytes().endswith(b"\n")
-            file.write(("" if whole else "\n") + json.dumps({**asdict(run), "figures": figures}) + "\n")
+        with writing:
+            append_result(path, run, figures)
         return run, figures
 
     running: dict[Future[tuple[Run, dict[str, Any]]], Run] = {}

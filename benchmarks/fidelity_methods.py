@@ -97,7 +97,7 @@ def own_weights(networks: Mapping[str, nn.Module], tuned: str) -> dict[str, nn.P
         chosen = {name: networks[name] for name in tuned.split("+")}
     found = {}
     for path, part in chosen.items():
-        for owner, module in list(part.named_modules()):
+        for owner, module in part.named_modules():
             for name, weight in list(module.named_parameters(recurse=False)):
                 own = nn.Parameter(weight.detach().clone())
                 setattr(module, name, own)

@@ -111,6 +111,13 @@ def read_results(path: Path) -> Results:
     return results
 
 
+def append_result(path: Path, run: Run, figures: Mapping[str, Any]) -> None:
+    """Write one more line, on a line of its own also behind one that was cut off."""
+    with path.open("a", encoding="utf-8") as file:
+        whole = not file.tell() or path.read_bytes().endswith(b"\n")
+        file.write(("" if whole else "\n") + json.dumps({**asdict(run), "figures": figures}) + "\n")
+
+
 @cache
 def base_digest(base: str) -> str:
     """Changes when the base's weights change. A Hub id stands for itself."""

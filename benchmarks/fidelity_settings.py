@@ -63,8 +63,7 @@ class Settings:
     method: list[str] = field(default_factory=list)
     """One of nothing, coefficients, token, coefficients+token, all (what `train` does), every_stage (the same with
     `--layers all`), lora1, lora4, lora16, attention, unet, unet+text (all its weights, and the text encoder's); give it
-    again for more. Default: all of them. Nothing always takes
-    part: the others are compared with it."""
+    again for more. Default: all of them. Nothing always takes part: the others are compared with it."""
     seeds: int = 3
     """Trainings of each method and subject."""
     sweep_subjects: int = 2

@@ -17,17 +17,16 @@ row is a line of `results.jsonl` in
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fidelity_measure import Measurement, grounds
 from fidelity_methods import Meter, train_config
-from fidelity_plan import Results, Run, read_results
+from fidelity_plan import Results, Run, append_result, read_results
 from fidelity_settings import NOTHING, Settings
 from starts import Start, WholeTrainer
 
@@ -234,8 +233,7 @@ def main() -> None:
     for run in () if asked.table else wanted:
         if run not in results:
             figures = measured(run, settings)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**asdict(run), "figures": figures}) + "\n")
+            append_result(path, run, figures)
             results[run] = figures
             print(f"{run.subject}, {run.method}: {figures}", flush=True)
     print(table(wanted, results))

@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--names", nargs="+", choices=KNOWN, default=list(KNOWN))
     asked = parser.parse_args()
+    if not asked.sprites.is_file():
+        parser.error(f"no {asked.sprites}; tools/base/fetch.py makes it")
     pipe, found = load_base(asked.base), {}
     print("| concept (class) | class | drawn | pictures | of the way | once through the autoencoder |")
     print("| --- | --- | --- | --- | --- | --- |")

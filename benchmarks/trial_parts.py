@@ -102,8 +102,13 @@ class NoisyDropout(OfNoise):
         )
 
 
-class InStages(Part):
-    """What stages of the denoiser read at the trigger, beside their tokens."""
+class TimedTokens(Part):
+    """Stage tokens `v0 + g(t) v1` (as NeTI, 2305.15391, whose words know the time as well as the layer)."""
+
+    rate = 3e-2
+
+    def shapes(self, learner: Learner) -> Mapping[str, tuple[int, ...]]:
+        return {stage: (vectors.shape[-1],) for stage, vectors in learner.stage_tokens.items()}
 
     def hook(self, unet: Any) -> None:
         for stage in getattr(unet, READING).hooks:
@@ -117,23 +122,8 @@ class InStages(Part):
             return None
         text = kwargs["encoder_hidden_states"]
         at_trigger = (offset != 0).any(-1, keepdim=True).to(text)  # [B, T, 1] or [T, 1]
-        return args, {**kwargs, "encoder_hidden_states": text + at_trigger * self.added(stage)}
-
-    def added(self, stage: str) -> Tensor:
-        """`[B, 1, E]`."""
-        raise NotImplementedError
-
-
-class TimedTokens(InStages):
-    """Stage tokens `v0 + g(t) v1` (as NeTI, 2305.15391, whose words know the time as well as the layer)."""
-
-    rate = 3e-2
-
-    def shapes(self, learner: Learner) -> Mapping[str, tuple[int, ...]]:
-        return {stage: (vectors.shape[-1],) for stage, vectors in learner.stage_tokens.items()}
-
-    def added(self, stage: str) -> Tensor:
-        return (1 - 2 * self.noise)[:, None, None] * self.parameters[stage]
+        added = (1 - 2 * self.noise)[:, None, None] * self.parameters[stage]  # [B, 1, E]
+        return args, {**kwargs, "encoder_hidden_states": text + at_trigger * added}
 
 
 class LockedKeys(Part):

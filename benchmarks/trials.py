@@ -16,12 +16,12 @@ know where the subject is in its pictures take them from `.work/cut-out`:
 """
 
 import argparse
-import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,17 @@ import torch
 import trial_parts as parts
 from fidelity_measure import COLOURS, Measurement, grounds, nearest_colour
 from fidelity_methods import chosen, train_config
-from fidelity_plan import Results, Run, read_results
+from fidelity_plan import Results, Run, append_result, read_results
 from fidelity_settings import NOTHING, BenchmarkError, Settings
 from torch import Tensor, nn
 
+from coeff_diffusion.cli import guarded
+from coeff_diffusion.families.family import Conditioning
 from coeff_diffusion.families.load import best_device, load_base
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.method.attachment import activate
 from coeff_diffusion.training.config import TrainConfig
+from coeff_diffusion.training.dataset import Prompts
 from coeff_diffusion.training.losses import squared_errors
 from coeff_diffusion.training.model import Learner
 from coeff_diffusion.training.noising import part_errors
@@ -79,32 +82,51 @@ class OneBypass(TrialTrainer):
         self.optimization = Optimizer(groups, self.config, self.device)
 
 
+class WithClass(Prompts):
+    """Prompts, and beside what is made of each what the base makes of it with the class word in the trigger's place.
+
+    Args:
+        prompts: the usual ones.
+        trigger, word: of the subject.
+    """
+
+    def __init__(self, prompts: Prompts, trigger: str, word: str) -> None:
+        super().__init__(prompts.encode, prompts.texts, prompts.live)
+        texts = [text.replace(trigger, word) for text in prompts.texts]
+        self.of_class = Prompts(prompts.encode, texts, [False] * len(texts))
+
+    def condition(self, prompts: Sequence[int]) -> Conditioning:
+        """The usual condition, and that of the class under names that begin with "class/"."""
+        of_class = self.of_class.condition(prompts)
+        return {**super().condition(prompts), **{f"class/{name}": told for name, told in of_class.items()}}
+
+
 class Preserving(TrialTrainer):
     """Learns to be better than the base on the subject's pictures, by no more than needed (DCO, 2402.12004, eq. 8).
 
-    The base is asked with the class's prompt.
+    The base is asked with the same words, but the class word where the trigger stands.
     """
 
     beta = 100.0  # squared errors here are near 0.2, and the subject gains 0.03
 
     def setup(self) -> None:
         super().setup()
-        with torch.no_grad():
-            words = str(self.config.class_prompt or f"a {self.config.class_word}")
-            self.of_class = self.learner.condition([words], (self.config.resolution,) * 2)  # type: ignore[arg-type]
+        trigger, word = str(self.config.trigger), str(self.config.class_word)
+        self.data = replace(self.data, prompts=WithClass(self.data.prompts, trigger, word))
 
     def batch_loss(self, number: int) -> Tensor:
         batch = self.noised(number)
+        torch.manual_seed(batch.seed)
         losses = []
         for part in batch.parts:
-            rows = len(part.timesteps)
+            of_class = {name.removeprefix("class/"): told for name, told in part.condition.items() if "/" in name}
+            condition = {name: told for name, told in part.condition.items() if "/" not in name}
             with torch.no_grad():
                 activate(self.learner.denoiser, None)
-                told = {name: one.expand(rows, *one.shape[1:]) for name, one in self.of_class.items()}
-                base = squared_errors(self.learner.denoise(part.noised, part.timesteps, told), part.target)
+                base = squared_errors(self.learner.denoise(part.noised, part.timesteps, of_class), part.target)
             activate(self.learner.denoiser, self.learner.coefficients)
-            own = self.learner.denoise(part.noised, part.timesteps, part.condition)
-            losses.append(-nn.functional.logsigmoid(self.beta * (base - squared_errors(own, part.target))))
+            own = squared_errors(self.learner.denoise(part.noised, part.timesteps, condition), part.target)
+            losses.append(-nn.functional.logsigmoid(self.beta * (base - own)))
         return torch.cat(losses).mean() * 2 / self.beta  # as steep as the usual loss where nothing is learned yet
 
 
@@ -130,6 +152,7 @@ class Trial:
         settings: of `train`, in place of its defaults.
         pictures: the folder in `CUT_OUT` that the pictures come from, if not the usual ones.
         part: makes what learns besides, from the learner.
+        trainer: where the training itself is another one.
     """
 
     label: str
@@ -248,7 +271,7 @@ def table(results: Results, settings: Settings, trials: Sequence[str], seed: int
 SHOWN = (("subject_loss", ".4f"), ("similarity", ".3f"), ("colours", ".0%"))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subject", nargs="+", default=["cat", "penguin"], help="of examples/subjects")
     parser.add_argument("--trial", nargs="+", choices=TRIALS, default=list(TRIALS), help="these alone")
@@ -272,12 +295,12 @@ def main() -> None:
             if run in results:
                 continue
             figures = measured(run, settings)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**asdict(run), "figures": figures}) + "\n")
+            append_result(path, run, figures)
             results[run] = figures
             print(f"{subject}, {trial}: {figures}", flush=True)
     print(table(results, settings, asked.trial, asked.seed))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

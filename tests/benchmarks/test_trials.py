@@ -14,7 +14,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from fidelity_plan import Run  # noqa: E402
 from fidelity_settings import NOTHING, BenchmarkError, Settings  # noqa: E402
-from trials import CUT_OUT, TRIALS, USUAL, measured, table, trained  # noqa: E402
+from trial_parts import NoisyDropout  # noqa: E402
+from trials import CUT_OUT, TRIALS, USUAL, WithClass, measured, table, trained  # noqa: E402
 
 
 @pytest.fixture
@@ -62,6 +63,40 @@ def test_a_trial_learns_and_acts(
         for parameter in part.parameters.values():
             parameter.zero_()
     assert not torch.equal(whole, predicted())
+
+
+def test_dropout_rises_with_the_noise() -> None:
+    part, coeff = NoisyDropout(), torch.ones(1, 50, 50)
+    part.noise = torch.tensor([0.0, 0.5, 1.0])
+    changed = part.changed("a layer", coeff)
+    assert torch.equal(changed[0], coeff[0])
+    for row, rate in ((changed[1], 0.2), (changed[2], 0.4)):
+        assert float((row == 0).float().mean()) == pytest.approx(rate, abs=0.04)
+        assert float(row.max()) == pytest.approx(1 / (1 - rate))
+    part.training = False
+    assert part.changed("a layer", coeff) is coeff
+
+
+def test_keys_are_locked_to_the_word(settings: Settings, tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    trainer = trained(Run.make(settings, "locked_keys", "cat"), settings, tiny_pipe, tmp_path)
+    read: dict[str, torch.Tensor] = {}
+    layer = trainer.learner.denoiser.get_submodule("up_blocks.1.attentions.0.transformer_blocks.0.attn2")
+    for name in ("to_k", "to_v"):
+        getattr(layer, name).register_forward_pre_hook(lambda module, args, name=name: read.update({name: args[0]}))
+    part = trainer.noised(0).parts[0]
+    trainer.learner.denoise(part.noised, part.timesteps, part.condition)
+    torch.testing.assert_close(read["to_k"], part.condition["prompt_embeds"])
+    assert not torch.allclose(read["to_v"], read["to_k"])
+
+
+def test_the_base_is_asked_for_the_class_on_the_same_ground(
+    settings: Settings, tiny_pipe: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    prompts = trained(Run.make(settings, "preserving", "cat"), settings, tiny_pipe, tmp_path).data.prompts
+    assert isinstance(prompts, WithClass)
+    pairs = set(zip(prompts.texts, prompts.of_class.texts, strict=True))
+    assert ("a sks cat", "a cat") in pairs
+    assert all(own.replace("sks cat", "cat") == of_class for own, of_class in pairs)
 
 
 def test_from_pictures_to_the_table(settings: Settings) -> None:
