@@ -30,7 +30,7 @@ class Keeping:
         self.timeline: dict[int, Coefficients] = {}
         self._place: tuple[int, int] | None = None  # which folder that is, from when it is this run's
 
-    def claimed(self) -> None:
+    def remember_folder(self) -> None:
         """The folder is this run's now: another one of the same name would be somebody else's."""
         self._place = self.output.place()
 
@@ -84,7 +84,7 @@ class Keeping:
             keep_adapter(self.output, step, subject)
             save_timeline(self.output.timeline, self.timeline, losses, measured)
 
-    def kept(self, step: int) -> Coefficients:
+    def subject_of(self, step: int) -> Coefficients:
         """The subject of a step of the timeline, with its adapter."""
         return subject_of_step(self.output, step, self.timeline[step])
 

@@ -178,7 +178,7 @@ class ManyTrainer:
         )
         claims.callback(remove_if_empty, run.path)  # after the claim, which is given back before
         claims.enter_context(run.claimed(overwrite=True, say=self.say))
-        trainer.keeping.claimed()
+        trainer.keeping.remember_folder()
         trainer.prepare(None if path is None else Checkpoint.load(path))
         trainer.begin()
         self.progress.done(wanted.name, trainer.step)

@@ -138,7 +138,7 @@ class Trainer:
         if not self.is_main:  # one of several processes speaks and writes for all
             return self.run_claimed()
         with self.output.claimed(overwrite=config.overwrite_output_dir, resume=resume, say=self.say):
-            self.keeping.claimed()
+            self.keeping.remember_folder()
             return self.run_claimed()
 
     def run_claimed(self) -> TrainResult:
@@ -416,7 +416,7 @@ class Trainer:
         best = validation.best if self.config.keep_best else None
         if best is None or best == self.step:
             return self.snapshot(effect), effect
-        kept = self.keeping.kept(best)
+        kept = self.keeping.subject_of(best)
         assert kept.info.effect is not None  # it was measured before it was kept
         # Whether the base knows such pictures does not hang on the step: it is asked with the last one.
         effect = replace(effect, change=kept.info.effect, loss_after=validation.losses[best])

@@ -18,7 +18,7 @@ def keeping(tmp_path: Path) -> Keeping:
     config = TrainConfig(max_train_steps=25, timeline_steps=10)
     found = Keeping(RunFolder(tmp_path / "run"), config)
     found.output.path.mkdir()
-    found.claimed()
+    found.remember_folder()
     return found
 
 
@@ -35,7 +35,7 @@ def test_a_run_finds_its_steps_again_up_to_where_it_goes_on(keeping: Keeping) ->
     again = Keeping(keeping.output, keeping.config)
     again.resume(15, is_measured=lambda step: step == 7)
     assert list(again.timeline) == [7, 10]
-    assert again.kept(7) == subject
+    assert again.subject_of(7) == subject
     again.check_has([0, 7, 10])
     with pytest.raises(CheckpointError, match=r"does not hold the subject of step 20, which may be the best one"):
         again.check_has([0, 7, 20])
