@@ -141,8 +141,8 @@ def chosen(run: Run) -> dict[str, Any]:
 def _rate_names(method: str) -> list[str]:
     if method == "token":
         return ["token_learning_rate"]
-    names = ["learning_rate", "token_learning_rate"]
-    return names[: len(METHODS[method].start)]
+    names = ["learning_rate", "token_learning_rate", "stage_token_learning_rate"]
+    return names if method in WITH_STAGE_TOKENS else names[: len(METHODS[method].start)]
 
 
 def train(run: Run, settings: Settings, pipe: StableDiffusionPipeline) -> Trained:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fidelity_settings import METHODS, NOTHING, Settings
+from fidelity_settings import METHODS, NOTHING, TRAIN_RATES, WITH_STAGE_TOKENS, Settings
 
 from coeff_diffusion import __version__
 from coeff_diffusion.base import embedded_path
@@ -27,7 +27,7 @@ class Run:
     """One training with its measurements. Equal runs have equal results; everything they depend on is in here.
 
     Attributes:
-        rates: learning rates, in the order of `Method.start`.
+        rates: learning rates, in the order of `Method.start`; those of `train` where a method has them as they are.
         drawn: measure everything; else only the loss on unseen pictures, which is all that the search needs.
         base_digest, subject_digest: of the weights and of the pictures, so that new ones are measured anew.
     """
@@ -64,7 +64,7 @@ class Run:
             method,
             subject,
             seed,
-            rates,
+            rates or usual_rates(method),
             drawn,
             settings.max_train_steps,
             settings.train_batch_size,
@@ -94,6 +94,15 @@ class Run:
     def reference(self) -> "Run":
         """The run of the base alone that this one is compared with."""
         return replace(self, method=NOTHING, seed=0, rates=(), drawn=True)
+
+
+def usual_rates(method: str) -> tuple[float, ...]:
+    """The rates of `train`, so that results are no longer taken for its own when these change; empty for the others.
+
+    Args:
+        method: one of `METHODS`, or what else is learned as `train` does it (a trial).
+    """
+    return TRAIN_RATES if method in WITH_STAGE_TOKENS or method not in METHODS else ()
 
 
 Results = dict[Run, dict[str, Any]]

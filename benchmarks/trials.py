@@ -133,6 +133,14 @@ class Preserving(TrialTrainer):
 class Noisier(TrialTrainer):
     """The more noise, the more a picture counts: shapes and colours before edges."""
 
+    def weight(self, noise: Tensor) -> Tensor:
+        """How much a picture counts, one on average.
+
+        Args:
+            noise: how far each picture is on the way to noise, `[b]` in [0, 1].
+        """
+        return 2 * noise
+
     def batch_loss(self, number: int) -> Tensor:
         batch = self.noised(number)
         torch.manual_seed(batch.seed)
@@ -140,8 +148,16 @@ class Noisier(TrialTrainer):
         for part in batch.parts:
             found = self.learner.denoise(part.noised, part.timesteps, part.condition)
             errors, weights = part_errors(self.config, self.schedule, part, found)
-            losses.append(errors * weights * 2 * part.timesteps / self.schedule.config.num_train_timesteps)
+            noise = part.timesteps / self.schedule.config.num_train_timesteps
+            losses.append(errors * weights * self.weight(noise))
         return torch.cat(losses).mean()
+
+
+class Quieter(Noisier):
+    """The less noise, the more a picture counts: edges before shapes and colours."""
+
+    def weight(self, noise: Tensor) -> Tensor:
+        return 2 * (1 - noise)
 
 
 @dataclass(frozen=True)
@@ -179,6 +195,9 @@ TRIALS = {
     "vectors": Trial("two vectors for the token", {"num_vectors": 2}),
     "min_snr": Trial("min-SNR weights, gamma 5", {"snr_gamma": 5.0}),
     "noisier": Trial("more weight where there is more noise", trainer=Noisier),
+    "quieter": Trial("more weight where there is less noise", trainer=Quieter),
+    "facing": Trial("pictures turned to face one way", {"facing": "auto"}),
+    "pairs": Trial("600 steps of 2 pictures", {"train_batch_size": 2, "max_train_steps": 600}),
     "cosine": Trial("rates that fall along a cosine", {"lr_scheduler": "cosine"}),
     "mirrored": Trial("mirrored at random", {"random_flip": True}),
     "ema": Trial("the mean of the last steps", {"use_ema": True}),

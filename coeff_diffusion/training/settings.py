@@ -134,10 +134,11 @@ class TrainSettings:
     results stay the same. For a base that this training loads itself, on a GPU."""
     learning_rate: float = 1e-3
     """Of the coefficients. Higher ones gain no more beside a token and drift further from the base."""
-    token_learning_rate: float = 2e-2
+    token_learning_rate: float = 4e-2
     """Of the trigger's embedding."""
-    stage_token_learning_rate: float = 3e-2
-    """Of what the stages read at the trigger. Lower learns fewer details in as many steps."""
+    stage_token_learning_rate: float = 1e-1
+    """Of what the stages read at the trigger. Lower learns fewer details in as many steps. The default is for the
+    embedded base; the files in configs/ have those for others."""
     adapter_learning_rate: float = 1e-4
     """Of the adapter (`with`). diffusers' default for LoRAs; the small embedded base takes ten times as much."""
     lr_scheduler: Literal[

@@ -108,8 +108,8 @@ def test_from_pictures_to_the_table(settings: Settings) -> None:
     with pytest.raises(BenchmarkError, match="all is not there for each of cat; run fidelity.py first"):
         table(results, settings, list(TRIALS))
     figures = {"values": 1000, "subject_loss": 0.2, "colours": 1.0}
-    results[replace(run, method=USUAL)] = {**figures, "similarity": 0.6}
-    results[replace(run, method="timed")] = {**figures, "similarity": 0.625}
+    results[Run.make(settings, USUAL, "cat")] = {**figures, "similarity": 0.6}
+    results[Run.make(settings, "timed", "cat")] = {**figures, "similarity": 0.625}
     assert table(results, settings, list(TRIALS)).splitlines()[2:] == [
         f"| {TRIALS['timed'].label} | 1,000 | 0.2000 | 0.625 | 100% | 50% | 50% |",
         "| **what `train` does** | 1,000 | 0.2000 | 0.600 | 100% | 40% | 40% |",
