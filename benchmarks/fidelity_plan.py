@@ -12,11 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fidelity_settings import METHODS, NOTHING, TRAIN_RATES, WITH_STAGE_TOKENS, Settings
+from fidelity_settings import METHODS, NOTHING, WITH_STAGE_TOKENS, Settings
 
 from coeff_diffusion import __version__
 from coeff_diffusion.base import embedded_path
+from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.picture_folder import find_pictures
+from coeff_diffusion.training.rates import OF_EMBEDDED, OF_OTHERS
 
 # Part of every run's identity: count it up when what is measured changes, and old results no longer count.
 MEASURES = 2
@@ -64,7 +66,7 @@ class Run:
             method,
             subject,
             seed,
-            rates or usual_rates(method),
+            rates or usual_rates(method, settings.base),
             drawn,
             settings.max_train_steps,
             settings.train_batch_size,
@@ -96,13 +98,15 @@ class Run:
         return replace(self, method=NOTHING, seed=0, rates=(), drawn=True)
 
 
-def usual_rates(method: str) -> tuple[float, ...]:
+def usual_rates(method: str, base: str) -> tuple[float, ...]:
     """The rates of `train`, so that results are no longer taken for its own when these change; empty for the others.
 
     Args:
         method: one of `METHODS`, or what else is learned as `train` does it (a trial).
     """
-    return TRAIN_RATES if method in WITH_STAGE_TOKENS or method not in METHODS else ()
+    if method in METHODS and method not in WITH_STAGE_TOKENS:
+        return ()
+    return TrainConfig.learning_rate, *(OF_EMBEDDED if base == "embedded" else OF_OTHERS)
 
 
 Results = dict[Run, dict[str, Any]]

@@ -45,7 +45,6 @@ METHODS = {
     "unet+text": Method("the whole UNet and text encoder", (5e-6,), tuned="unet+text_encoder"),
 }
 WITH_STAGE_TOKENS = ("all", "every_stage")
-TRAIN_RATES = (TrainConfig.learning_rate, TrainConfig.token_learning_rate, TrainConfig.stage_token_learning_rate)
 OURS = ("coefficients", "token", "coefficients+token", *WITH_STAGE_TOKENS)  # what the library itself trains
 
 

@@ -4,6 +4,7 @@
     python benchmarks/trials.py                          # two hours on one core; goes on where it was
     python benchmarks/trials.py --trial timed dco        # some alone
     python benchmarks/trials.py --subject cat            # a subject alone; several commands may run at once
+    python benchmarks/trials.py --trial usual pairs --rates 1e-3 2e-2 3e-2        # coefficients, token, stage tokens
     python benchmarks/trials.py --table                  # only what is measured so far
 
 Results are lines of `results.jsonl` in the output folder, beside those of the first command, which they are compared
@@ -179,6 +180,7 @@ class Trial:
 
 
 TRIALS = {
+    "usual": Trial("nothing"),
     "timed_tokens": Trial("stage tokens that know the noise level", part=parts.TimedTokens),
     "timed": Trial("coefficients `C0 + g(t) C1`", part=parts.TimedCoefficients),
     "locked_keys": Trial("stage tokens in the values alone", part=parts.LockedKeys),
@@ -252,11 +254,13 @@ def measured(run: Run, settings: Settings) -> dict[str, Any]:
     }
 
 
-def table(results: Results, settings: Settings, trials: Sequence[str], seed: int = 0) -> str:
+def table(
+    results: Results, settings: Settings, trials: Sequence[str], seed: int = 0, rates: tuple[float, ...] = ()
+) -> str:
     """A line for each trial that is there for every subject, the nearest first, beside what `train` does.
 
     Args:
-        seed: of the trainings.
+        seed, rates: of the trainings; what `train` does is shown at its own rates.
 
     Raises:
         BenchmarkError: there is nothing to compare with.
@@ -266,7 +270,8 @@ def table(results: Results, settings: Settings, trials: Sequence[str], seed: int
     way = {NOTHING: 0.0}
     for method in (NOTHING, USUAL, *trials):
         own = 0 if method == NOTHING else seed
-        rows = [results.get(Run.make(settings, method, subject, seed=own)) for subject in subjects]
+        at = rates if method in TRIALS else ()
+        rows = [results.get(Run.make(settings, method, subject, seed=own, rates=at)) for subject in subjects]
         if any(row is None for row in rows):
             if method in (NOTHING, USUAL):
                 raise BenchmarkError(f"{method} is not there for each of {', '.join(subjects)}; run fidelity.py first")
@@ -296,6 +301,9 @@ def main() -> int:
     parser.add_argument("--trial", nargs="+", choices=TRIALS, default=list(TRIALS), help="these alone")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings")
     parser.add_argument("--max_train_steps", type=int, default=TrainConfig.max_train_steps, help="of every training")
+    parser.add_argument(
+        "--rates", nargs=3, type=float, default=[], help="of coefficients, token and stage tokens, in every training"
+    )
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--output_dir", default=Settings.output_dir, help="with what fidelity.py has measured")
     parser.add_argument("--table", action="store_true", help="measure nothing")
@@ -310,14 +318,14 @@ def main() -> int:
     results = read_results(path)
     for subject in () if asked.table else asked.subject:
         for trial in asked.trial:
-            run = Run.make(settings, trial, subject, seed=asked.seed)
+            run = Run.make(settings, trial, subject, seed=asked.seed, rates=tuple(asked.rates))
             if run in results:
                 continue
             figures = measured(run, settings)
             append_result(path, run, figures)
             results[run] = figures
             print(f"{subject}, {trial}: {figures}", flush=True)
-    print(table(results, settings, asked.trial, asked.seed))
+    print(table(results, settings, asked.trial, asked.seed, tuple(asked.rates)))
     return 0
 
 

@@ -60,8 +60,11 @@ def _number_problems(config: TrainSettings) -> list[str]:
         "adam_beta1": ("at least 0 and below 1", 0 <= config.adam_beta1 < 1),
         "adam_beta2": ("at least 0 and below 1", 0 <= config.adam_beta2 < 1),
         "learning_rate": ("above 0", config.learning_rate > 0),
-        "token_learning_rate": ("above 0", config.token_learning_rate > 0),
-        "stage_token_learning_rate": ("above 0", config.stage_token_learning_rate > 0),
+        "token_learning_rate": ("above 0", config.token_learning_rate is None or config.token_learning_rate > 0),
+        "stage_token_learning_rate": (
+            "above 0",
+            config.stage_token_learning_rate is None or config.stage_token_learning_rate > 0,
+        ),
         "adapter_learning_rate": ("above 0", config.adapter_learning_rate > 0),
         "lr_power": ("above 0", config.lr_power > 0),
         "adam_epsilon": ("above 0", config.adam_epsilon > 0),

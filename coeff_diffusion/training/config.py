@@ -47,7 +47,7 @@ class TrainConfig(TrainSettings):
     def resolve(self) -> "TrainConfig":
         """The same settings with every default that follows from others filled in.
 
-        What only the base knows (`resolution`) stays None until the base is loaded.
+        What only the base knows (`resolution`, the rates of words) stays None until the base is loaded.
 
         Raises:
             ConfigError: with all problems found, each naming its flag.

@@ -140,7 +140,13 @@ class Learner:
         return {f"{kind}/{name}": parameter for kind, found in kinds.items() for name, parameter in found.items()}
 
     def groups(self, config: TrainConfig) -> list[tuple[list[nn.Parameter], float]]:
-        """Everything that learns, with the rate it learns at."""
+        """Everything that learns, with the rate it learns at.
+
+        Args:
+            config: resolved settings, rates of words included (see `with_word_rates`).
+        """
+        assert config.token_learning_rate is not None
+        assert config.stage_token_learning_rate is not None
         return [
             ([*self.coefficients.values(), *self.text_coefficients.values()], config.learning_rate),
             (list(self.tokens.values()), config.token_learning_rate),

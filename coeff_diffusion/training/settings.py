@@ -134,11 +134,12 @@ class TrainSettings:
     results stay the same. For a base that this training loads itself, on a GPU."""
     learning_rate: float = 1e-3
     """Of the coefficients. Higher ones gain no more beside a token and drift further from the base."""
-    token_learning_rate: float = 4e-2
-    """Of the trigger's embedding."""
-    stage_token_learning_rate: float = 1e-1
-    """Of what the stages read at the trigger. Lower learns fewer details in as many steps. The default is for the
-    embedded base; the files in configs/ have those for others."""
+    token_learning_rate: float | None = None
+    """Of the trigger's embedding. Default: 0.04 on the embedded base, 0.001 on others, whose words have smaller
+    values."""
+    stage_token_learning_rate: float | None = None
+    """Of what the stages read at the trigger. Lower learns fewer details in as many steps. Default: 0.1 on the embedded
+    base, 0.03 on others."""
     adapter_learning_rate: float = 1e-4
     """Of the adapter (`with`). diffusers' default for LoRAs; the small embedded base takes ten times as much."""
     lr_scheduler: Literal[

@@ -45,6 +45,7 @@ from .own_pictures import figures, measure_own
 from .preparation import prepare_data
 from .previews import Previews
 from .probe import Effect
+from .rates import with_word_rates
 from .reports import (
     Clock,
     PreviewReport,
@@ -187,7 +188,8 @@ class Trainer:
         if self.is_own:
             self.pipe = self.studio.pipe  # on a GPU these are copies: nobody needs the weights they were made of
         self.schedule = training_schedule(self.pipe.scheduler.config)
-        self.config = config = replace(config, resolution=training_resolution(config.resolution, self.pipe))
+        config = replace(config, resolution=training_resolution(config.resolution, self.pipe))
+        self.config = config = with_word_rates(config, self.pipe)
         self.learner = Learner(self.studio.pipe, config, self.device)
         pipes = self.studio.pipe, self.learner.student
         self.residency = residency_of(pipes, self.device, config.offload, self.is_own, self.say)

@@ -21,9 +21,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from fidelity import execute, in_own_process, main, run_all  # noqa: E402
 from fidelity_measure import COLOURS, grounds, mean_change, nearest_colour  # noqa: E402
+from fidelity_methods import chosen  # noqa: E402
 from fidelity_plan import Run, climb, gentlest, place_of, plan, rate_at, read_results  # noqa: E402
 from fidelity_report import write_report  # noqa: E402
-from fidelity_settings import METHODS, NOTHING, TRAIN_RATES, BenchmarkError, Settings  # noqa: E402
+from fidelity_settings import METHODS, NOTHING, BenchmarkError, Settings  # noqa: E402
 
 
 @pytest.fixture
@@ -190,7 +191,10 @@ def test_what_train_does_has_no_rates_to_search(settings: Settings) -> None:
     """Its rates are the defaults of `train`, so that it runs where others are searched first."""
     now, later = plan(replace(settings, method=["all", "lora1"], sweep_subjects=2), {})
     assert {(run.method, run.drawn) for run in now} == {(NOTHING, True), ("lora1", False)}
-    assert {run.rates for run in later if run.method == "all"} == {TRAIN_RATES}
+    assert {run.rates for run in later if run.method == "all"} == {(1e-3, 1e-3, 3e-2)}
+    embedded = Run.make(replace(settings, base="embedded"), "all", "cat")
+    assert embedded.rates == (1e-3, 4e-2, 1e-1)
+    assert chosen(embedded)["stage_token_learning_rate"] == 1e-1
 
 
 def test_an_interrupted_benchmark_goes_on(settings: Settings) -> None:

@@ -114,6 +114,11 @@ def test_from_pictures_to_the_table(settings: Settings) -> None:
         f"| {TRIALS['timed'].label} | 1,000 | 0.2000 | 0.625 | 100% | 50% | 50% |",
         "| **what `train` does** | 1,000 | 0.2000 | 0.600 | 100% | 40% | 40% |",
     ]
+    slow = (1e-3, 1e-3, 1e-2)
+    assert len(table(results, settings, list(TRIALS), rates=slow).splitlines()) == 3  # nothing was tried at these
+    results[Run.make(settings, "usual", "cat", rates=slow)] = {**figures, "similarity": 0.55}
+    lines = table(results, settings, list(TRIALS), rates=slow).splitlines()
+    assert lines[3] == "| nothing | 1,000 | 0.2000 | 0.550 | 100% | 20% | 20% |"
     with pytest.raises(BenchmarkError, match="all is not there"):
         table(results, settings, list(TRIALS), seed=1)
 

@@ -240,7 +240,7 @@ def test_the_own_card_is_used(server: HubServer, run_folder: Path) -> None:
 
 
 def test_the_card_of_a_training_run_is_fit_for_others(server: HubServer, run_folder: Path) -> None:
-    config = TrainConfig(instance_data_dir="/home/anna/photos", class_word="dog").resolve()
+    config = TrainConfig(instance_data_dir="/home/anna/photos", class_word="dog", token_learning_rate=1e-3).resolve()
     text = model_card(Coefficients.load(run_folder), config, Effect(0.2, 0.25, 0.2), ["samples/step_000002_0.png"])
     (run_folder / "README.md").write_text(text)
     push(PushConfig(str(run_folder), REPO))

@@ -64,11 +64,9 @@ def test_from_dropped_pictures_to_a_subject_in_the_library(
     settings = {**SHORT, "validation_steps": 2, "num_validation_images": 1, "seed": 3}
     job = over(training_queue.submit(replace(request_, settings=settings)))
     assert (job.state, job.error, job.step, list(job.previews)) == ("done", "", 3, [0, 2, 3])
-    said = {  # three steps may go either way
-        "": "my-dog has learned all 3 steps and is in the library: write “a sks dog” in a prompt",
-        job.advice: f"my-dog has ended at step 3 of 3, but {job.advice}",
-    }
-    assert job.status(0) == said[job.advice]
+    learned = "my-dog has learned all 3 steps and is in the library: write “a sks dog” in a prompt"
+    other = f"my-dog has ended at step 3 of 3, but {job.advice}"  # three steps may go either way
+    assert job.status(0) == (other if job.advice else learned)
     assert job.messages[-1].startswith("saved ")
     assert files(job.folder) == [
         "README.md",

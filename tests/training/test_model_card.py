@@ -16,7 +16,10 @@ from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.model_card import model_card, subject_card
 from coeff_diffusion.training.probe import Effect
 
-CONFIG = replace(TrainConfig(instance_data_dir="x", class_word="dog", license="mit").resolve(), resolution=128)
+CONFIG = replace(
+    TrainConfig(instance_data_dir="x", class_word="dog", license="mit", token_learning_rate=1e-3).resolve(),
+    resolution=128,
+)
 EFFECT = Effect(0.2, 0.25, 0.2)
 
 

@@ -17,7 +17,9 @@ CPU = torch.device("cpu")
 def parts(seed: int = 0, **changes: object) -> tuple[nn.Parameter, nn.Parameter, Optimizer]:
     generator = torch.Generator().manual_seed(seed)
     coeff, token = (nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((3, 3), (1, 5)))
-    config = TrainConfig(**{"adam_weight_decay": 0.0, "max_train_steps": 10, **changes})  # type: ignore[arg-type]
+    usual = {"token_learning_rate": 2e-2, "adam_weight_decay": 0.0, "max_train_steps": 10}
+    config = TrainConfig(**{**usual, **changes})  # type: ignore[arg-type]
+    assert config.token_learning_rate is not None
     groups = [([coeff], config.learning_rate), ([token], config.token_learning_rate), ([], 1.0)]
     return coeff, token, Optimizer(groups, config, CPU)
 

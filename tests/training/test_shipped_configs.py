@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from coeff_diffusion.training.config import TrainConfig, parse_train_config
+from coeff_diffusion.training.rates import OF_EMBEDDED, OF_OTHERS
 from coeff_diffusion.training.trainer import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -48,6 +49,12 @@ def test_presets_go_on_top_of_a_base() -> None:
 
 def test_the_embedded_file_states_the_defaults() -> None:
     stated = yaml.safe_load((CONFIGS / "embedded.yaml").read_text())
-    default = TrainConfig()
+    default = TrainConfig(token_learning_rate=OF_EMBEDDED.token, stage_token_learning_rate=OF_EMBEDDED.stage_token)
     differing = {key: value for key, value in stated.items() if getattr(default, key) != value}
     assert differing == {"resolution": 128}
+
+
+@pytest.mark.parametrize("name", ["sd15.yaml", "sd21.yaml", *XL])
+def test_words_of_other_bases_learn_as_slowly_with_a_file_as_without(name: str) -> None:
+    stated = yaml.safe_load((CONFIGS / name).read_text())
+    assert (stated["token_learning_rate"], stated["stage_token_learning_rate"]) == OF_OTHERS
