@@ -216,6 +216,8 @@ def search(settings: Settings, method: str, results: Results) -> tuple[list[Run]
     Without any runs and rates it waits for the losses of the base.
     """
     start, subjects = METHODS[method].start, settings.search_subjects()
+    if settings.learning_rate is not None and len(start) == 1:
+        return [], (settings.learning_rate,)
     if not subjects or not start:
         return [], start
 

@@ -1,5 +1,6 @@
 """What the fidelity benchmark compares, and its settings: one field is the flag and its help."""
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -69,6 +70,8 @@ class Settings:
     sweep_subjects: int = 2
     """Subjects whose unseen pictures choose each method's learning rates, with seed 0; 0 takes the rates that the
     search would begin with."""
+    learning_rate: float | None = None
+    """The rate of methods that have a single one (LoRAs, weights of the base), in place of a search."""
     max_train_steps: int = TrainConfig.max_train_steps
     """Updates of every training."""
     train_batch_size: int = TrainConfig.train_batch_size
@@ -122,6 +125,8 @@ class Settings:
             for name, bound in least.items()
             if getattr(self, name) < bound
         ]
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            wrong.append(f"--learning_rate is {self.learning_rate}, expected a number above 0")
         if not found.subject:
             wrong.append(f"no subjects in {self.subjects_dir}")
         if wrong:

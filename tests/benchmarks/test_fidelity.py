@@ -197,6 +197,15 @@ def test_what_train_does_has_no_rates_to_search(settings: Settings) -> None:
     assert chosen(embedded)["stage_token_learning_rate"] == 1e-1
 
 
+def test_a_rate_may_be_given_instead_of_a_search(settings: Settings) -> None:
+    asked = replace(settings, method=["coefficients+token", "lora1"], sweep_subjects=2, learning_rate=3e-3)
+    now, later = plan(asked, {})
+    assert {(run.method, run.drawn) for run in now} == {(NOTHING, True), ("coefficients+token", False)}
+    assert {run.rates for run in later if run.method == "lora1"} == {(3e-3,)}
+    with pytest.raises(BenchmarkError, match="--learning_rate is 0.0, expected a number above 0"):
+        replace(settings, learning_rate=0.0).resolve()
+
+
 def test_an_interrupted_benchmark_goes_on(settings: Settings) -> None:
     settings = replace(settings, method=[NOTHING])
 
