@@ -134,6 +134,7 @@ def chosen(run: Run) -> dict[str, Any]:
         "train": TRAINED.get(run.method, "coefficients"),
         "layers": "auto" if run.method == "all" else "all",
         "stage_tokens": run.method in WITH_STAGE_TOKENS,
+        "use_ema": run.method in WITH_STAGE_TOKENS,  # as usual; others are compared as they are
         **dict(zip(_rate_names(run.method), run.rates, strict=True)),
     }
 
@@ -171,7 +172,7 @@ def _train(run: Run, config: TrainConfig, pipe: StableDiffusionPipeline, file: P
             trainer.fit()
     learner = trainer.learner
     if run.method in OURS:
-        learner.snapshot(trainer.step, trainer.losses).save(file)
+        trainer.snapshot().save(file)
     elif method.rank:
         layers = get_peft_model_state_dict(learner.denoiser)
         StableDiffusionPipeline.save_lora_weights(file.parent, unet_lora_layers=layers, weight_name=file.name)

@@ -133,7 +133,7 @@ def measured(run: Run, settings: Settings) -> dict[str, Any]:
                 trainer.fit()
         file = Path(settings.output_dir) / "files" / run.stem / "coefficients.safetensors"
         file.parent.mkdir(parents=True, exist_ok=True)
-        subject = trainer.learner.snapshot(trainer.step, trainer.losses)
+        subject = trainer.snapshot()
         subject.save(file)
     measurement = Measurement(run, settings, pipe, Studio(pipe).load(file.parent))
     words, unseen = measurement.subject.words(run.method), measurement.subject.unseen

@@ -167,7 +167,7 @@ class TrainSettings:
     noise_offset: float = 0.0
     """Noise that is the same all over a channel, added to the rest: lets bases that learned without pure noise reach
     very dark and very bright pictures (0.05 to 0.1). 0: none."""
-    use_ema: bool = False
+    use_ema: bool = True
     """Keep the average of what is learned over the last steps instead of its last state: calmer, a little behind."""
     ema_decay: float = 0.99
     """How much of the average each step keeps, at most: 0.99 is an average of about the last 100 steps."""

@@ -13,15 +13,17 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from coeff_diffusion import Coefficients, layer_heads
+from coeff_diffusion.families.load import load_base
 from coeff_diffusion.images.photo import read_image
 from coeff_diffusion.method.attachment import select_layers
+from coeff_diffusion.training import trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from fidelity import execute, in_own_process, main, run_all  # noqa: E402
 from fidelity_measure import COLOURS, grounds, mean_change, nearest_colour  # noqa: E402
-from fidelity_methods import chosen  # noqa: E402
+from fidelity_methods import chosen, train, train_config  # noqa: E402
 from fidelity_plan import Run, climb, gentlest, place_of, plan, rate_at, read_results  # noqa: E402
 from fidelity_report import write_report  # noqa: E402
 from fidelity_settings import METHODS, NOTHING, BenchmarkError, Settings  # noqa: E402
@@ -195,6 +197,14 @@ def test_what_train_does_has_no_rates_to_search(settings: Settings) -> None:
     embedded = Run.make(replace(settings, base="embedded"), "all", "cat")
     assert embedded.rates == (1e-3, 4e-2, 1e-1)
     assert chosen(embedded)["stage_token_learning_rate"] == 1e-1
+
+
+def test_what_is_measured_is_what_train_saves(settings: Settings, tmp_path: Path) -> None:
+    """The mean of the last steps, as long as that is the default."""
+    run = Run.make(settings, "all", "cat")
+    measured = Coefficients.load(train(run, settings, load_base(run.base)).file)
+    own = trainer.train(train_config(run, settings, str(tmp_path / "own"), **chosen(run)), say=lambda line: None)
+    assert measured == Coefficients.load(own.file)
 
 
 def test_a_rate_may_be_given_instead_of_a_search(settings: Settings) -> None:

@@ -201,7 +201,7 @@ def test_what_is_trained_is_what_is_saved(
 
 def test_learning_rates_are_separate(run: Callable[..., TrainResult]) -> None:
     """Adam's first step is as long as its learning rate."""
-    plain = {"max_train_steps": 1, "adam_weight_decay": 0.0, "coeff_dropout": 0.0}
+    plain = {"max_train_steps": 1, "adam_weight_decay": 0.0, "coeff_dropout": 0.0, "use_ema": False}
     result = run(learning_rate=1e-3, token_learning_rate=1e-2, stage_token_learning_rate=0.1, **plain)
     moved = max(float(coeff.abs().max()) for coeff in result.coefficients.values())
     assert moved == pytest.approx(1e-3, rel=1e-2)
