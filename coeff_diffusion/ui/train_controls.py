@@ -106,6 +106,6 @@ def _control(name: str, value: Any) -> Any:
         return gr.Checkbox(value, **shared)
     if get_origin(hint) is Literal:
         return gr.Dropdown(list(get_args(hint)), value=value, **shared)
-    if hint in (int, float, float | None):
+    if hint in (int, float):
         return gr.Number(value, precision=0 if hint is int else None, **shared)
     return gr.Textbox(value or "", **shared)
