@@ -16,9 +16,10 @@ from fidelity_settings import METHODS, NOTHING, WITH_STAGE_TOKENS, Settings
 
 from coeff_diffusion import __version__
 from coeff_diffusion.base import embedded_path
+from coeff_diffusion.families.load import short_name
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.picture_folder import find_pictures
-from coeff_diffusion.training.rates import OF_EMBEDDED, OF_OTHERS
+from coeff_diffusion.training.rates import usual_word_rates
 
 # Part of every run's identity: count it up when what is measured changes, and old results no longer count.
 MEASURES = 2
@@ -106,7 +107,7 @@ def usual_rates(method: str, base: str) -> tuple[float, ...]:
     """
     if method in METHODS and method not in WITH_STAGE_TOKENS:
         return ()
-    return TrainConfig.learning_rate, *(OF_EMBEDDED if base == "embedded" else OF_OTHERS)
+    return TrainConfig.learning_rate, *usual_word_rates(short_name(base))
 
 
 Results = dict[Run, dict[str, Any]]

@@ -18,13 +18,18 @@ OF_EMBEDDED = WordRates(4e-2, 1e-1)  # the nearest to the subject in as many ste
 OF_OTHERS = WordRates(1e-3, 3e-2)  # embeddings of CLIP have values near 0.03: more tears words out of the language
 
 
+def usual_word_rates(base: str) -> WordRates:
+    """The rates of a base that is called so (see `base_name`)."""
+    return OF_EMBEDDED if base == EMBEDDED else OF_OTHERS
+
+
 def with_word_rates(config: TrainConfig, pipe: Any) -> TrainConfig:
     """The settings with the rates that they leave open.
 
     Args:
         pipe: the base that is taught.
     """
-    usual = OF_EMBEDDED if base_name(pipe) == EMBEDDED else OF_OTHERS
+    usual = usual_word_rates(base_name(pipe))
     token, stage_token = config.token_learning_rate, config.stage_token_learning_rate
     return replace(
         config,

@@ -15,7 +15,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from fidelity_plan import Run  # noqa: E402
 from fidelity_settings import NOTHING, BenchmarkError, Settings  # noqa: E402
 from trial_parts import NoisyDropout  # noqa: E402
-from trials import CUT_OUT, TRIALS, USUAL, WithClass, measured, table, trained  # noqa: E402
+from trial_trainers import WithClass  # noqa: E402
+from trials import CUT_OUT, TRIALS, USUAL, measured, table, trained  # noqa: E402
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_from_pictures_to_the_table(settings: Settings) -> None:
     assert len(table(results, settings, list(TRIALS), rates=slow).splitlines()) == 3  # nothing was tried at these
     results[Run.make(settings, "usual", "cat", rates=slow)] = {**figures, "similarity": 0.55}
     lines = table(results, settings, list(TRIALS), rates=slow).splitlines()
-    assert lines[3] == "| nothing | 1,000 | 0.2000 | 0.550 | 100% | 20% | 20% |"
+    assert lines[3] == "| nothing more | 1,000 | 0.2000 | 0.550 | 100% | 20% | 20% |"
     with pytest.raises(BenchmarkError, match="all is not there"):
         table(results, settings, list(TRIALS), seed=1)
 
