@@ -25,6 +25,10 @@ from .config_layers import parse_layers
 from .settings import TrainSettings
 
 MAX_CONFIG = 2**20  # bytes
+WRONG_VALUE = (  # how jsonargparse says which type it expected, and the value; the second where None is possible, too
+    r": Expected an? (.*?)\. G(?:ot|iven) value: (.*)",
+    r": Does not validate against any of the Union subtypes Subtypes: \[(.*), NoneType\].*Given value: (.*)",
+)
 VALIDATE_EVERY = 20  # steps, where someone wants to choose among them
 
 
@@ -126,10 +130,11 @@ class ConfigParser(ArgumentParser):
             near = difflib.get_close_matches(wrong.split(".")[-1], map(flag_of, field_help()), n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else "--help lists all settings"
             message = f"unknown setting '{wrong}'; {hint}"
-        message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", " ".join(message.split()))
-        message = re.sub(r": Expected an? (.*?)\. G(?:ot|iven) value: (.*)", r" is '\2', expected \1", message)
-        message = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1", message)
-        super().error(re.sub(r"<class '(\w+)'>|typing\.", r"\1", message), ex)
+        message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", " ".join(message.split()))
+        message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", message)
+        for wording in WRONG_VALUE:
+            message = re.sub(wording, r" is '\2', expected \1", message)
+        super().error(re.sub(r"Literal\[(.*?)\]", r"one of \1", message), ex)
 
 
 def train_parser(**kwargs: Any) -> ConfigParser:

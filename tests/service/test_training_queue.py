@@ -214,6 +214,7 @@ def test_a_base_with_a_subject_of_someone_else_is_refused(
         ({"settings": {"trigger": "..."}}, "--trigger is '...', expected words"),
         ({"settings": {"max_train_steps": 0}}, "--max_train_steps is 0, expected at least 1"),
         ({"settings": {"max_train_steps": "many"}}, "--max_train_steps is 'many', expected int"),
+        ({"settings": {"token_learning_rate": "fast"}}, "--token_learning_rate is 'fast', expected float"),
         ({"settings": {"output_dir": "/tmp/x"}}, "unknown setting 'output_dir'"),
         ({"preset": "slow"}, "no preset 'slow'; there is quick, balanced, careful"),
     ],
