@@ -21,6 +21,7 @@ from . import __version__
 from .subject.errors import UserError
 from .subject.field_texts import field_texts
 from .subject.printable import printable
+from .subject.wrong_value import wrong_value
 from .training.signals import Terminated, all_like_ctrl_c
 
 # What a command does; its arguments: a dataclass, or a function that reads them; and what runs it.
@@ -188,15 +189,11 @@ def _renamed(arguments: Sequence[str], old: str, new: str) -> list[str]:
 
 # --- words ------------------------------------------------------------------------------------------------------------
 
-# What jsonargparse says of a wrong value: the field, the first type it may have, and the value.
-WRONG = re.compile(r"""(?s)Parser key "(\w+)":.*?Expected an? (?:<class '(\w+)'>|\S*Literal\[(.*?)\]).*?value: (.*)""")
-
 
 def _flag_error(message: str, command: str, shown: Mapping[str, str]) -> str:
     """argparse's and jsonargparse's reports in one line that names the argument as `shown` to the user."""
-    if wrong := WRONG.match(message):
-        name, kind, choices, value = wrong.groups()
-        return f"{shown.get(name, f'--{name}')} is {value.strip()!r}, expected {kind or f'one of {choices}'}"
+    if wrong := wrong_value(message):
+        return wrong.said(shown.get(wrong.name, f"--{wrong.name}"))
     if missing := re.search(r"arguments are required: (.*)", message):
         names = [shown[name] for name in missing[1].split(", ")]
         message = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} missing"

@@ -21,14 +21,11 @@ from jsonargparse import ActionConfigFile, ActionYesNo, ArgumentError, ArgumentP
 from ..subject.errors import UserError, shown
 from ..subject.field_texts import field_texts
 from ..subject.user_file import FileError, read_text, user_path
+from ..subject.wrong_value import wrong_value
 from .config_layers import parse_layers
 from .settings import TrainSettings
 
 MAX_CONFIG = 2**20  # bytes
-WRONG_VALUE = (  # how jsonargparse says which type it expected, and the value; the second where None is possible, too
-    r": Expected an? (.*?)\. G(?:ot|iven) value: (.*)",
-    r": Does not validate against any of the Union subtypes Subtypes: \[(.*), NoneType\].*Given value: (.*)",
-)
 VALIDATE_EVERY = 20  # steps, where someone wants to choose among them
 
 
@@ -126,15 +123,13 @@ class ConfigParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         unknown = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: -*([\w.]+)", message)
         if unknown:
-            wrong = unknown[1] or unknown[2]
-            near = difflib.get_close_matches(wrong.split(".")[-1], map(flag_of, field_help()), n=1, cutoff=0.5)
+            name = unknown[1] or unknown[2]
+            near = difflib.get_close_matches(name.split(".")[-1], map(flag_of, field_help()), n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else "--help lists all settings"
-            message = f"unknown setting '{wrong}'; {hint}"
-        message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", " ".join(message.split()))
-        message = re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", message)
-        for wording in WRONG_VALUE:
-            message = re.sub(wording, r" is '\2', expected \1", message)
-        super().error(re.sub(r"Literal\[(.*?)\]", r"one of \1", message), ex)
+            message = f"unknown setting '{name}'; {hint}"
+        elif wrong := wrong_value(message):
+            message = wrong.said(f"--{wrong.name}")
+        super().error(re.sub(r'Parser key "([\w.]+)":\s*', r"--\1: ", " ".join(message.split())), ex)
 
 
 def train_parser(**kwargs: Any) -> ConfigParser:
