@@ -32,12 +32,11 @@ def model_card(coefficients: Coefficients, config: "TrainConfig", effect: "Effec
     """
     info = coefficients.info
     prior = f", with {config.num_class_images} pictures of {_code(str(config.class_prompt))}"
-    adapter = f", {config.adapter_learning_rate:g} (adapter)" if info.adapter else ""
     gain = f" ({effect.improvement:+.1%} better)" if effect.learned else ""
     training = f"""\
 {info.train_steps} steps of {config.train_batch_size * config.gradient_accumulation_steps} pictures at \
-{info.resolution} pixels{prior * config.with_prior_preservation}; learning rate {config.learning_rate:g} \
-(coefficients), {config.token_learning_rate:g} (token){adapter}; seed {info.seed}.
+{info.resolution} pixels{prior * config.with_prior_preservation}; learning rate {_rates(config)}; \
+seed {info.seed}.
 
 {"On pictures that it was not trained on" if config.holds_out else "On its own pictures"}, noised the same way, the \
 loss went from {effect.loss_before:.4f} to {effect.loss_after:.4f}{gain}; the subject changes the predictions by \
@@ -46,6 +45,17 @@ loss went from {effect.loss_before:.4f} to {effect.loss_after:.4f}{gain}; the su
     if not effect.learned:
         training += f"\n**Not learned:** {_plain(effect.advice() or '')}.\n"
     return _card(coefficients, dict.fromkeys(samples, str(config.validation_prompt)), training)
+
+
+def _rates(config: "TrainConfig") -> str:
+    """The learning rates of what learned."""
+    rates = {
+        "coefficients": config.trains_coefficients and config.learning_rate,
+        "token": config.trains_token and config.token_learning_rate,
+        "what the stages read": config.trains_stage_tokens and config.stage_token_learning_rate,
+        "adapter": config.adapter_kind and config.adapter_learning_rate,
+    }
+    return ", ".join(f"{rate:g} ({what})" for what, rate in rates.items() if rate)
 
 
 def card_of_step(card: str, step: int) -> str:

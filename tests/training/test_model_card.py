@@ -19,6 +19,7 @@ from coeff_diffusion.training.probe import Effect
 CONFIG = replace(
     TrainConfig(instance_data_dir="x", class_word="dog", license="mit", token_learning_rate=1e-3).resolve(),
     resolution=128,
+    stage_token_learning_rate=0.03,
 )
 EFFECT = Effect(0.2, 0.25, 0.2)
 
@@ -48,6 +49,13 @@ def test_front_matter() -> None:
     assert {"text-to-image", "coeff-diffusion"} <= set(found["tags"])
     assert found["widget"] == [{"text": "a sks dog", "output": {"url": "samples/step_000300_0.png"}}]
     assert ModelCard(card()).data.base_model == "user/base"
+
+
+def test_rates_of_what_learned_are_told() -> None:
+    assert "learning rate 0.001 (coefficients), 0.001 (token), 0.03 (what the stages read); seed 0." in card()
+    assert "learning rate 0.001 (coefficients); seed 0." in card(replace(CONFIG, train="coefficients"))
+    words = card(replace(CONFIG, train="token", with_adapter="lora:4"), adapter="lora:4")
+    assert "learning rate 0.001 (token), 0.03 (what the stages read), 0.0001 (adapter); seed 0." in words
 
 
 def test_only_bases_on_the_hub_are_linked_and_only_public_ones_named() -> None:
