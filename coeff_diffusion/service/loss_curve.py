@@ -8,8 +8,7 @@ from ..training.validation import best_step
 
 WINDOW = 25  # steps in the mean: the loss of one step says little, its timesteps are drawn at random
 POINTS = 300  # of each line: more than a page shows
-EACH, MEAN, MARK = "each step", f"mean of {WINDOW}", "this step"
-VALIDATION, BEST = "validation", "best step"
+EACH, MEAN, VALIDATION, BEST, MARK = "each", "mean", "validation", "best", "here"  # a phone shows five short names
 
 
 def loss_curve(
