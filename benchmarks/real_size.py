@@ -95,7 +95,7 @@ def journey(args: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=["sd15", "sd21"], default="sd15")
+    parser.add_argument("--family", choices=["sd15", "sd21", "sdxl"], default="sd15")
     parser.add_argument("--steps", type=int, default=3, help="of training")
     parser.add_argument("--batch", type=int, default=1, help="pictures of a training step")
     parser.add_argument("--pictures", type=int, default=2, help="that the subject is taught from")
