@@ -24,6 +24,7 @@ from .checkpoints import PICKLES, load_checkpoint
 from .errors import CHOICES
 from .errors import BaseModelError as BaseModelError  # a part of what this module offers
 from .folders import download, load_folder
+from .heap import return_freed
 from .quantization import quantize
 from .registry import EXPECTED, by_pipeline, family_of
 
@@ -72,13 +73,13 @@ def load_base(
     _check_parts(pipe, name)
     # What the pipeline says of itself (and what files and pictures record) is the name that was asked for.
     pipe.register_to_config(_name_or_path=name)
-    # A single checkpoint comes in the type it was saved in.
     networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     if {part.dtype for part in networks} != {weights}:
         pipe = pipe.to(weights)
     quantize(pipe, quantization)
     if device is not None:
         pipe = pipe.to(best_device() if str(device) == "auto" else torch.device(device))
+    return_freed()
     return pipe
 
 
@@ -99,7 +100,7 @@ def _load(
         case "folder":
             folder = path
         case "checkpoint":
-            return load_checkpoint(path, config, vae)
+            return load_checkpoint(path, config, vae, dtype)
         case "hub":
             folder = download(name, revision)
     pipe = load_folder(folder, name, dtype)

@@ -15,10 +15,12 @@ from torch.nn import functional
 
 from .errors import BaseModelError
 from .fingerprint import telling_weights
+from .heap import return_freed
 from .registry import denoiser_of, encoders_of
 
 Quantization = Literal["no", "int8"]
 LARGEST = 127
+PARENTS = 100  # modules between two times that freed memory is returned: less than 300 MB of XL
 
 
 class Int8Linear(nn.Linear):
@@ -81,10 +83,14 @@ def quantize(pipe: Any, quantization: str) -> None:
     parts = (denoiser_of(pipe), *encoders_of(pipe).values())
     kept = {id(weight) for weight in telling_weights(*parts)}
     for part in parts:
-        for parent in list(part.modules()):
+        # A list that held the linear layers, too, would keep all their weights until the last one is rounded.
+        parents = [module for module in part.modules() if not isinstance(module, nn.Linear)]
+        for number, parent in enumerate(parents):
             for name, layer in list(parent.named_children()):
                 if type(layer) is nn.Linear and id(layer.weight) not in kept:
                     setattr(parent, name, Int8Linear(layer))
+            if number % PARENTS == 0:
+                return_freed()
 
 
 def quantization_of(module: nn.Module) -> Quantization:

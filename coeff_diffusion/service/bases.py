@@ -12,6 +12,7 @@ import torch
 
 from ..families.errors import BaseModelError, one_line
 from ..families.folders import download
+from ..families.heap import return_freed
 from ..families.load import EMBEDDED, best_device, kind_of_base, load_base, short_name
 from ..families.memory import bytes_in_memory, free_memory
 from ..families.registry import denoiser_of
@@ -160,6 +161,7 @@ class Bases:
                     raise
                 old.studio.let_go(GONE)
                 gc.collect()  # networks are full of circles
+                return_freed()
             old.close()
             self.remember()
             return self.current

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from torch import Tensor
 
+from ..families.heap import return_freed
 from ..families.load import load_base
 from ..families.process import training_schedule
 from ..families.quantization import quantize
@@ -187,6 +188,7 @@ class Trainer:
         quantize(self.studio.pipe, config.quantization)
         if self.is_own:
             self.pipe = self.studio.pipe  # on a GPU these are copies: nobody needs the weights they were made of
+            return_freed()
         self.schedule = training_schedule(self.pipe.scheduler.config)
         config = replace(config, resolution=training_resolution(config.resolution, self.pipe))
         self.config = config = with_word_rates(config, self.pipe)

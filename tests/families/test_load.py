@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from single_file import write_original_checkpoint
 
 from coeff_diffusion.families import load as pipeline
+from coeff_diffusion.families.checkpoints import load_checkpoint
 from coeff_diffusion.families.folders import files_to_fetch
 from coeff_diffusion.families.load import BaseModelError, base_name, load_base
 from coeff_diffusion.families.stable_diffusion import StableDiffusion
@@ -123,6 +124,15 @@ def test_single_checkpoint_is_the_folder(tiny_base_dir: Path, checkpoint: Path) 
     assert dict(single.scheduler.config) == dict(folder.scheduler.config)
     assert (draw(single) - draw(folder)).abs().max() < 0.05
     assert base_name(single) == "one"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_single_checkpoint_is_read_in_the_type_that_is_asked_for(
+    dtype: torch.dtype, tiny_base_dir: Path, checkpoint: Path
+) -> None:
+    """And not in float32 first, which would take twice the memory."""
+    pipe = load_checkpoint(checkpoint, tiny_base_dir, dtype=dtype)
+    assert {value.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder) for value in part.parameters()} == {dtype}
 
 
 def test_single_checkpoint_without_configs_says_what_to_do(checkpoint: Path, no_hub: None) -> None:
