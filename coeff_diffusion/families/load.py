@@ -182,20 +182,27 @@ def quietly() -> Iterator[None]:
     active = [library for library in libraries if library.is_progress_bar_enabled()]
     for library in active:
         library.disable_progress_bar()
-    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
-    logger.addFilter(_says_something)
+    loggers = [
+        logging.getLogger(f"diffusers.{place}") for place in ("pipelines.pipeline_utils", "models.modeling_utils")
+    ]
+    for logger in loggers:
+        logger.addFilter(_says_something)
     try:
         yield
     finally:
-        logger.removeFilter(_says_something)
+        for logger in loggers:
+            logger.removeFilter(_says_something)
         for library in active:
             library.enable_progress_bar()
 
 
 def _says_something(record: logging.LogRecord) -> bool:
-    """All but that an AutoencoderTiny is no AutoencoderKL: it is made to take its place."""
+    """All but that an AutoencoderTiny is no AutoencoderKL, whose place it is made to take, and that no modules at all
+    should have been kept in float32, as diffusers says of every single file in another type.
+    """
     text = record.getMessage()
-    return not (text.startswith("Expected types for vae:") and "AutoencoderTiny" in text)
+    is_tiny = text.startswith("Expected types for vae:") and "AutoencoderTiny" in text
+    return not (is_tiny or "should be kept in float32: []" in text)
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -306,6 +306,13 @@ def test_hub_repository_from_the_cache(tiny_base_dir: Path, tmp_path: Path) -> N
     assert done.stdout.split()[0] == "someone/tiny"
 
 
+def test_a_single_checkpoint_loads_without_a_word(
+    checkpoint: Path, tiny_base_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    load_base(checkpoint, config=tiny_base_dir, dtype="bfloat16")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_embedded_base_loads_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
     load_base("embedded")
     assert capfd.readouterr() == ("", "")
