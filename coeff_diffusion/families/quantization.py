@@ -20,7 +20,7 @@ from .registry import denoiser_of, encoders_of
 
 Quantization = Literal["no", "int8"]
 LARGEST = 127
-PARENTS = 100  # modules between two times that freed memory is returned: less than 300 MB of XL
+PARENTS = 100  # modules between two times that freed memory is returned
 
 
 class Int8Linear(nn.Linear):
