@@ -8,7 +8,7 @@ from ..training.validation import best_step
 
 WINDOW = 25  # steps in the mean: the loss of one step says little, its timesteps are drawn at random
 POINTS = 300  # of each line: more than a page shows
-EACH, MEAN, VALIDATION, BEST, MARK = "each", "mean", "validation", "best", "here"  # a phone shows five short names
+EACH, MEAN, VALIDATION, BEST, MARK = "each", "mean", "val", "best", "here"  # a phone shows five names as short as these
 
 
 def loss_curve(
