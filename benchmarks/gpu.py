@@ -1,4 +1,5 @@
-"""All that is to be known of a GPU, in one go: whether results are right, then what steps cost beside the base's.
+"""All that is to be known of a GPU, in one go: whether results are right, then what layers and steps cost beside the
+base's.
 
     python benchmarks/gpu.py --output gpu.jsonl                                # eight minutes and a bit
     python benchmarks/gpu.py --topology sd15 --dtype bfloat16 --minutes 3      # the first rows
@@ -8,7 +9,7 @@ What matters most comes first; each row is printed and written as soon as it is 
 is begun any more, and those that are left are named. Errors are the largest of an output and its gradients against
 float64, as shares of the largest number, in multiples of plain attention's. Weights are random: time does not depend on
 them. Ratios are taken turn by turn against the first column; "first" is the first step, with all that is compiled or
-tuned for it.
+tuned for it. "counted" is the time of a layer that the kernels' tiles are chosen by (`gpu_code.py`).
 """
 
 import argparse
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gpu_code
 import torch
 from attention import LAYERS
 from timing import in_turns, machine, peak_memory
@@ -29,11 +31,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from unet import SIDE, TOPOLOGIES, Way, lora, make_inputs, make_unet, sampling, training
 
 from coeff_diffusion.method.kernels import recombined_attention
+from coeff_diffusion.method.kernels.cuda_tiles import Layer, tiles_of
 from coeff_diffusion.method.recombination import recombined_attention as materialized
 
 BATCHES = (2, 8)
 COMPILED = "reduce-overhead"  # CUDA graphs
 LIMIT = 3.0  # times plain attention's error
+RUNS = 20  # of a layer in a turn: one is too short to time
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,50 @@ def _verdict(fine: bool) -> str:
     return "right" if fine else "**WRONG**"
 
 
+def time_layers(args: argparse.Namespace, report: Report, device: str) -> None:
+    """Print what single layers take, forward, in the first type."""
+    dtype = getattr(torch, args.dtype[0])
+    print("\n| layer, batch | base | recombined | ratio | counted |\n" + "| --- " * 5 + "|")
+    for name, (heads, channels, queries, keys) in gpu_code.LAYERS.items():
+        for batch in BATCHES:
+            if args.side and queries > args.side**2:
+                continue
+            query, key, value = (
+                torch.randn(batch, rows, heads, channels, dtype=dtype, device=device).transpose(1, 2)
+                for rows in (queries, keys, keys)
+            )
+            coeff = 0.1 * torch.randn(heads, heads, device=device)
+
+            def base(q: Tensor = query, k: Tensor = key, v: Tensor = value) -> None:
+                for _ in range(RUNS):
+                    scaled_dot_product_attention(q, k, v)
+
+            def ours(q: Tensor = query, k: Tensor = key, v: Tensor = value, c: Tensor = coeff) -> None:
+                for _ in range(RUNS):
+                    recombined_attention(q, k, v, c)
+
+            with torch.no_grad():
+                found = in_turns({"base": base, "recombined": ours}, args.repeats)
+            times = {way: 1e3 * timing.median / RUNS for way, timing in found.items()}
+            layer = Layer(heads, channels, queries, keys, batch, dtype == torch.bfloat16)
+            counted = _counted(layer, device) if dtype != torch.float32 else None
+            record = {"layer": name, "batch": batch, "dtype": args.dtype[0], **times, "counted": counted}
+            said = "–" if counted is None else f"{counted:.3f} ms"
+            report.row(
+                record,
+                f"| {name}, {batch} | {times['base']:.3f} ms | {times['recombined']:.3f} ms | "
+                f"{found['recombined'].ratio:.2f}x | {said} |",
+            )
+
+
+def _counted(layer: Layer, device: str) -> float | None:
+    """Milliseconds; None on a GPU that nothing is known of, and elsewhere."""
+    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability()) if device == "cuda" else ""
+    known = gpu_code.DEVICES.get(architecture)
+    tiles = tiles_of(layer, known[0]) if known else None
+    return gpu_code.milliseconds(tiles, layer, architecture, layer.apart) + gpu_code.LAUNCH if tiles else None
+
+
 def measure(args: argparse.Namespace, report: Report, device: str, deadline: float) -> list[Case]:
     """Print the rows of all cases that the time suffices for; returns the others."""
     print("\n| step | way | time | ratio | first | memory beyond the weights |\n" + "| --- " * 6 + "|")
@@ -227,6 +275,7 @@ def main() -> None:
     with ExitStack() as stack:
         report = Report(stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else None)
         right = check(args, report, device)
+        time_layers(args, report, device)
         left = measure(args, report, device, deadline)
     for case in left:
         print(f"not measured for want of time: {case}")

@@ -23,9 +23,12 @@ def test_it_checks_times_and_writes_each_row(
     with (tmp_path / "gpu.jsonl").open("w") as file:
         report = gpu.Report(file)
         assert gpu.check(settings(), report, "cpu")
+        gpu.time_layers(settings(), report, "cpu")
         assert gpu.measure(settings(), report, "cpu", math.inf) == []
     records = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
-    assert [record["layer"] for record in records if "layer" in record] == ["embedded base self, 8 x 8"]
+    assert [record["layer"] for record in records if "layer" in record] == ["embedded base self, 8 x 8", "embedded-8"]
+    assert records[1]["base"] > 0
+    assert records[1]["recombined"] > 0
     timed = [record for record in records if "way" in record]
     assert [(one["what"], one["batch"], one["way"]) for one in timed] == [
         *(("sampling", batch, way) for batch in gpu.BATCHES for way in ("base", "recombined", "LoRA rank 4")),

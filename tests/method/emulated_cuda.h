@@ -19,7 +19,7 @@ using std::min;
 #define KERNEL(threads) static void
 
 struct Index {
-    u32 x = 0, y = 0;
+    u32 x = 0, y = 0, z = 0;
 };
 static Index threadIdx, blockIdx;
 
@@ -200,39 +200,42 @@ FUNCTION void multiply_16(float* c, const u32* a, u32 b0, u32 b1) {
 }
 FUNCTION void multiply_8(float* c, const u32* a, u32 b) { multiply(c, a, &b, 1); }
 
-// ---- a launch, behind the kernel's source: `emulate(threads, shared memory, blocks x, blocks y, arguments)`
+// ---- a launch, behind the kernel's source: `emulate(threads, shared memory, blocks x, y, z, arguments)`
 
-#define EMULATE(kernel, Given)                                                                                  \
-    static const Given* given_to_all;                                                                           \
-    static void run_lane() {                                                                                    \
-        const u32 lane = threadIdx.x;                                                                           \
-        kernel(*given_to_all);                                                                                  \
-        lanes[lane].done = true;                                                                                \
-    }                                                                                                           \
-    extern "C" void emulate(int threads, int bytes, int blocks_x, int blocks_y, const Given* given) {           \
-        given_to_all = given;                                                                                   \
-        for (blockIdx.y = 0; blockIdx.y < u32(blocks_y); blockIdx.y++)                                          \
-            for (blockIdx.x = 0; blockIdx.x < u32(blocks_x); blockIdx.x++) {                                    \
-                memory_of_block.assign(bytes, 0xff);                                                            \
-                lanes.clear();                                                                                  \
-                lanes.resize(threads);                                                                          \
-                warps.assign(threads / 32, Warp());                                                             \
-                all = Meeting();                                                                                \
-                for (Lane& lane : lanes) {                                                                      \
-                    lane.stack.reset(new char[256 * 1024]);                                                     \
-                    getcontext(&lane.context);                                                                  \
-                    lane.context.uc_stack.ss_sp = lane.stack.get();                                             \
-                    lane.context.uc_stack.ss_size = 256 * 1024;                                                 \
-                    lane.context.uc_link = &scheduler;                                                          \
-                    makecontext(&lane.context, run_lane, 0);                                                    \
-                }                                                                                               \
-                for (int left = threads; left;)                                                                 \
-                    for (threadIdx.x = 0; threadIdx.x < u32(threads); threadIdx.x++) {                          \
-                        const u32 lane = threadIdx.x;                                                           \
-                        if (lanes[lane].done) continue;                                                         \
-                        swapcontext(&scheduler, &lanes[lane].context);                                          \
-                        threadIdx.x = lane;                                                                     \
-                        left -= lanes[lane].done;                                                               \
-                    }                                                                                           \
-            }                                                                                                   \
+static void run_block(u32 threads, u32 bytes, void (*run_lane)()) {
+    memory_of_block.assign(bytes, 0xff);
+    lanes.clear();
+    lanes.resize(threads);
+    warps.assign(threads / 32, Warp());
+    all = Meeting();
+    for (Lane& lane : lanes) {
+        lane.stack.reset(new char[256 * 1024]);
+        getcontext(&lane.context);
+        lane.context.uc_stack.ss_sp = lane.stack.get();
+        lane.context.uc_stack.ss_size = 256 * 1024;
+        lane.context.uc_link = &scheduler;
+        makecontext(&lane.context, run_lane, 0);
+    }
+    for (u32 left = threads; left;)
+        for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++) {
+            const u32 lane = threadIdx.x;
+            if (lanes[lane].done) continue;
+            swapcontext(&scheduler, &lanes[lane].context);
+            threadIdx.x = lane;
+            left -= lanes[lane].done;
+        }
+}
+
+#define EMULATE(kernel, Given)                                                                            \
+    static const Given* given_to_all;                                                                     \
+    static void run_lane() {                                                                              \
+        const u32 lane = threadIdx.x;                                                                     \
+        kernel(*given_to_all);                                                                            \
+        lanes[lane].done = true;                                                                          \
+    }                                                                                                     \
+    extern "C" void emulate(u32 threads, u32 bytes, u32 x, u32 y, u32 z, const Given* given) {            \
+        given_to_all = given;                                                                             \
+        for (blockIdx.z = 0; blockIdx.z < z; blockIdx.z++)                                                \
+            for (blockIdx.y = 0; blockIdx.y < y; blockIdx.y++)                                            \
+                for (blockIdx.x = 0; blockIdx.x < x; blockIdx.x++) run_block(threads, bytes, run_lane);   \
     }

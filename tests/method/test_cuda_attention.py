@@ -1,4 +1,4 @@
-"""The CUDA kernel, run on a CPU by an emulation of what it asks of a GPU (`emulated_cuda.h`), and what leads to it."""
+"""The CUDA kernels, run on a CPU by an emulation of what they ask of a GPU (`emulated_cuda.h`)."""
 
 import ctypes
 import itertools
@@ -13,24 +13,26 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from coeff_diffusion.method.kernels import cuda_attention, cuda_build
-from coeff_diffusion.method.kernels.cuda_attention import LOG2_E, ROWS, Tiles, tiles_of
+from coeff_diffusion.method.kernels.cuda_attention import LOG2_E
+from coeff_diffusion.method.kernels.cuda_tiles import ROWS, STATS_TILES, Tiles
 from coeff_diffusion.method.recombination import recombined_attention
 
-# shared memory of a block by compute capability
-MEMORY = {"8.0": 166912, "8.6": 101376, "9.0": 232448}
-
-# name: heads, channels, tiles, type, queries, keys, a matrix for each sample
-CASES: dict[str, tuple[int, int, Tiles, torch.dtype, int, int, bool]] = {
-    "sd15": (8, 40, Tiles(4, 1, 32), torch.bfloat16, 16, 64, False),
-    "uneven": (8, 40, Tiles(4, 2, 16), torch.bfloat16, 37, 77, True),
-    "float16": (3, 40, Tiles(2, 2, 32), torch.float16, 33, 77, True),
-    "five-heads": (5, 64, Tiles(2, 1, 16), torch.float16, 20, 33, False),
-    "one-key": (2, 16, Tiles(2, 1, 16), torch.bfloat16, 3, 1, False),
-    "few-channels": (4, 8, Tiles(4, 1, 16), torch.float16, 16, 32, False),
-    "many-channels": (2, 160, Tiles(1, 1, 16), torch.bfloat16, 17, 48, True),
+# name: heads, channels, tiles, rows' statistics apart, type, queries, keys, a matrix for each sample
+CASES: dict[str, tuple[int, int, Tiles, bool, torch.dtype, int, int, bool]] = {
+    "sd15": (8, 40, Tiles(4, 1, 32, False, True), False, torch.bfloat16, 16, 64, False),
+    "sd15-one-group": (8, 40, Tiles(8, 2, 16, True, False), True, torch.bfloat16, 37, 80, False),
+    "sd15-one-group-uneven": (8, 40, Tiles(8, 1, 16, True, False), False, torch.bfloat16, 16, 77, True),
+    "uneven": (8, 40, Tiles(4, 2, 16, False, True), True, torch.bfloat16, 37, 77, True),
+    "float16": (3, 40, Tiles(2, 2, 32, True, True), False, torch.float16, 33, 77, True),
+    "float16-one-group": (3, 24, Tiles(3, 1, 32, False, False), True, torch.float16, 20, 128, True),
+    "sdxl": (20, 64, Tiles(5, 1, 16, True, False), True, torch.bfloat16, 19, 64, True),
+    "five-heads": (5, 64, Tiles(2, 1, 16, False, False), False, torch.float16, 20, 33, False),
+    "one-key": (2, 16, Tiles(2, 1, 16, False, False), True, torch.bfloat16, 3, 1, False),
+    "few-channels": (4, 8, Tiles(4, 1, 16, True, False), False, torch.float16, 16, 32, False),
+    "many-channels": (2, 160, Tiles(1, 1, 16, True, True), True, torch.bfloat16, 17, 48, True),
 }
 
-Emulate = Callable[[Tiles, Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Emulate = Callable[[Tiles, bool, Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 @pytest.fixture(scope="module")
@@ -40,25 +42,29 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Emulate:
         pytest.skip("needs a C++ compiler")
     folder, numbers = tmp_path_factory.mktemp("cuda"), itertools.count()
 
-    def run(
-        tiles: Tiles, query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        batch, heads, queries, channels = query.shape
-        even = key.shape[2] % tiles.keys == 0
-        constants = cuda_attention.constants(query.dtype, heads, channels, tiles, even)
+    def launch(name: str, constants: dict[str, int], threads: int, memory: int, *blocks: int, given: bytes) -> None:
         source, library = folder / f"{next(numbers)}.cpp", folder / f"{next(numbers)}.so"
-        kernel = cuda_build.SOURCES[1].read_text()
-        source.write_text(f'#include "emulated_cuda.h"\n{kernel}\nEMULATE(recombine, Arguments)\n')
+        kernel = cuda_build.source(cuda_build.PARTS, cuda_build.KERNELS[name]).decode()
+        source.write_text(f'#include "emulated_cuda.h"\n{kernel}\nEMULATE({name}, Arguments)\n')
         options = ["-O1", "-std=c++17", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{Path(__file__).parent}"]
-        defined = [f"-D{name}={number}" for name, number in constants.items()]
+        defined = [f"-D{constant}={number}" for constant, number in constants.items()]
         subprocess.run([compiler, *options, *defined, str(source), "-o", str(library)], check=True, timeout=200)
+        ctypes.CDLL(str(library)).emulate(threads, memory, *blocks, given)
+
+    def run(
+        tiles: Tiles, apart: bool, query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        (batch, heads, queries, channels), keys = query.shape, key.shape[2]
         out = torch.full((batch, queries, heads, channels), torch.nan, dtype=query.dtype)
         stats = torch.full((batch, heads, 2, queries), torch.nan)
-        arguments = cuda_attention.arguments(query, key, value, coeff, out, stats, scale)
-        ctypes.CDLL(str(library)).emulate(
-            32 * tiles.warps(heads), tiles.shared_memory(heads, channels), -(-queries // (ROWS * tiles.rows)), batch,
-            arguments,
-        )  # fmt: skip
+        given = cuda_attention.arguments(query, key, value, coeff, out, stats, scale)
+        if apart:
+            constants = cuda_attention.stats_constants(query.dtype, heads, channels, keys % STATS_TILES.keys == 0)
+            memory, blocks = STATS_TILES.shared_memory(channels), -(-queries // (ROWS * STATS_TILES.rows))
+            launch("row_stats", constants, 32 * STATS_TILES.rows, memory, blocks, batch, heads, given=given)
+        constants = cuda_attention.constants(query.dtype, heads, channels, tiles, apart, keys % tiles.keys == 0)
+        memory, blocks = tiles.shared_memory(heads, channels), -(-queries // (ROWS * tiles.rows))
+        launch("recombine", constants, 32 * tiles.warps(heads), memory, blocks, batch, 1, given=given)
         return out.transpose(1, 2), stats
 
     return run
@@ -66,13 +72,13 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Emulate:
 
 @pytest.mark.parametrize("case", CASES)
 def test_is_as_exact_as_plain_attention(case: str, emulate: Emulate) -> None:
-    heads, channels, tiles, dtype, queries, keys, per_sample = CASES[case]
+    heads, channels, tiles, apart, dtype, queries, keys, per_sample = CASES[case]
     torch.manual_seed(0)
     shapes = [(2, rows, heads, channels) for rows in (queries, keys, keys)]
     query, key, value = (torch.randn(shape).to(dtype).transpose(1, 2) for shape in shapes)
     coeff = 0.5 * torch.randn((2, heads, heads) if per_sample else (heads, heads))
     scale = 1.3 * channels**-0.5
-    out, stats = emulate(tiles, query, key, value, coeff, scale)
+    out, stats = emulate(tiles, apart, query, key, value, coeff, scale)
 
     exact = recombined_attention(query.double(), key.double(), value.double(), coeff.double(), scale=scale)
     plain = scaled_dot_product_attention(query, key, value, scale=scale)
@@ -94,32 +100,6 @@ def test_a_slice_of_a_larger_tensor(emulate: Emulate) -> None:
     views = [x.transpose(1, 2) for x in (query, key, value)]
     assert all(cuda_attention._readable(x) is x for x in views)
     coeff = torch.randn(2, 2)
-    found = [
-        emulate(Tiles(2, 1, 16), *x, coeff, 0.25)[0]
-        for x in (views, [x.contiguous() for x in map(cuda_attention._readable, views)])
-    ]
-    torch.testing.assert_close(
-        found[0], recombined_attention(*(x.float() for x in views), coeff, scale=0.25).half(), rtol=0.01, atol=0.01
-    )
-
-
-@pytest.mark.parametrize("capability", MEMORY)
-@pytest.mark.parametrize(
-    ("heads", "channels"), [(8, 40), (8, 80), (8, 160), (5, 64), (10, 64), (20, 64), (16, 72), (1, 8)]
-)
-def test_tiles_fit(heads: int, channels: int, capability: str) -> None:
-    for queries, batch in ((4096, 2), (4096, 8), (256, 1), (1, 1)):
-        tiles = tiles_of(heads, channels, queries, batch, MEMORY[capability], 132)
-        if tiles is None:
-            assert 4 * 16 * heads * channels * 2 > MEMORY[capability] // 2  # really large
-            continue
-        assert tiles.shared_memory(heads, channels) <= MEMORY[capability]
-        assert tiles.warps(heads) <= 16
-        assert 0 <= -(-heads // tiles.group) * tiles.group - heads < tiles.group
-
-
-def test_tiles_that_were_measured() -> None:
-    """On an H100, where others took longer."""
-    best = {(8, 40, 4096): Tiles(4, 4, 32), (8, 80, 1024): Tiles(2, 2, 32), (8, 160, 256): Tiles(1, 1, 16)}
-    for (heads, channels, queries), tiles in best.items():
-        assert tiles_of(heads, channels, queries, 8, MEMORY["9.0"], 132) == tiles
+    out, _ = emulate(Tiles(2, 1, 16, True, False), True, *views, coeff, 0.25)
+    expected = recombined_attention(*(x.float() for x in views), coeff, scale=0.25).half()
+    torch.testing.assert_close(out, expected, rtol=0.01, atol=0.01)

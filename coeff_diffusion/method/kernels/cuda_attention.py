@@ -1,4 +1,4 @@
-"""Recombined attention on NVIDIA GPUs in half precision: `cuda_kernel.cu`, forward only.
+"""Recombined attention on NVIDIA GPUs in half precision: `cuda_recombine.cu` and `cuda_row_stats.cu`, forward only.
 
 It is what draws; the backward, where something learns, is `triton_attention`'s. `COEFF_DIFFUSION_NATIVE=0` does
 without it.
@@ -7,6 +7,7 @@ Legend: B batch, H heads, N query tokens, M key tokens, D channels per head.
 """
 
 import functools
+import math
 import os
 import struct
 import threading
@@ -19,67 +20,21 @@ from torch import Tensor
 from .. import recombination
 from . import cuda_build
 from .build_error import BuildError
+from .cuda_tiles import ROWS, STATS_TILES, Device, Layer, Tiles, tiles_of
 
-ROWS = 16  # queries of a warp
-WIDEST = 160  # channels whose sums fit into the registers of a warp
-MOST_WARPS = 10  # of a block, with as many registers as a warp needs; more where one tile of queries needs more
+WIDEST = 160  # channels: of more, the sums of even one head leave too few registers
 BLOCKS = 65535  # along the second axis of a grid
 LOG2_E = 1.4426950408889634
 TOLERANCE = 0.02  # of the check after building, relative: a wrong result is off by its own size
 ARGUMENTS = struct.Struct("@PqqPqqPqqPqPPiifi")  # `Arguments` of the kernel, padded to a multiple of 8 bytes
 
 
-class Tiles(NamedTuple):
-    """How the kernel cuts a layer.
+class Kernels(NamedTuple):
+    """What computes a kind of layer."""
 
-    Attributes:
-        group: G, heads of a warp.
-        rows: R, tiles of 16 queries of a block.
-        keys: C, keys at a time.
-    """
-
-    group: int
-    rows: int
-    keys: int
-
-    def warps(self, heads: int) -> int:
-        """Of a block."""
-        return -(-heads // self.group) * self.rows
-
-    def shared_memory(self, heads: int, channels: int) -> int:
-        """Bytes of a block: keys and values, maps, each twice, and weights."""
-        pitch = 16 * (heads * channels // 8 | 1)
-        maps = self.rows * heads * self.keys // 16 * 512
-        weights = 16 * -(-heads * -(-heads // self.group) * self.group // 4)
-        return 4 * self.keys * pitch + 2 * maps + weights
-
-
-def tiles_of(heads: int, channels: int, queries: int, batch: int, shared_memory: int, processors: int) -> Tiles | None:
-    """The tiles for a layer; None where none fit.
-
-    The largest groups whose sums fit into registers, then as many tiles of queries in a block as leave no
-    multiprocessor without one, then the longer run of keys.
-
-    Args:
-        heads: H.
-        channels: D.
-        queries: N.
-        batch: B.
-        shared_memory: bytes that a block may have.
-        processors: multiprocessors of the GPU.
-    """
-    group = max(1, min(4, heads, WIDEST // channels))
-    group = -(-heads // -(-heads // group))  # groups of like size
-    found = [
-        Tiles(group, rows, keys)
-        for rows in (4, 2, 1)
-        for keys in (32, 16)
-        if Tiles(group, rows, keys).warps(heads) <= (MOST_WARPS if rows > 1 else 16)
-        and Tiles(group, rows, keys).shared_memory(heads, channels) <= shared_memory
-    ]
-    busy = [tiles for tiles in found if -(-queries // (ROWS * tiles.rows)) * batch >= 3 * processors // 4]
-    smallest = [tiles for tiles in found if tiles.rows == 1]
-    return next(iter(busy or smallest or found), None)
+    recombine: cuda_build.Kernel
+    row_stats: cuda_build.Kernel | None  # launched before, where the other has no first pass
+    tiles: Tiles
 
 
 def supports(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
@@ -93,7 +48,7 @@ def supports(query: Tensor, key: Tensor, value: Tensor, scale: float) -> bool:
         and query.shape[3] % 8 == 0
         and query.shape[0] <= BLOCKS
         and scale > 0
-        and _kernel_for(query, key) is not None
+        and _kernels_for(query, key) is not None
     )
 
 
@@ -114,28 +69,36 @@ def cuda_attention(
         out, [B, H, N, D] over [B, N, H, D]; and stats, [B, H, 2, N] in float32:
         `maps = exp2(scores * log2(e) - stats[:, :, 0]) * stats[:, :, 1]`.
     """
-    found = _kernel_for(query, key)
+    found = _kernels_for(query, key)
     assert found is not None, "ask `supports` first"
-    return _launched(*found, query, key, value, coeff, scale, with_stats)
+    return _launched(found, query, key, value, coeff, scale, with_stats)
 
 
 def _launched(
-    kernel: cuda_build.Kernel, tiles: Tiles, query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, scale: float,
-    with_stats: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    kernels: Kernels, query: Tensor, key: Tensor, value: Tensor, coeff: Tensor, scale: float, with_stats: bool
+) -> tuple[Tensor, Tensor | None]:
     batch, heads, queries, channels = query.shape
     query, key, value = _readable(query), _readable(key), _readable(value)
     coeff = coeff.float().contiguous()
     out = query.new_empty(batch, queries, heads, channels)
-    stats = query.new_empty(batch, heads, 2, queries, dtype=torch.float32) if with_stats else None
+    stats = None
+    if with_stats or kernels.row_stats:
+        stats = query.new_empty(batch, heads, 2, queries, dtype=torch.float32)
     given = arguments(query, key, value, coeff, out, stats, scale)
-    blocks = -(-queries // (ROWS * tiles.rows)), batch
     if query.device.index == torch.cuda.current_device():  # choosing it again would take time
-        kernel.launch(blocks, given, torch.cuda.current_stream().cuda_stream)
+        _launch(kernels, query.shape, given)
     else:
         with torch.cuda.device(query.device):
-            kernel.launch(blocks, given, torch.cuda.current_stream().cuda_stream)
-    return out.transpose(1, 2), stats
+            _launch(kernels, query.shape, given)
+    return out.transpose(1, 2), stats if with_stats else None
+
+
+def _launch(kernels: Kernels, shape: torch.Size, given: bytes) -> None:
+    batch, heads, queries, _ = shape
+    stream = torch.cuda.current_stream().cuda_stream
+    if kernels.row_stats:
+        kernels.row_stats.launch((-(-queries // (ROWS * STATS_TILES.rows)), batch, heads), given, stream)
+    kernels.recombine.launch((-(-queries // (ROWS * kernels.tiles.rows)), batch, 1), given, stream)
 
 
 def arguments(
@@ -169,7 +132,7 @@ def _readable(x: Tensor) -> Tensor:
 _lock = threading.Lock()
 
 
-def _kernel_for(query: Tensor, key: Tensor) -> tuple[cuda_build.Kernel, Tiles] | None:
+def _kernels_for(query: Tensor, key: Tensor) -> Kernels | None:
     batch, heads, queries, channels = query.shape
     return _found(query.device, query.dtype, heads, channels, queries, batch, key.shape[2])
 
@@ -177,7 +140,7 @@ def _kernel_for(query: Tensor, key: Tensor) -> tuple[cuda_build.Kernel, Tiles] |
 @functools.lru_cache(maxsize=4096)
 def _found(
     device: torch.device, dtype: torch.dtype, heads: int, channels: int, queries: int, batch: int, keys: int
-) -> tuple[cuda_build.Kernel, Tiles] | None:
+) -> Kernels | None:
     if os.environ.get("COEFF_DIFFUSION_NATIVE") == "0" or torch.cuda.get_device_capability(device) < (8, 0):
         return None
     try:
@@ -185,35 +148,56 @@ def _found(
     except BuildError as error:
         _warn(str(error))
         return None
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
-    tiles = tiles_of(heads, channels, queries, batch, memory, processors)
+    layer = Layer(heads, channels, queries, keys, batch, dtype == torch.bfloat16)
+    tiles = tiles_of(layer, Device(memory, torch.cuda.get_device_properties(device).multi_processor_count))
     if tiles is None:
         return None
+    even = keys % tiles.keys == 0, keys % STATS_TILES.keys == 0
     with _lock:
-        kernel = _built(device, dtype, heads, channels, tiles, keys % tiles.keys == 0)
-    return None if kernel is None else (kernel, tiles)
+        return _built(device, dtype, heads, channels, tiles, layer.apart, even)
 
 
 @functools.cache
 def _built(
-    device: torch.device, dtype: torch.dtype, heads: int, channels: int, tiles: Tiles, even: bool
-) -> cuda_build.Kernel | None:
-    """The kernel, after a look at what it computes; None, with one warning, where it cannot be had."""
+    device: torch.device, dtype: torch.dtype, heads: int, channels: int, tiles: Tiles, apart: bool,
+    even: tuple[bool, bool],
+) -> Kernels | None:  # fmt: skip
+    """The kernels, after a look at what they compute; None, with one warning, where they cannot be had.
+
+    Args:
+        even: whether keys are a multiple of `tiles.keys`, and of `STATS_TILES.keys`.
+    """
     try:
-        threads, memory = 32 * tiles.warps(heads), tiles.shared_memory(heads, channels)
-        kernel = cuda_build.build(constants(dtype, heads, channels, tiles, even), threads, memory, device)
-        _check(kernel, device, dtype, heads, channels, tiles, even)
+        given = constants(dtype, heads, channels, tiles, apart, even[0])
+        memory = tiles.shared_memory(heads, channels)
+        recombine = cuda_build.build("recombine", given, 32 * tiles.warps(heads), memory, device)
+        row_stats = None
+        if apart:
+            given = stats_constants(dtype, heads, channels, even[1])
+            memory = STATS_TILES.shared_memory(channels)
+            row_stats = cuda_build.build("row_stats", given, 32 * STATS_TILES.rows, memory, device)
+        kernels = Kernels(recombine, row_stats, tiles)
+        _check(kernels, device, dtype, heads, channels, even)
     except BuildError as error:
         _warn(str(error))
         return None
-    return kernel
+    return kernels
 
 
-def constants(dtype: torch.dtype, heads: int, channels: int, tiles: Tiles, even: bool) -> dict[str, int]:
-    """Of the kernel's source."""
-    bfloat16 = int(dtype == torch.bfloat16)
-    sizes = {"H": heads, "D": channels, "G": tiles.group, "R": tiles.rows, "C": tiles.keys}
-    return {**sizes, "BFLOAT16": bfloat16, "EVEN": int(even)}
+def constants(dtype: torch.dtype, heads: int, channels: int, tiles: Tiles, apart: bool, even: bool) -> dict[str, int]:
+    """Of the source of "recombine"; `apart`: rows' statistics are given; `even`: keys are in whole `tiles.keys`."""
+    found = _constants(dtype, heads, channels, even) | {"G": tiles.group, "R": tiles.rows, "C": tiles.keys}
+    return found | {"SHARED": int(tiles.shared), "AHEAD": int(tiles.ahead), "GIVEN": int(apart), "STATS": 0}
+
+
+def stats_constants(dtype: torch.dtype, heads: int, channels: int, even: bool) -> dict[str, int]:
+    """Of the source of "row_stats"; `even`: keys are in whole `STATS_TILES.keys`."""
+    found = _constants(dtype, heads, channels, even) | {"G": 1, "R": STATS_TILES.rows, "C": STATS_TILES.keys}
+    return found | {"SHARED": 0, "AHEAD": 0, "GIVEN": 0, "STATS": 1}
+
+
+def _constants(dtype: torch.dtype, heads: int, channels: int, even: bool) -> dict[str, int]:
+    return {"H": heads, "D": channels, "BFLOAT16": int(dtype == torch.bfloat16), "EVEN": int(even)}
 
 
 @functools.cache
@@ -223,20 +207,20 @@ def _warn(problem: str) -> None:
 
 @torch.no_grad()
 def _check(
-    kernel: cuda_build.Kernel, device: torch.device, dtype: torch.dtype, heads: int, channels: int, tiles: Tiles,
-    even: bool,
-) -> None:  # fmt: skip
+    kernels: Kernels, device: torch.device, dtype: torch.dtype, heads: int, channels: int, even: tuple[bool, bool]
+) -> None:
     """Compute something small and look.
 
     Raises:
         BuildError: the result is wrong.
     """
     generator = torch.Generator().manual_seed(0)
-    keys = 3 * tiles.keys - (0 if even else 5)
-    shapes = [(2, rows, heads, channels) for rows in (ROWS * tiles.rows + 5, keys, keys)]
+    keys = 3 * math.lcm(kernels.tiles.keys if even[0] else 1, STATS_TILES.keys if even[1] else 1)
+    keys += 0 if any(even) else 91
+    shapes = [(2, rows, heads, channels) for rows in (ROWS * kernels.tiles.rows + 5, keys, keys)]
     query, key, value = (torch.randn(shape, generator=generator).to(device, dtype).transpose(1, 2) for shape in shapes)
     coeff = torch.randn(2, heads, heads, generator=generator).to(device)
-    out, _ = _launched(kernel, tiles, query, key, value, coeff, channels**-0.5, False)
+    out, _ = _launched(kernels, query, key, value, coeff, channels**-0.5, False)
     expected = recombination.recombined_attention(query.float(), key.float(), value.float(), coeff)
     error = float((out.float() - expected).norm() / expected.norm())
     if not error <= TOLERANCE:  # NaN, too

@@ -1,4 +1,4 @@
-"""Compiles `cuda_kernel.cu` for the GPU at hand, once for each kind of layer, and launches it.
+"""Compiles `cuda_recombine.cu` and `cuda_row_stats.cu` for the GPU at hand, for each kind of layer, and launches them.
 
 NVRTC, the compiler, comes with PyTorch; the driver's own interface loads and launches what it makes. Compiled kernels
 lie in the user's cache like the CPU's, see `sealed_cache`.
@@ -19,7 +19,8 @@ import torch
 from . import sealed_cache
 from .build_error import BuildError
 
-SOURCES = [Path(__file__).with_name(name) for name in ("cuda_instructions.h", "cuda_kernel.cu")]
+INSTRUCTIONS, PARTS = "cuda_instructions.h", "cuda_parts.h"
+KERNELS = {"recombine": "cuda_recombine.cu", "row_stats": "cuda_row_stats.cu"}
 MOST = 4 * 1024 * 1024  # bytes of a compiled kernel
 SHARED_MEMORY_OF_A_BLOCK = 97  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
 MOST_SHARED_MEMORY = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -34,11 +35,11 @@ class Kernel(NamedTuple):
     threads: int  # of a block
     shared_memory: int  # of a block, in bytes
 
-    def launch(self, blocks: tuple[int, int], arguments: bytes, stream: int) -> None:
+    def launch(self, blocks: tuple[int, int, int], arguments: bytes, stream: int) -> None:
         """Run it on the current device.
 
         Args:
-            blocks: of both axes of the grid.
+            blocks: of the axes of the grid.
             arguments: the kernel's only argument, a structure.
             stream: as `torch.cuda.Stream.cuda_stream` has it.
 
@@ -52,7 +53,7 @@ class Kernel(NamedTuple):
         )
         launch = functools.partial(
             _driver().cuLaunchKernel,
-            self.function, *blocks, 1, self.threads, 1, 1, self.shared_memory, ctypes.c_void_p(stream), None, extra,
+            self.function, *blocks, self.threads, 1, 1, self.shared_memory, ctypes.c_void_p(stream), None, extra,
         )  # fmt: skip
         status = launch()
         if status == NO_CONTEXT:
@@ -68,30 +69,42 @@ def shared_memory_of(device: torch.device) -> int:
     return found.value
 
 
-def build(constants: Mapping[str, int], threads: int, shared_memory: int, device: torch.device) -> Kernel:
+def build(name: str, constants: Mapping[str, int], threads: int, shared_memory: int, device: torch.device) -> Kernel:
     """The kernel for these constants, from the cache or made now (about a second), loaded on the device.
+
+    Args:
+        name: one of `KERNELS`.
+        constants: of its source.
+        threads: of a block.
+        shared_memory: of a block, in bytes.
+        device: the GPU.
 
     Raises:
         BuildError: it cannot be had.
     """
     try:
-        binary = _binary(constants, torch.cuda.get_device_capability(device))
+        binary = _binary(name, constants, torch.cuda.get_device_capability(device))
         with torch.cuda.device(device):
             torch.cuda.synchronize()  # makes the device's context that of this thread
-            return Kernel(_load(binary, shared_memory), threads, shared_memory)
+            return Kernel(_load(name, binary, shared_memory), threads, shared_memory)
     except BuildError:
         raise
     except Exception as error:  # of any kind: attention needs none of this
         raise BuildError(str(error) or type(error).__name__) from error
 
 
-def compiled(constants: Mapping[str, int], architecture: str) -> bytes:
-    """Machine code for an architecture, "sm_90" for one."""
-    nvrtc = _nvrtc()
-    source = b"".join(path.read_bytes() for path in SOURCES)
+def source(*files: str) -> bytes:
+    """Of files beside this one, one after another."""
+    return b"".join(Path(__file__).with_name(file).read_bytes() for file in files)
+
+
+def compiled(name: str, constants: Mapping[str, int], architecture: str, nvrtc: ctypes.CDLL | None = None) -> bytes:
+    """Machine code of one of `KERNELS` for an architecture, "sm_90" for one; PyTorch's NVRTC unless one is given."""
+    nvrtc = nvrtc or _nvrtc()
+    text = source(INSTRUCTIONS, PARTS, KERNELS[name])
     options = [f"--gpu-architecture={architecture}", "--std=c++17", *(f"-D{k}={v}" for k, v in constants.items())]
     program = ctypes.c_void_p()
-    _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"cuda_kernel.cu", 0, None, None), "NVRTC")
+    _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, KERNELS[name].encode(), 0, None, None), "NVRTC")
     try:
         status = nvrtc.nvrtcCompileProgram(
             program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options))
@@ -113,20 +126,20 @@ def _text(size_of: Any, get: Any, program: ctypes.c_void_p) -> bytes:
     return found.raw
 
 
-def _binary(constants: Mapping[str, int], capability: tuple[int, int]) -> bytes:
+def _binary(name: str, constants: Mapping[str, int], capability: tuple[int, int]) -> bytes:
     architecture = "sm_{}{}".format(*capability)
     major, minor = ctypes.c_int(), ctypes.c_int()
     _check(_nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "NVRTC")
-    parts = [*(path.read_bytes() for path in SOURCES), repr(sorted(constants.items())).encode(), architecture.encode()]
-    parts.append(f"{major.value}.{minor.value}".encode())
-    name = f"recombined-attention-{hashlib.sha256(bytes(1).join(parts)).hexdigest()[:16]}.cubin"
-    return sealed_cache.kept(name, MOST, lambda: compiled(constants, architecture))
+    what = [repr(sorted(constants.items())), architecture, f"{major.value}.{minor.value}"]
+    parts = [source(INSTRUCTIONS, PARTS, KERNELS[name]), *map(str.encode, what)]
+    file = f"recombined-attention-{hashlib.sha256(bytes(1).join(parts)).hexdigest()[:16]}.cubin"
+    return sealed_cache.kept(file, MOST, lambda: compiled(name, constants, architecture))
 
 
-def _load(binary: bytes, shared_memory: int) -> ctypes.c_void_p:
+def _load(name: str, binary: bytes, shared_memory: int) -> ctypes.c_void_p:
     driver, module, function = _driver(), ctypes.c_void_p(), ctypes.c_void_p()
     _check(driver.cuModuleLoadData(ctypes.byref(module), binary), "loading a kernel")
-    _check(driver.cuModuleGetFunction(ctypes.byref(function), module, b"recombine"), "finding the kernel")
+    _check(driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()), "finding the kernel")
     _check(driver.cuFuncSetAttribute(function, MOST_SHARED_MEMORY, shared_memory), "asking for shared memory")
     return function
 
