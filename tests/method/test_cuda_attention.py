@@ -61,7 +61,7 @@ def emulate(tmp_path_factory: pytest.TempPathFactory) -> Emulate:
         if apart:
             constants = cuda_attention.stats_constants(query.dtype, heads, channels, keys % STATS_TILES.keys == 0)
             memory, blocks = STATS_TILES.shared_memory(channels), -(-queries // (ROWS * STATS_TILES.rows))
-            launch("row_stats", constants, 32 * STATS_TILES.rows, memory, blocks, batch, heads, given=given)
+            launch("row_stats", constants, 32 * STATS_TILES.warps, memory, blocks, batch, heads, given=given)
         constants = cuda_attention.constants(query.dtype, heads, channels, tiles, apart, keys % tiles.keys == 0)
         memory, blocks = tiles.shared_memory(heads, channels), -(-queries // (ROWS * tiles.rows))
         launch("recombine", constants, 32 * tiles.warps(heads), memory, blocks, batch, 1, given=given)

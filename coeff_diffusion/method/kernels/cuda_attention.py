@@ -175,7 +175,7 @@ def _built(
         if apart:
             given = stats_constants(dtype, heads, channels, even[1])
             memory = STATS_TILES.shared_memory(channels)
-            row_stats = cuda_build.build("row_stats", given, 32 * STATS_TILES.rows, memory, device)
+            row_stats = cuda_build.build("row_stats", given, 32 * STATS_TILES.warps, memory, device)
         kernels = Kernels(recombine, row_stats, tiles)
         _check(kernels, device, dtype, heads, channels, even)
     except BuildError as error:

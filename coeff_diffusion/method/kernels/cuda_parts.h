@@ -11,7 +11,8 @@
 // Heads lie side by side: channel d of head h is number D h + d of a token's row.
 
 constexpr int STAGED = STATS ? 1 : H;  // heads whose rows are in shared memory
-constexpr int GROUPS = (STAGED + G - 1) / G, WARPS = GROUPS * R, THREADS = 32 * WARPS;
+constexpr int TILES = STATS ? 2 : 1;   // of 16 queries, that a warp takes
+constexpr int GROUPS = (STAGED + G - 1) / G, WARPS = GROUPS * R / TILES, THREADS = 32 * WARPS;
 constexpr bool ALONE = GROUPS == 1;  // no map is anybody else's
 constexpr int WIDE = D / 16, NARROW = D % 16 / 8;  // a row of queries in products over 16 and over 8 channels
 constexpr int QUERY_WORDS = 4 * WIDE + 2 * NARROW;
@@ -23,7 +24,7 @@ constexpr int KEY_BUFFERS = ALONE || AHEAD ? 2 : 1, MAP_BUFFERS = ALONE ? 0 : AH
 constexpr u32 VALUES_AT = 0, KEYS_AT = 2 * ROWS_BYTES;  // pass 1 has keys in the two places of values
 constexpr u32 MAPS_AT = KEYS_AT + KEY_BUFFERS * ROWS_BYTES, QUERIES_AT = MAPS_AT + MAP_BUFFERS * MAPS_BYTES;
 constexpr u32 WEIGHTS_AT = QUERIES_AT + (SHARED ? 16 * R * PITCH : 0);
-static_assert(D % 8 == 0 && C % 16 == 0 && !(ALONE && AHEAD), "tiles do not fit");
+static_assert(D % 8 == 0 && C % 16 == 0 && R % TILES == 0 && !(ALONE && AHEAD), "tiles do not fit");
 
 typedef unsigned short half_bits;
 
@@ -72,41 +73,53 @@ FUNCTION void fetch(u32 to, const half_bits* x, long long stride, int start, int
     }
 }
 
-// Products of 16 queries with C keys of one head; -inf for keys from `size` on. query(k, words): channels 16 k.. of the
-// queries.
+// Products of TILES times 16 queries with C keys of one head; -inf for keys from `size` on. query(words, tile, k):
+// channels 16 k.. of a tile.
 template <typename Query>
-FUNCTION void multiply_keys(float (*scores)[4], const Query& query, u32 keys, int head, int start, int size) {
+FUNCTION void multiply_keys(float (*scores)[COLUMNS][4], const Query& query, u32 keys, int head, int start, int size) {
     const int lane = threadIdx.x % 32;
     const u32 from = keys + head * D * 2;
     const u32 wide = from + ((lane & 7) + (lane >> 4) * 8) * PITCH + ((lane >> 3) & 1) * 16;
     const u32 narrow = from + ((lane & 7) + ((lane >> 3) & 1) * 8) * PITCH + WIDE * 32;
 #pragma unroll
-    for (int n = 0; n < COLUMNS; n++) scores[n][0] = scores[n][1] = scores[n][2] = scores[n][3] = 0.0f;
+    for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+        for (int n = 0; n < COLUMNS; n++)
+            scores[tile][n][0] = scores[tile][n][1] = scores[tile][n][2] = scores[tile][n][3] = 0.0f;
 #pragma unroll
     for (int k = 0; k < WIDE + NARROW; k++) {
-        u32 words[4];
-        query(k, words);
+        u32 words[TILES][4];
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) query(words[tile], tile, k);
 #pragma unroll
         for (int slice = 0; slice < SLICES; slice++) {
             u32 key[4];
-            if (k < WIDE) {
-                load_matrices_4(key, wide + slice * 16 * PITCH + k * 32);
-                multiply_16(scores[2 * slice], words, key[0], key[1]);
-                multiply_16(scores[2 * slice + 1], words, key[2], key[3]);
-            } else {
-                load_matrices_2(key, narrow + slice * 16 * PITCH);
-                multiply_8(scores[2 * slice], words, key[0]);
-                multiply_8(scores[2 * slice + 1], words, key[1]);
+            if (k < WIDE) load_matrices_4(key, wide + slice * 16 * PITCH + k * 32);
+            else load_matrices_2(key, narrow + slice * 16 * PITCH);
+#pragma unroll
+            for (int tile = 0; tile < TILES; tile++) {
+                float* first = scores[tile][2 * slice];
+                float* second = scores[tile][2 * slice + 1];
+                if (k < WIDE) {
+                    multiply_16(first, words[tile], key[0], key[1]);
+                    multiply_16(second, words[tile], key[2], key[3]);
+                } else {
+                    multiply_8(first, words[tile], key[0]);
+                    multiply_8(second, words[tile], key[1]);
+                }
             }
         }
     }
     if (!EVEN) {
         const int left = size - start - lane % 4 * 2;
 #pragma unroll
-        for (int n = 0; n < COLUMNS; n++) {
-            if (8 * n >= left) scores[n][0] = scores[n][2] = from_bits(0xff800000);
-            if (8 * n + 1 >= left) scores[n][1] = scores[n][3] = from_bits(0xff800000);
-        }
+        for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+            for (int n = 0; n < COLUMNS; n++) {
+                float* score = scores[tile][n];
+                if (8 * n >= left) score[0] = score[2] = from_bits(0xff800000);
+                if (8 * n + 1 >= left) score[1] = score[3] = from_bits(0xff800000);
+            }
     }
 }
 

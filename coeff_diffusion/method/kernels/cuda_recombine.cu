@@ -44,9 +44,9 @@ KERNEL(THREADS) recombine(const Arguments given) {
         }
     }
     const u32 queries_at = memory + QUERIES_AT + (tile * 16 + (lane & 7) + ((lane >> 3) & 1) * 8) * PITCH;
-    const auto scores_of = [&](float (*scores)[4], int i, u32 keys_at, int step) {  // of the group's head i
+    const auto scores_of = [&](float (*scores)[COLUMNS][4], int i, u32 keys_at, int step) {  // of the group's head i
         const int head = min(group * G + i, H - 1);
-        const auto query = [&](int k, u32* to) {
+        const auto query = [&](u32* to, int, int k) {
             if (SHARED && k < WIDE) {
                 load_matrices_4(to, queries_at + head * D * 2 + k * 32 + (lane >> 4) * 16);
             } else if (SHARED) {
@@ -78,9 +78,9 @@ KERNEL(THREADS) recombine(const Arguments given) {
                 fetch<C, EVEN>(memory + VALUES_AT + (step + 1) % 2 * ROWS_BYTES, keys, given.key.row, (step + 1) * C, columns);
 #pragma unroll
             for (int i = 0; i < G; i++) {
-                float scores[COLUMNS][4];
+                float scores[1][COLUMNS][4];
                 scores_of(scores, i, memory + VALUES_AT + step % 2 * ROWS_BYTES, step);
-                add_scores(sums[i], scores, scale);
+                add_scores(sums[i], scores[0], scale);
             }
         }
 #pragma unroll
@@ -94,13 +94,13 @@ KERNEL(THREADS) recombine(const Arguments given) {
 
     // ---- pass 2
     const auto form_map = [&](u32 (*map)[4], int i, int step) {
-        float scores[COLUMNS][4];
+        float scores[1][COLUMNS][4];
         scores_of(scores, i, memory + KEYS_AT + step % KEY_BUFFERS * ROWS_BYTES, step);
 #pragma unroll
         for (int slice = 0; slice < SLICES; slice++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                const float* pair = scores[2 * slice + e / 2] + e % 2 * 2;
+                const float* pair = scores[0][2 * slice + e / 2] + e % 2 * 2;
                 map[slice][e] = float16_pair(exp2_of(pair[0] * scale - shift[i][e % 2]), exp2_of(pair[1] * scale - shift[i][e % 2]));
             }
     };

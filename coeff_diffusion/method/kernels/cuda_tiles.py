@@ -81,10 +81,15 @@ class Tiles(NamedTuple):
 
 
 class StatsTiles(NamedTuple):
-    """How the kernel of the rows' statistics is cut; its blocks are of one head."""
+    """How the kernel of the rows' statistics is cut; its blocks are of one head, its warps have two tiles each."""
 
     rows: int = 8
-    keys: int = 64
+    keys: int = 32
+
+    @property
+    def warps(self) -> int:
+        """Of a block."""
+        return self.rows // 2
 
     def shared_memory(self, channels: int) -> int:
         """Bytes of a block: keys, twice."""
@@ -165,6 +170,6 @@ def cycles(tiles: Tiles, layer: Layer, device: Device, apart: bool) -> float:
 
 
 def stats_cycles(layer: Layer, device: Device) -> float:
-    """That "row_stats" takes, which its exponentials bound."""
-    tiles = -(-layer.queries // ROWS) * -(-layer.keys // 8) * layer.heads * layer.batch
-    return 34 * tiles / (4 * device.processors)
+    """That "row_stats" takes, which its exponentials bound: 36 cycles of a quarter of a multiprocessor for 16 x 8."""
+    blocks = -(-layer.queries // (ROWS * STATS_TILES.rows)) * layer.heads * layer.batch
+    return -(-blocks // device.processors) * STATS_TILES.rows * -(-layer.keys // 8) * 36 / 4
