@@ -226,6 +226,59 @@ def test_compiles(layer: str, what: str, tmp_path: Path, monkeypatch: pytest.Mon
         assert ("wgmma" if capability == 90 else "mma.sync") in compiled.asm["ptx"]
 
 
+class NoDevice:
+    """What Triton asks of a device to compile for it."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.mark.timeout(600)
+def test_what_the_backward_launches_is_compiled_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In threads, from the first forward on, and found by the same keys; only launching it needs a GPU."""
+    import triton
+    from triton.runtime.driver import driver
+
+    from coeff_diffusion.method.kernels import triton_ahead, triton_attention, triton_launch, triton_tiles
+
+    begun: dict[Any, Any] = {}
+    waited: list[Any] = []
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(driver, "_active", NoDevice())
+    monkeypatch.setattr(triton_ahead, "_begun", begun)
+    monkeypatch.setattr(
+        triton_launch, "_tiles", lambda *layer_and_device: triton_tiles.tiles_of(*layer_and_device[:-1], (9, 0))
+    )
+    query, key, value, dout = (torch.randn(1, 64, 3, 24).half().transpose(1, 2) for _ in range(4))
+    coeff, stats, needed = torch.randn(3, 3), torch.randn(1, 3, 2, 64), (True, True, True, True)
+    for _ in range(2):
+        triton_attention._rehearse_backward(query, key, value, coeff, stats, None, 0.2, needed)
+    for future in begun.values():
+        future.result(timeout=500)
+    binaries = sorted(tmp_path.rglob("*.cubin"))
+    assert len(begun) == len(binaries) == 4  # of values, of shares, of queries, of keys
+
+    def launched(*arguments: Any, warmup: bool, **options: Any) -> Any:
+        return run(*arguments, warmup=True, **options)  # all but the launch
+
+    run = triton.JITFunction.run
+    monkeypatch.setattr(triton.JITFunction, "run", launched)
+    monkeypatch.setattr(triton.compiler.CompiledKernel, "__getitem__", lambda kernel, grid: None)
+    monkeypatch.setattr(triton_ahead, "wait", waited.append)
+    monkeypatch.setattr(triton_launch, "_known", {})
+    triton_attention._backward(dout, query, key, value, coeff, stats, None, 0.2, needed)
+    assert waited == list(begun)
+    assert sorted(tmp_path.rglob("*.cubin")) == binaries
+
+
 @pytest.mark.parametrize("kernel", ["mix", "dvalue", "shares", "score_grad"])
 @pytest.mark.parametrize("itemsize", [2, 4])
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
