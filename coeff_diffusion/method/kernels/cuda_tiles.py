@@ -1,7 +1,7 @@
 """How `cuda_recombine.cu` and `cuda_row_stats.cu` cut a layer: of what fits a GPU, what takes least time.
 
 Time is counted: instructions of the compiled kernels, and bytes that a multiprocessor asks of the second cache. On the
-six layers that were measured on an H100 the count is within a tenth of the measurement (docs/performance.md).
+six layers that were measured on an H100 the count is within 13 % of the measurement (docs/performance.md).
 
 Legend: H heads, D channels per head, G heads of a warp, R tiles of 16 queries of a block, C keys at a time.
 """
