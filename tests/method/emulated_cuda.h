@@ -1,5 +1,7 @@
 // What `cuda_instructions.h` offers, on a CPU: every lane is a coroutine, and lanes that have to meet wait for each other.
-// Shared memory begins as NaN, and an address outside of it ends the process.
+// Shared memory begins as NaN, and an address outside of it ends the process. What a GPU may do in any order is done in
+// two, each warp as far as it gets alone: copies at once and the first warp first; or, `late`, copies when they are waited
+// for and the last warp first.
 
 #include <ucontext.h>
 
@@ -25,10 +27,15 @@ static Index threadIdx, blockIdx;
 
 // ---- lanes
 
+struct Copy {
+    u32 to;
+    const void* from;
+};
 struct Lane {
+    std::vector<Copy> copies;  // on their way
     ucontext_t context;
     std::unique_ptr<char[]> stack;
-    bool done = false;
+    bool done = false, at_meeting_of_all = false;
     u32 meetings = 0;  // of its warp
 };
 struct Meeting {
@@ -42,6 +49,7 @@ static std::vector<Lane> lanes;
 static std::vector<Warp> warps;
 static Meeting all;
 static ucontext_t scheduler;
+static bool late;
 static std::vector<unsigned char> memory_of_block;
 
 static void wait_at(Meeting& meeting, u32 size) {
@@ -52,6 +60,7 @@ static void wait_at(Meeting& meeting, u32 size) {
     }
     while (meeting.number == number) {
         const u32 lane = threadIdx.x;
+        lanes[lane].at_meeting_of_all = size > 32 || lanes.size() == 32;
         swapcontext(&lanes[lane].context, &scheduler);
         threadIdx.x = lane;
     }
@@ -148,11 +157,20 @@ FUNCTION u32 load_word(u32 from) {
     return word;
 }
 
-FUNCTION void copy_16_bytes(u32 to, const void* from, bool read) {
-    if (read) std::memcpy(place(to, 16), from, 16);
-    else std::memset(place(to, 16), 0, 16);
+FUNCTION void finish(const Copy& copy) {
+    if (copy.from) std::memcpy(place(copy.to, 16), copy.from, 16);
+    else std::memset(place(copy.to, 16), 0, 16);
 }
-FUNCTION void wait_for_copies() {}
+FUNCTION void copy_16_bytes(u32 to, const void* from, bool read) {
+    const Copy copy = {to, read ? from : nullptr};
+    if (late) lanes[threadIdx.x].copies.push_back(copy);
+    else finish(copy);
+}
+FUNCTION void wait_for_copies() {
+    std::vector<Copy>& copies = lanes[threadIdx.x].copies;
+    for (const Copy& copy : copies) finish(copy);
+    copies.clear();
+}
 
 // ---- matrices
 
@@ -200,7 +218,7 @@ FUNCTION void multiply_16(float* c, const u32* a, u32 b0, u32 b1) {
 }
 FUNCTION void multiply_8(float* c, const u32* a, u32 b) { multiply(c, a, &b, 1); }
 
-// ---- a launch, behind the kernel's source: `emulate(threads, shared memory, blocks x, y, z, arguments)`
+// ---- a launch, behind the kernel's source: `emulate(late, threads, shared memory, blocks x, y, z, arguments)`
 
 static void run_block(u32 threads, u32 bytes, void (*run_lane)()) {
     memory_of_block.assign(bytes, 0xff);
@@ -217,12 +235,20 @@ static void run_block(u32 threads, u32 bytes, void (*run_lane)()) {
         makecontext(&lane.context, run_lane, 0);
     }
     for (u32 left = threads; left;)
-        for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++) {
-            const u32 lane = threadIdx.x;
-            if (lanes[lane].done) continue;
-            swapcontext(&scheduler, &lanes[lane].context);
-            threadIdx.x = lane;
-            left -= lanes[lane].done;
+        for (u32 i = 0; i < threads / 32; i++) {
+            const u32 first = 32 * (late ? threads / 32 - 1 - i : i);
+            bool goes_on = true;
+            while (goes_on) {
+                goes_on = false;
+                for (u32 lane = first; lane < first + 32; lane++) {
+                    if (lanes[lane].done) continue;
+                    threadIdx.x = lane;
+                    lanes[lane].at_meeting_of_all = false;
+                    swapcontext(&scheduler, &lanes[lane].context);
+                    left -= lanes[lane].done;
+                    goes_on |= !lanes[lane].done && !lanes[lane].at_meeting_of_all;
+                }
+            }
         }
 }
 
@@ -233,7 +259,8 @@ static void run_block(u32 threads, u32 bytes, void (*run_lane)()) {
         kernel(*given_to_all);                                                                            \
         lanes[lane].done = true;                                                                          \
     }                                                                                                     \
-    extern "C" void emulate(u32 threads, u32 bytes, u32 x, u32 y, u32 z, const Given* given) {            \
+    extern "C" void emulate(u32 is_late, u32 threads, u32 bytes, u32 x, u32 y, u32 z, const Given* given) {   \
+        late = is_late;                                                                                   \
         given_to_all = given;                                                                             \
         for (blockIdx.z = 0; blockIdx.z < z; blockIdx.z++)                                                \
             for (blockIdx.y = 0; blockIdx.y < y; blockIdx.y++)                                            \

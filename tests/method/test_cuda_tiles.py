@@ -24,12 +24,12 @@ def test_tiles_fit(heads: int, channels: int, architecture: str) -> None:
             layer = Layer(heads, channels, queries, queries, batch, bfloat16)
             tiles = tiles_of(layer, device)
             if tiles is None:
-                assert 3 * 16 * heads * channels * 2 > device.shared_memory // 2  # really large
+                assert 2 * 16 * heads * channels * 2 > 0.8 * device.shared_memory  # really large
                 continue
             assert tiles.shared_memory(heads, channels) <= device.shared_memory
             assert tiles.registers(channels, bfloat16) < registers_of_a_thread(tiles.warps(heads))
             assert 0 <= tiles.groups(heads) * tiles.group - heads < tiles.group
-            assert not (tiles.ahead and tiles.groups(heads) == 1)
+            assert tiles.places == 4 or tiles.groups(heads) > 1
         assert STATS_TILES.shared_memory(channels) <= device.shared_memory
 
 

@@ -6,8 +6,8 @@
 //
 // Constants: H heads, D channels (a multiple of 8), G heads of a group, R tiles of 16 queries a block, C keys at a time,
 // BFLOAT16, EVEN (the number of keys is a multiple of C), STATS (`cuda_row_stats.cu`: blocks are of one head), and
-// those of `cuda_recombine.cu` alone: SHARED (queries wait in shared memory, else in registers), AHEAD (maps of the
-// next keys are formed while those of these are mixed: more memory, fewer waits), GIVEN (the rows' statistics are).
+// those of `cuda_recombine.cu` alone: SHARED (queries wait in shared memory, else in registers), PLACES (where C rows
+// wait: two for values and two for keys, or two and one, or one and one), GIVEN (the rows' statistics are).
 // Heads lie side by side: channel d of head h is number D h + d of a token's row.
 
 constexpr int STAGED = STATS ? 1 : H;  // heads whose rows are in shared memory
@@ -20,11 +20,12 @@ constexpr int COLUMNS = C / 8, SLICES = C / 16, CHANNELS = D / 8;
 constexpr int PIECES = STAGED * D / 8;      // of 16 bytes, in a row
 constexpr int PITCH = 16 * (PIECES | 1);    // bytes; an odd number of pieces: rows begin in different banks
 constexpr int ROWS_BYTES = C * PITCH, SLICE_BYTES = 32 * 16, MAPS_BYTES = R * H * SLICES * SLICE_BYTES;
-constexpr int KEY_BUFFERS = ALONE || AHEAD ? 2 : 1, MAP_BUFFERS = ALONE ? 0 : AHEAD ? 2 : 1;
-constexpr u32 VALUES_AT = 0, KEYS_AT = 2 * ROWS_BYTES;  // pass 1 has keys in the two places of values
-constexpr u32 MAPS_AT = KEYS_AT + KEY_BUFFERS * ROWS_BYTES, QUERIES_AT = MAPS_AT + MAP_BUFFERS * MAPS_BYTES;
+constexpr bool AHEAD = PLACES == 4 && !ALONE;  // maps of the next keys are formed while those of these are mixed
+constexpr int KEY_PLACES = PLACES == 4 ? 2 : 1, VALUE_PLACES = PLACES - KEY_PLACES, MAP_PLACES = ALONE ? 0 : KEY_PLACES;
+constexpr u32 VALUES_AT = 0, KEYS_AT = VALUE_PLACES * ROWS_BYTES;  // pass 1 has keys in the first two places
+constexpr u32 MAPS_AT = PLACES * ROWS_BYTES, QUERIES_AT = MAPS_AT + MAP_PLACES * MAPS_BYTES;
 constexpr u32 WEIGHTS_AT = QUERIES_AT + (SHARED ? 16 * R * PITCH : 0);
-static_assert(D % 8 == 0 && C % 16 == 0 && R % TILES == 0 && !(ALONE && AHEAD), "tiles do not fit");
+static_assert(D % 8 == 0 && C % 16 == 0 && R % TILES == 0 && (!ALONE || PLACES == 4), "tiles do not fit");
 
 typedef unsigned short half_bits;
 

@@ -24,7 +24,7 @@ KERNEL(THREADS) recombine(const Arguments given) {
     const half_bits* queries = given.query.data + sample * given.query.batch;
 
     if (SHARED) fetch<16 * R, false>(memory + QUERIES_AT, queries, given.query.row, blockIdx.x * R * 16, rows);
-    if (!GIVEN) fetch<C, EVEN>(memory + VALUES_AT, keys, given.key.row, 0, columns);
+    if (!GIVEN) fetch<C, EVEN>(memory, keys, given.key.row, 0, columns);
     for (int i = threadIdx.x; i < H * GROUPS * G; i += THREADS) {  // weights, [group, j, g]
         const int h = i / G / H * G + i % G, j = i / G % H;
         const float weight = h < H ? given.coeff[sample * given.coeff_batch + h * H + j] + (h == j) : 0.0f;
@@ -75,11 +75,11 @@ KERNEL(THREADS) recombine(const Arguments given) {
             wait_for_copies();
             meet();
             if (step + 1 < steps)
-                fetch<C, EVEN>(memory + VALUES_AT + (step + 1) % 2 * ROWS_BYTES, keys, given.key.row, (step + 1) * C, columns);
+                fetch<C, EVEN>(memory + (step + 1) % 2 * ROWS_BYTES, keys, given.key.row, (step + 1) * C, columns);
 #pragma unroll
             for (int i = 0; i < G; i++) {
                 float scores[1][COLUMNS][4];
-                scores_of(scores, i, memory + VALUES_AT + step % 2 * ROWS_BYTES, step);
+                scores_of(scores, i, memory + step % 2 * ROWS_BYTES, step);
                 add_scores(sums[i], scores[0], scale);
             }
         }
@@ -95,7 +95,7 @@ KERNEL(THREADS) recombine(const Arguments given) {
     // ---- pass 2
     const auto form_map = [&](u32 (*map)[4], int i, int step) {
         float scores[1][COLUMNS][4];
-        scores_of(scores, i, memory + KEYS_AT + step % KEY_BUFFERS * ROWS_BYTES, step);
+        scores_of(scores, i, memory + KEYS_AT + step % KEY_PLACES * ROWS_BYTES, step);
 #pragma unroll
         for (int slice = 0; slice < SLICES; slice++)
 #pragma unroll
@@ -120,14 +120,15 @@ KERNEL(THREADS) recombine(const Arguments given) {
         for (int n = 0; n < CHANNELS; n++) totals[g][n][0] = totals[g][n][1] = totals[g][n][2] = totals[g][n][3] = 0.0f;
     const auto fetch_keys = [&](int step) {
         if (step < steps)
-            fetch<C, EVEN>(memory + KEYS_AT + step % KEY_BUFFERS * ROWS_BYTES, keys, given.key.row, step * C, columns);
+            fetch<C, EVEN>(memory + KEYS_AT + step % KEY_PLACES * ROWS_BYTES, keys, given.key.row, step * C, columns);
     };
     const auto fetch_values = [&](int step) {
-        if (step < steps) fetch<C, EVEN>(memory + VALUES_AT + step % 2 * ROWS_BYTES, values, given.value.row, step * C, columns);
+        if (step < steps)
+            fetch<C, EVEN>(memory + VALUES_AT + step % VALUE_PLACES * ROWS_BYTES, values, given.value.row, step * C, columns);
     };
     if (!GIVEN) meet();
     fetch_keys(0);
-    fetch_values(0);
+    if (PLACES > 2) fetch_values(0);
     if (AHEAD) {
         wait_for_copies();
         meet();
@@ -140,10 +141,11 @@ KERNEL(THREADS) recombine(const Arguments given) {
         meet();
         if (AHEAD) fetch_keys(step + 2);
         if (ALONE) fetch_keys(step + 1);
-        fetch_values(step + 1);
+        fetch_values(PLACES > 2 ? step + 1 : step);
         if (!AHEAD && !ALONE) {
 #pragma unroll
             for (int i = 0; i < G; i++) share_map(i, step);
+            if (PLACES == 2) wait_for_copies();
             meet();
             fetch_keys(step + 1);
         }
@@ -193,7 +195,7 @@ KERNEL(THREADS) recombine(const Arguments given) {
                 }
             }
         }
-        const u32 from = memory + VALUES_AT + step % 2 * ROWS_BYTES + ((lane & 7) + ((lane >> 3) & 1) * 8) * PITCH;
+        const u32 from = memory + VALUES_AT + step % VALUE_PLACES * ROWS_BYTES + ((lane & 7) + ((lane >> 3) & 1) * 8) * PITCH;
 #pragma unroll
         for (int g = 0; g < G; g++) {
             const u32 head = from + min(group * G + g, H - 1) * D * 2;

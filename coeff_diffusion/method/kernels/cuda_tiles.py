@@ -47,14 +47,15 @@ class Tiles(NamedTuple):
         rows: R, tiles of 16 queries of a block.
         keys: C, keys at a time.
         shared: queries wait in shared memory, else in registers.
-        ahead: maps of the next keys are formed while those of these are mixed.
+        places: where runs of C rows wait. 4: values and keys have two each, and maps of the next keys are formed while
+            those of these are mixed, or a warp has all heads; 3: keys have one; 2: values, too.
     """
 
     group: int
     rows: int
     keys: int
     shared: bool
-    ahead: bool
+    places: int
 
     def groups(self, heads: int) -> int:
         """Of heads; with one, no warp needs the maps of another."""
@@ -66,12 +67,12 @@ class Tiles(NamedTuple):
 
     def shared_memory(self, heads: int, channels: int) -> int:
         """Bytes of a block: values twice, keys, maps, queries and weights."""
-        alone = self.groups(heads) == 1
         row = _pitch(heads * channels)
         maps = self.rows * heads * self.keys // 16 * 512
         weights = 4 * heads * self.groups(heads) * self.group
-        found = 2 * self.keys * row + (1 + (alone or self.ahead)) * self.keys * row
-        found += 0 if alone else (1 + self.ahead) * maps
+        found = self.places * self.keys * row
+        if self.groups(heads) > 1:
+            found += (2 if self.places == 4 else 1) * maps
         return found + (ROWS * self.rows * row if self.shared else 0) + -(-weights // 16) * 16
 
     def registers(self, channels: int, bfloat16: bool) -> int:
@@ -113,13 +114,12 @@ def tiles_of(layer: Layer, device: Device) -> Tiles | None:
 def _candidates(layer: Layer) -> list[Tiles]:
     heads = layer.heads
     return [
-        Tiles(group, rows, keys, shared, ahead)
+        Tiles(group, rows, keys, shared, places)
         for group in sorted({-(-heads // groups) for groups in range(1, heads + 1)}, reverse=True)  # of like size
         for rows in (8, 4, 2, 1)
         for keys in (32, 16)
         for shared in (False, True)
-        for ahead in (True, False)
-        if not (ahead and group == heads)
+        for places in ((4,) if group == heads else (4, 3, 2))
     ]
 
 
@@ -164,7 +164,7 @@ def cycles(tiles: Tiles, layer: Layer, device: Device, apart: bool) -> float:
     issued = warps * tiles.group * tiles.keys / 8 * of_head / min(2.0, 0.2125 * warps * resident)
     passes = 2 if apart else 3  # over keys, or keys and values
     read = passes * 2 * tiles.keys * layer.heads * layer.channels / min(48, 24.5 * device.processors / busy)
-    waiting = 100 if tiles.ahead or tiles.groups(layer.heads) == 1 else 200 + 0.05 * issued
+    waiting = 100 if tiles.places == 4 else 200 + 0.05 * issued if tiles.places == 3 else 300 + 0.05 * issued
     steps = -(-layer.keys // tiles.keys)
     return waves * steps * resident * (0.8 * (issued + read) + waiting)
 
