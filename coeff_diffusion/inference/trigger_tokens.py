@@ -246,7 +246,9 @@ def initial_vectors(tokenizer: Any, text_encoder: Any, class_word: str, vectors:
 def _start(embedding: TriggerEmbedding, words: Sequence[str], vectors: int) -> Tensor:
     """`initial_vectors` of the first of the words that has a token, as the base reads it."""
     for word in words:
-        if ids := embedding.base_backend.encode(word, add_special_tokens=False).ids:
+        encoding = embedding.base_backend.encode(word, add_special_tokens=False)
+        # Once the pipeline has drawn, its tokenizer pads whatever it reads to the length of a prompt.
+        if ids := [one for one, is_read in zip(encoding.ids, encoding.attention_mask, strict=True) if is_read]:
             return _mean_vectors(embedding.base, ids, vectors)
     raise CoefficientsError(f"there is no token in {' and '.join(map(repr, words))}")
 

@@ -56,6 +56,19 @@ def test_one_is_what_was_learned_bitwise_and_between_lies_the_line(tiny_pipe, ne
     assert torch.equal(draw(tiny_pipe, DOG), as_learned)
 
 
+@pytest.mark.parametrize("class_word", ["dog", ""])
+def test_it_does_not_matter_what_was_drawn_before_the_subject_was_loaded(
+    tiny_pipe, new_subject, class_word: str
+) -> None:
+    subject = new_subject("dog", vectors=2, class_word=class_word)
+    load_coefficients(tiny_pipe, subject, strength=0.5)
+    at_once = draw(tiny_pipe, DOG)
+    unload_coefficients(tiny_pipe)
+    draw(tiny_pipe, "a beach")
+    load_coefficients(tiny_pipe, subject, strength=0.5)
+    assert torch.equal(draw(tiny_pipe, DOG), at_once)
+
+
 def test_each_picture_has_the_strengths_of_its_own(tiny_pipe, new_subject) -> None:
     load_coefficients(tiny_pipe, new_subject("dog", vectors=1, class_word="dog"))
     load_coefficients(tiny_pipe, new_subject("cat", "zwx cat", vectors=2, seed=2, class_word="cat"))
