@@ -39,7 +39,16 @@ from .trigger import triggers_clash
 from .trigger_tokens import TriggerEmbedding, add_trigger, forget_trigger, remove_trigger, without_triggers
 
 ATTRIBUTE, USERS = "_coeff_subjects", "_coeff_users"
-WITHOUT_TRIGGERS = ("load_textual_inversion", "unload_textual_inversion", "save_pretrained")  # methods of pipelines
+# Methods of pipelines that add, remove or save words, or put hooks on every layer, the base's own embedding among them.
+WITHOUT_TRIGGERS = (
+    "load_textual_inversion",
+    "unload_textual_inversion",
+    "save_pretrained",
+    "load_lora_weights",
+    "enable_sequential_cpu_offload",
+    "enable_group_offload",
+    "remove_all_hooks",
+)
 
 
 class Users(OfPipelines):
@@ -202,7 +211,7 @@ class Subjects(OfPipelines):
         detach(self.denoiser)
 
     def _aside(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run a method that adds, removes or saves words, while no trigger is in its way."""
+        """Run one of these methods while no trigger is in its way."""
         with ExitStack() as stack:
             for encoder in self.encoders.values():
                 stack.enter_context(without_triggers(encoder))
@@ -213,7 +222,9 @@ class Subjects(OfPipelines):
         exchanged = [] if unwrapped(getattr(self.pipe, self.component)) is self.denoiser else [self.component]
         exchanged += self.text_heads.exchanged()
         for owner in sorted({owner for keys in self.keys.values() for owner in keys}):
-            embedding = getattr(self.pipe, owner).get_input_embeddings()
+            if (encoder := getattr(self.pipe, owner)) is None:
+                continue  # put away for its memory: it reads no prompts any more
+            embedding = encoder.get_input_embeddings()
             if not isinstance(embedding, TriggerEmbedding):
                 exchanged.append(owner)
             elif not embedding.reads_with(getattr(self.pipe, tokenizer_name(owner))):

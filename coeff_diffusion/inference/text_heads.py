@@ -104,7 +104,7 @@ class TextHeads(OfPipelines):
 
     def exchanged(self) -> list[str]:
         """Text encoders of the pipeline that somebody has put in the place of those that are attached to."""
-        return [name for name, encoder in self.encoders.items() if getattr(self.pipe, name) is not encoder]
+        return [name for name, encoder in self.encoders.items() if getattr(self.pipe, name) not in (None, encoder)]
 
     @contextmanager
     def reading(self, given: Mapping[str, Any], loaded: Mapping[str, Subject], choice: Choice) -> Iterator[None]:

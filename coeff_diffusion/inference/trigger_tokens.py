@@ -163,7 +163,7 @@ def add_trigger(
             learned.users += 1
             return key
     _check(embedding, tokenizer, name, trigger, vectors)
-    own = vectors.detach().to(embedding.weight.device, torch.float32, copy=True)
+    own = vectors.detach().to(_device(embedding), torch.float32, copy=True)
     learned = LearnedTrigger(canonical(trigger), nn.Parameter(own) if trainable else own)
     if class_word is not None:
         learned.start = _start(embedding, [class_word, trigger], len(vectors))
@@ -216,12 +216,17 @@ def without_triggers(text_encoder: Any) -> Iterator[None]:
     if not isinstance(embedding, TriggerEmbedding):
         yield
         return
+    backend, known = embedding.taught_backend, embedding.base_backend.get_vocab_size()
     _give_back(text_encoder, embedding)
     try:
         yield
     finally:
+        same_words = embedding.tokenizer._tokenizer is embedding.base_backend
         embedding.stand_on(text_encoder.get_input_embeddings())
-        _teach(embedding, embedding.learned)
+        if same_words and embedding.base_backend.get_vocab_size() == known:
+            embedding.tokenizer._tokenizer = backend
+        else:
+            _teach(embedding, embedding.learned)
         _take_over(text_encoder, embedding)
 
 
@@ -253,8 +258,13 @@ def _start(embedding: TriggerEmbedding, words: Sequence[str], vectors: int) -> T
     raise CoefficientsError(f"there is no token in {' and '.join(map(repr, words))}")
 
 
+def _device(embedding: nn.Embedding) -> torch.device:
+    """Where it takes token ids: on the CPU where its weights are elsewhere for the time being (sequential offload)."""
+    return torch.device("cpu") if embedding.weight.is_meta else embedding.weight.device
+
+
 def _mean_vectors(embedding: nn.Embedding, ids: Sequence[int], vectors: int) -> Tensor:
-    mean = embedding(torch.tensor(list(ids), device=embedding.weight.device)).float().mean(0).cpu()  # [D]
+    mean = embedding(torch.tensor(list(ids), device=_device(embedding))).float().mean(0).cpu()  # [D]
     start = mean.repeat(vectors, 1)  # [vectors, D]
     noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
     start[1:] += 0.1 * mean.std() * noise[1:]

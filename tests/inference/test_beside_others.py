@@ -4,8 +4,10 @@ import copy
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from conftest import XL_WIDTHS
@@ -33,6 +35,7 @@ from coeff_diffusion import (
     set_coefficients,
     unload_coefficients,
 )
+from coeff_diffusion.families.registry import encoders_of, family_of
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.trainer import train
 
@@ -185,6 +188,37 @@ def test_each_text_encoder_of_xl_says_what_it_does_not_read(
         f"negative prompt: 3 of 80 {cut} does not read 'sks dog on grass'; "
         f"negative prompt: 2 of 79 {cut}_2 does not read 'on grass'"
     ]
+
+
+@pytest.mark.filterwarnings("ignore:'dog' also acts where the prompt is read")
+@pytest.mark.parametrize("text_heads", [False, True])
+def test_text_encoders_may_be_put_away_once_the_prompt_is_encoded(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject, text_heads: bool
+) -> None:
+    subject = new_subject(vectors=1)
+    if text_heads:
+        sites = family_of(tiny_pipe).text_sites("text_encoder", tiny_pipe.text_encoder)
+        heads = {path: torch.randn(site.heads, site.heads) for path, site in sites.items()}
+        coeffs = {path: subject[path] for path in subject}
+        subject = subject.replace(coeffs={**coeffs, **heads}, info=replace(subject.info, layers="all+text"))
+    load_coefficients(tiny_pipe, subject, gate="always")
+    drawn = draw(tiny_pipe, DOG)
+    with torch.no_grad():
+        embeddings, negative = tiny_pipe.encode_prompt(DOG, "cpu", 1, True)
+    encoder, tokenizer = tiny_pipe.text_encoder, tiny_pipe.tokenizer
+    tiny_pipe.text_encoder = tiny_pipe.tokenizer = None
+
+    def draw_encoded() -> torch.Tensor:
+        given = {"prompt_embeds": embeddings, "negative_prompt_embeds": negative, "generator": torch.manual_seed(0)}
+        return tiny_pipe(**given, num_inference_steps=2, guidance_scale=5.0, output_type="latent").images
+
+    assert torch.equal(draw_encoded(), drawn)
+    set_coefficients(tiny_pipe, {"dog": 0.5})
+    assert not same(draw_encoded(), drawn)
+    unload_coefficients(tiny_pipe)
+    tiny_pipe.text_encoder, tiny_pipe.tokenizer = encoder, tokenizer
+    load_coefficients(tiny_pipe, subject, gate="always")
+    assert torch.equal(draw(tiny_pipe, DOG), drawn)
 
 
 # --- other pipelines --------------------------------------------------------------------------------------------------
@@ -373,3 +407,50 @@ def test_the_unet_of_moving_pictures(tiny_pipe: StableDiffusionPipeline, new_sub
     assert not same(drawn[1], base[1])
     unload_coefficients(pipe)
     assert torch.equal(film([BEACH, DOG]), base)
+
+
+# --- offloading -------------------------------------------------------------------------------------------------------
+
+
+def offload_sequentially(pipe: Any) -> None:
+    pipe.enable_sequential_cpu_offload(device="cpu")
+
+
+def offload_leaves(pipe: Any) -> None:
+    cpu = torch.device("cpu")
+    pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+
+
+@pytest.mark.parametrize("offload", [offload_sequentially, offload_leaves])
+@pytest.mark.parametrize("first", ["subject", "offload"])
+@pytest.mark.parametrize("base", ["tiny_pipe", "tiny_xl_pipe"])
+def test_weights_that_come_and_go(
+    offload: Callable[[Any], None], first: str, base: str,
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The whole of it on a CPU, which diffusers calls "cpu:0" here; PyTorch takes that for another device."""
+    stock = accelerate.cpu_offload
+    monkeypatch.setattr(accelerate, "cpu_offload", lambda model, _, **more: stock(model, torch.device("cpu"), **more))
+    pipe = request.getfixturevalue(base)
+    encoders = encoders_of(pipe)
+    tokens = {name: torch.randn(2, encoder.config.hidden_size) for name, encoder in encoders.items()}
+    info = CoefficientsInfo(name="dog", trigger="sks dog", class_word="dog")
+    coeffs = {path: 0.3 * torch.randn(heads, heads) for path, heads in layer_heads(pipe.unet).items()}
+    subject = Coefficients(coeffs, tokens, info)
+    unloaded = draw(pipe, [DOG, BEACH])
+    load_coefficients(pipe, subject, strength=0.7)
+    drawn = draw(pipe, [DOG, BEACH])
+    unload_coefficients(pipe)
+    for step in [first, *({"subject", "offload"} - {first})]:
+        if step == "offload":
+            offload(pipe)
+        else:
+            load_coefficients(pipe, subject, strength=0.7)
+    assert torch.equal(draw(pipe, [DOG, BEACH]), drawn)
+    pipe.load_textual_inversion({"<toy>": torch.randn(32)}, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)
+    assert torch.equal(draw(pipe, [DOG, BEACH]), drawn)
+    pipe.remove_all_hooks()
+    offload(pipe)
+    assert torch.equal(draw(pipe, [DOG, BEACH]), drawn)
+    unload_coefficients(pipe)
+    assert torch.equal(draw(pipe, [DOG, BEACH]), unloaded)
