@@ -54,13 +54,23 @@ class Projection:
 
     def __call__(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         for kind, factors, strength in self.acting:
-            if kind.about.reads_weights and not layer.weight.is_floating_point():
-                raise AttachmentError(
-                    f"{self.path} is rounded to eight bits, which {kind} cannot change; load the base whole"
-                )
+            if kind.about.reads_weights:
+                self._check_readable(kind, layer.weight, output)
             of_rows = self._of_rows(strength, output)
             output = ACTS[kind.method](layer, inputs[0], output, factors, of_rows)  # [B, ..., O]
         return output
+
+    def _check_readable(self, kind: AdapterKind, weight: Tensor, output: Tensor) -> None:
+        """What computes with the base's weights needs them whole, and where they were used just now."""
+        if weight.element_size() == 1:
+            raise AttachmentError(
+                f"{self.path} is rounded to eight bits, which {kind} cannot change; load the base whole"
+            )
+        if weight.device != output.device:
+            raise AttachmentError(
+                f"{self.path} computes on {output.device} but keeps its weights on {weight.device}, where {kind} "
+                "cannot read them; use pipe.enable_model_cpu_offload(), or no offloading"
+            )
 
     def _of_rows(self, strength: float | Tensor, output: Tensor) -> float | Tensor:
         """The strength of each row; rows that hold several of a sample's, as frames of a video, have the sample's."""
@@ -94,9 +104,12 @@ def projections(sites: Iterable[Site]) -> dict[str, nn.Linear]:
     for site in sites:
         for name in PROJECTIONS:
             try:
-                found[f"{site.path}.{name}"] = site.module.get_submodule(name)  # type: ignore[assignment]
+                layer: Any = site.module.get_submodule(name)
             except AttributeError as error:
                 raise AttachmentError(f"{site.path} has no {name}, which an adapter would change") from error
+            while hasattr(layer, "base_layer"):  # PEFT's layers come and go, the base's own stays
+                layer = layer.base_layer
+            found[f"{site.path}.{name}"] = layer
     return found
 
 
@@ -126,17 +139,36 @@ def set_adapters(module: Any, adapters: Sequence[tuple[Learned, float | Tensor]]
     Rows of strength 0 are, bitwise, as without the adapter.
 
     Raises:
-        AttachmentError: an adapter changes projections that nothing is attached to.
+        AttachmentError: an adapter changes projections that nothing is attached to, or that are not used any more.
     """
     attached: Attached | None = getattr(unwrapped(module), ATTRIBUTE, None)
     hooks = attached.hooks if attached else {}
     check_adapters([adapter for adapter, _ in adapters], attached.layers if attached else {})
+    changed = dict.fromkeys(path for adapter, _ in adapters for path in adapter.factors)
+    _check_in_place(unwrapped(module), {path: attached.layers[path] for path in changed} if attached else {})
     for path, hook in hooks.items():
         hook.acting = [
             Acting(adapter.kind, adapter.factors[path], strength)
             for adapter, strength in adapters
             if path in adapter.factors
         ]
+
+
+def _check_in_place(module: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """What somebody computes with instead of these projections would silently go without the adapter."""
+    for path, layer in layers.items():
+        parent, _, name = path.partition(".to_")
+        processor = getattr(module.get_submodule(parent), "processor", None)
+        if name != "out.0" and type(processor).__name__.startswith("Fused"):  # as all of diffusers' are called
+            raise AttachmentError(
+                f"{parent} computes with fused projections, which the adapter cannot change: call "
+                "pipe.unfuse_qkv_projections()"
+            )
+        if all(one is not layer for one in module.get_submodule(path).modules()):
+            raise AttachmentError(
+                f"{path} was exchanged after the adapter was attached, which would not act there; unload the "
+                "coefficients and load them again"
+            )
 
 
 def check_adapters(adapters: Iterable[Learned], layers: Mapping[str, nn.Module]) -> None:

@@ -20,10 +20,13 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
+from peft import LoraConfig
 from PIL import Image
+from subject_maker import with_adapter
 from test_pipeline_subjects import BEACH, CAT, DOG, Subject, assert_unchanged, draw, same, snapshot
 
 from coeff_diffusion import (
+    AttachmentError,
     Coefficients,
     CoefficientsError,
     CoefficientsInfo,
@@ -407,6 +410,60 @@ def test_the_unet_of_moving_pictures(tiny_pipe: StableDiffusionPipeline, new_sub
     assert not same(drawn[1], base[1])
     unload_coefficients(pipe)
     assert torch.equal(film([BEACH, DOG]), base)
+
+
+def add_lora(unet: Any) -> None:
+    """A LoRA by PEFT, as `load_lora_weights` puts it there."""
+    unet.add_adapter(LoraConfig(r=2, init_lora_weights="gaussian", target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    for name, weight in unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+
+
+@pytest.mark.parametrize("kind", ["lora:2", "dora:2", "ia3"])
+def test_a_lora_comes_and_goes_beside_a_subject_with_an_adapter(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject, kind: str
+) -> None:
+    subject = with_adapter(new_subject(vectors=1), tiny_pipe.unet, kind)
+    load_coefficients(tiny_pipe, subject)
+    alone = draw(tiny_pipe, DOG)
+    torch.manual_seed(0)
+    add_lora(tiny_pipe.unet)
+    beside = draw(tiny_pipe, DOG)
+    assert not same(beside, alone)
+    unload_coefficients(tiny_pipe)
+    load_coefficients(tiny_pipe, subject)
+    assert torch.equal(draw(tiny_pipe, DOG), beside)  # whichever came first
+    tiny_pipe.unload_lora_weights()
+    assert torch.equal(draw(tiny_pipe, DOG), alone)
+
+
+def test_an_adapter_that_would_not_act_any_more_is_an_error(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject
+) -> None:
+    load_coefficients(tiny_pipe, with_adapter(new_subject(vectors=1), tiny_pipe.unet))
+    drawn = draw(tiny_pipe, DOG)
+    tiny_pipe.fuse_qkv_projections(vae=False)
+    with pytest.raises(AttachmentError, match=r"fused projections.*call pipe.unfuse_qkv_projections"):
+        draw(tiny_pipe, DOG)
+    set_coefficients(tiny_pipe, {"dog": 1}, adapter_strength=0)
+    draw(tiny_pipe, DOG)
+    set_coefficients(tiny_pipe, {"dog": 1})
+    tiny_pipe.unfuse_qkv_projections(vae=False)
+    assert torch.equal(draw(tiny_pipe, DOG), drawn)
+    layer = tiny_pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    layer.to_q = copy.deepcopy(layer.to_q)
+    with pytest.raises(AttachmentError, match=r"attn1.to_q was exchanged.*load them again"):
+        draw(tiny_pipe, DOG)
+
+
+def test_weights_that_an_adapter_cannot_read_are_an_error(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject
+) -> None:
+    load_coefficients(tiny_pipe, with_adapter(new_subject(), tiny_pipe.unet, "dora:2"))
+    tiny_pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    with pytest.raises(AttachmentError, match=r"attn1.to_q is rounded to eight bits, which dora:2 cannot change"):
+        draw(tiny_pipe, DOG)
 
 
 # --- offloading -------------------------------------------------------------------------------------------------------
