@@ -99,6 +99,8 @@ def _exchange(given: dict[str, Any], word: Word, rows: Sequence[float]) -> None:
     """Put the class word in place of the trigger in all prompts of strength 0."""
     for argument in [name for name in given if name.removeprefix("negative_") in ("prompt", "prompt_2")]:
         texts = _listed(given[argument])
+        if isinstance(given[argument], str) and len(set(map(bool, rows))) > 1:
+            texts = given[argument] = texts * len(rows)  # a negative prompt of all pictures, read differently in each
         if len(texts) not in (1, len(rows)) or not any(contains_trigger(text, word.trigger) for text in texts):
             continue
         own = rows if len(texts) > 1 else rows[:1]

@@ -84,6 +84,20 @@ def test_each_picture_has_the_strengths_of_its_own(tiny_pipe, new_subject) -> No
         torch.testing.assert_close(together[number], alone[0], atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("strengths", [(0, 1), (1, 0), (0.5, 0)])
+def test_one_negative_prompt_is_read_at_the_strength_of_each_picture(tiny_xl_pipe, strengths) -> None:
+    encoders = ("text_encoder", "text_encoder_2")
+    tokens = {name: torch.randn(1, getattr(tiny_xl_pipe, name).config.hidden_size) for name in encoders}
+    info = CoefficientsInfo(name="dog", trigger="sks dog", class_word="red dog")
+    load_coefficients(tiny_xl_pipe, Coefficients({}, tokens, info))
+    set_coefficients(tiny_xl_pipe, per_sample=[{"dog": strength} for strength in strengths])
+    together = draw(tiny_xl_pipe, ["a beach", "a beach"], negative_prompt="a sks dog")
+    for number, strength in enumerate(strengths):
+        set_coefficients(tiny_xl_pipe, {"dog": strength})
+        alone = draw(tiny_xl_pipe, ["a beach", "a beach"], negative_prompt="a sks dog")
+        torch.testing.assert_close(together[number], alone[number], atol=1e-4, rtol=0)
+
+
 def test_pictures_of_one_prompt_have_one_strength(tiny_pipe, new_subject) -> None:
     load_coefficients(tiny_pipe, new_subject("dog", vectors=1, class_word="dog"))
     set_coefficients(tiny_pipe, per_sample=[{"dog": 1}, {"dog": 0.5}])
