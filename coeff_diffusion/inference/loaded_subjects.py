@@ -140,6 +140,10 @@ class Subjects(OfPipelines):
         choice.check(self.loaded)
         self.choice = replace(choice, strengths=[dict(one) for one in choice.strengths])  # the caller may change theirs
         self._made_for = ()
+        for name, keys in self.keys.items():  # for those who encode prompts without `encode_prompt`, as Compel does
+            found = {float(one.get(name, 0)) for one in choice.strengths}
+            for owner, key in keys.items():
+                self.embeddings[owner].learned[key].rows = tuple(found) if len(found) == 1 else ()
 
     # --- loading ------------------------------------------------------------------------------------------------------
 

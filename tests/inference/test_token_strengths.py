@@ -109,6 +109,24 @@ def test_pictures_of_one_prompt_have_one_strength(tiny_pipe, new_subject) -> Non
     torch.testing.assert_close(twice, draw(tiny_pipe, [DOG, DOG]), atol=1e-4, rtol=0)
 
 
+def test_prompts_that_others_encode_are_read_at_the_strength_too(tiny_pipe, new_subject) -> None:
+    """Compel and others call the text encoder themselves and give `prompt_embeds`."""
+    load_coefficients(tiny_pipe, new_subject("dog", vectors=1, class_word="dog"), gate="always")
+
+    @torch.no_grad()
+    def encoded(text: str) -> torch.Tensor:
+        ids = tiny_pipe.tokenizer(text, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return tiny_pipe.text_encoder(ids)[0]
+
+    for strength in (1, 0.5, 0):
+        set_coefficients(tiny_pipe, {"dog": strength})
+        ours, _ = tiny_pipe.encode_prompt(DOG, "cpu", 1, False)
+        assert torch.equal(encoded(DOG), ours)
+    set_coefficients(tiny_pipe, per_sample=[{"dog": 0.5}, {"dog": 0}])
+    tiny_pipe.encode_prompt([DOG, DOG], "cpu", 1, False)
+    assert encoded([DOG, DOG, DOG]).shape[0] == 3  # nobody knows whose they are
+
+
 def test_without_a_class_word_zero_is_the_triggers_own_words(tiny_pipe, new_subject) -> None:
     subject = new_subject("dog", vectors=1, class_word="")
     own = initial_vectors(tiny_pipe.tokenizer, tiny_pipe.text_encoder, "sks dog", 1)
