@@ -1,6 +1,7 @@
 """Which of the loaded subjects act, and how strongly on which row of a batch.
 
-Legend: P pictures, B rows of the UNet's batch (P, or 2P with guidance: unconditional rows first).
+Legend: P pictures, B rows of the UNet's batch (P, or 2P with guidance: unconditional rows first, and P more, of the
+prompts again, last, with perturbed attention guidance).
 """
 
 import math
@@ -70,12 +71,17 @@ class Choice:
                 raise CoefficientsError(f'{name!r} has no trigger to be gated by; give trigger="..." or gate="always"')
 
     def of_rows(
-        self, rows: int, called: Sequence[Set[str] | None] | None, loaded: Mapping[str, Subject]
+        self,
+        rows: int,
+        called: Sequence[Set[str] | None] | None,
+        loaded: Mapping[str, Subject],
+        perturbed: bool = False,
     ) -> Sequence[Mapping[str, float]]:
         """The strength of each subject in each row of a batch; a single entry where all rows are alike for certain.
 
         Args:
             called: the subjects that each picture's prompt calls up; None where it is not known.
+            perturbed: whether the pipeline draws with perturbed attention guidance.
 
         Raises:
             CoefficientsError: it depends on prompts that are not known, or the numbers of pictures do not agree.
@@ -93,19 +99,31 @@ class Choice:
         pictures = len(called)
         if self.per_sample and len(self.strengths) != pictures:
             raise CoefficientsError(f"per_sample has {len(self.strengths)} entries, but the prompts make {pictures}")
-        if rows not in (pictures, 2 * pictures):
+        parts = parts_of(rows, pictures, perturbed)
+        if parts is None:
+            few = (1 + perturbed) * pictures
             raise CoefficientsError(
-                f"the UNet got {rows} rows for {pictures} pictures, expected {pictures} or, guided, {2 * pictures}"
+                f"the UNet got {rows} rows for {pictures} pictures, expected {few} or, guided, {few + pictures}"
             )
         strengths = self.strengths if self.per_sample else list(self.strengths) * pictures
         shown: list[Mapping[str, float]] = [
             {name: strength for name, strength in one.items() if name not in gated or name in (names or ())}
             for one, names in zip(strengths, called, strict=True)
         ]
-        if rows == pictures:
-            return shown
-        return [*(shown if self.guidance_rows == "both" else [{}] * pictures), *shown]
+        unguided: list[Mapping[str, float]] = shown if self.guidance_rows == "both" else [{}] * pictures
+        return [one for by_prompt in parts for one in (shown if by_prompt else unguided)]
 
     def is_gated(self, subject: Subject) -> bool:
         """Whether the subject acts by its trigger alone."""
         return (self.gate or subject.gate) == "trigger"
+
+
+def parts_of(rows: int, pictures: int, perturbed: bool) -> list[bool] | None:
+    """Whether each part of a batch, a row for every picture, is drawn by the prompts; None where these are no parts.
+
+    Args:
+        perturbed: whether the pipeline draws with perturbed attention guidance.
+    """
+    parts, rest = divmod(rows, pictures)
+    by_prompt = 1 + perturbed
+    return [False] * (parts - by_prompt) + [True] * by_prompt if not rest and 0 <= parts - by_prompt <= 1 else None

@@ -30,7 +30,7 @@ from ..subject.errors import CoefficientsError
 from .adapters import acting_adapters, attach_adapter
 from .blending import blended, weights_of
 from .cut_off import cut_trigger, warn
-from .gating import Choice, GuidanceRows, Subject
+from .gating import Choice, GuidanceRows, Subject, parts_of
 from .prompt_watch import PromptWatch, Texts
 from .standing_in import OfPipelines, StandIn
 from .text_heads import TextHeads
@@ -262,7 +262,8 @@ class Subjects(OfPipelines):
         if made_for == self._made_for:
             return
         names = list(self.loaded)
-        strengths = self.choice.of_rows(rows, None if pictures is None else self._called(pictures), self.loaded)
+        called = None if pictures is None else self._called(pictures)
+        strengths = self.choice.of_rows(rows, called, self.loaded, self._is_perturbed)
         weights = weights_of(strengths, names)  # [S] or [B, S]
         coeffs = [self.loaded[name].coefficients.of_text_encoder("") for name in names]
         activate(self.denoiser, blended(coeffs, weights, self._factor), sample.device)
@@ -271,6 +272,10 @@ class Subjects(OfPipelines):
         subjects = [self.loaded[name].coefficients for name in names]
         set_adapters(self.denoiser, acting_adapters(subjects, weights, self.choice.adapter_strength))
         self._made_for = made_for
+
+    @property
+    def _is_perturbed(self) -> bool:
+        return bool(getattr(self.pipe, "do_perturbed_attention_guidance", False))
 
     def _factor(self, path: str) -> float:
         return self.choice.layers.factor(self.sites[path].kind, self.sites[path].stage)
@@ -289,7 +294,9 @@ class Subjects(OfPipelines):
         if not telling:
             return {}
         known = [texts for texts in pictures or () if texts is not None]
-        if not known or len(known) != len(pictures or ()) or rows not in (len(known), 2 * len(known)):
+        all_known = known and len(known) == len(pictures or ())
+        parts = parts_of(rows, len(known), self._is_perturbed) if all_known else None
+        if parts is None:
             warnings.warn(
                 f"the stage tokens of {', '.join(map(repr, telling.values()))} act where the prompt has the trigger; "
                 "the prompt is not known, as prompt_embeds were given, so they do not act; give prompts",
@@ -301,8 +308,8 @@ class Subjects(OfPipelines):
             subject = self.loaded[name].coefficients
             owner = next(iter(subject.tokens))
             places = self.embeddings[owner].places(self.keys[name][owner], [texts[owner] for texts in known])  # [P, T]
-            if rows > len(known):  # the unconditional half has none of the prompt's words
-                places = torch.cat([torch.full_like(places, -1), places])
+            none = torch.full_like(places, -1)  # an unconditional part has none of the prompt's words
+            places = torch.cat([places if by_prompt else none for by_prompt in parts])  # [B, T]
             strength = weights[..., number].view(-1, 1, 1)  # [1, 1, 1] or [B, 1, 1]
             for stage, token in subject.stage_tokens.items():
                 factor = self.choice.layers.factor("cross", stage_of(stage))

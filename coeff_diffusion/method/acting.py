@@ -39,6 +39,14 @@ class Acting(NamedTuple):
         """What acts on some samples; `rows` None."""
         return Acting(self.coeff[rows], None if self.diagonal is None else self.diagonal[rows])
 
+    def of_first(self, count: int) -> "Acting | None":
+        """What acts where a batch has the first samples alone; None where nothing does."""
+        coeff, diagonal, rows = self
+        rows = None if rows is None else rows[rows < count]
+        if rows is not None and not len(rows):
+            return None
+        return Acting(coeff[:count], None if diagonal is None else diagonal[:count], rows)
+
     def repeated(self, times: int) -> "Acting":
         """The same for a batch that holds several rows of each sample, one after another, such as frames of a video."""
         coeff, diagonal, rows = self

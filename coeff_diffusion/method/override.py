@@ -13,7 +13,7 @@ from .acting import Acting
 from .errors import AttachmentError
 from .interception import Call, Interception, Interceptor
 from .kernels import recombined_attention, scaled_attention
-from .processors import check_calls
+from .processors import check_calls, leaves_rows_out
 
 
 class Override(Interceptor):
@@ -44,7 +44,9 @@ class Override(Interceptor):
             AttachmentError: the call is not one that can be recombined, or the coefficients are for another one.
         """
         acting = self.acting
-        if acting is None:  # another thread has switched it off meanwhile
+        if acting is not None and acting.coeff.ndim == 3 and leaves_rows_out(getattr(layer, "processor", None)):
+            acting = acting.of_first(len(call.query))
+        if acting is None:  # for these rows, or another thread has switched it off meanwhile
             return call.plain()
         acting = self._fitted(acting, call)
         if self.dropout and layer.training:  # of the coefficients themselves, as in the paper

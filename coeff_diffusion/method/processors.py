@@ -38,6 +38,14 @@ def remedy(processor: Any) -> str | None:
     return WITHOUT_SDPA.get(kind.__name__) if kind.__module__.startswith("diffusers.") else None
 
 
+def leaves_rows_out(processor: Any) -> bool:
+    """Whether a processor attends for the first rows of a batch alone, as perturbed attention guidance does, which puts
+    the values themselves in place of what the last rows would attend to.
+    """
+    kind = type(processor)
+    return kind.__module__.startswith("diffusers.") and kind.__name__.startswith("PAG")
+
+
 def check_calls(path: str, processor: Any, calls: int) -> None:
     """Make sure that a layer has called SDPA once, as all that is recombined has to.
 

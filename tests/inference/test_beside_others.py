@@ -17,12 +17,13 @@ from diffusers import (
     MotionAdapter,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPAGPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
 from peft import LoraConfig
 from PIL import Image
-from subject_maker import with_adapter
+from subject_maker import make_subject, with_adapter
 from test_pipeline_subjects import BEACH, CAT, DOG, Subject, assert_unchanged, draw, same, snapshot
 
 from coeff_diffusion import (
@@ -39,6 +40,8 @@ from coeff_diffusion import (
     unload_coefficients,
 )
 from coeff_diffusion.families.registry import encoders_of, family_of
+from coeff_diffusion.inference.gating import Gate, GuidanceRows
+from coeff_diffusion.method.sites import find_sites, text_stages
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.trainer import train
 
@@ -338,6 +341,30 @@ def test_prompts_encoded_by_a_sibling_are_not_taken_for_ones_own(
     tiny_pipe.encode_prompt([DOG], "cpu", 1, True)  # and then something fails, so that its drawing never ends
     with pytest.raises(CoefficientsError, match="the prompt is not known"):
         again(sibling(tiny_pipe), BEACH)
+
+
+@pytest.mark.parametrize("gate", ["trigger", "always"])
+@pytest.mark.parametrize("rows", ["both", "cond"])
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_perturbed_attention_guidance(
+    tiny_pipe: StableDiffusionPipeline, gate: Gate, rows: GuidanceRows, guidance: float
+) -> None:
+    """One part of the batch more, drawn by the prompts; in the layers it perturbs that part does not attend at all."""
+    pipe = StableDiffusionPAGPipeline(**tiny_pipe.components, pag_applied_layers=["mid"], requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    prompts, options = [DOG, BEACH, "sks dog, red"], {"guidance_scale": guidance, "pag_scale": 3.0}
+    base = draw(pipe, prompts, **options)
+    subject = make_subject(pipe.unet, pipe.text_encoder, "dog", "sks dog", "dog")
+    width, stages = pipe.unet.config.cross_attention_dim, text_stages(find_sites(pipe.unet).values())
+    subject = subject.replace(stage_tokens={stage: torch.randn(1, width) for stage in stages})
+    load_coefficients(pipe, subject, gate=gate, guidance_rows=rows)
+    drawn = draw(pipe, prompts, **options)
+    for number, prompt in enumerate(prompts):
+        assert same(draw(pipe, prompt, seeds=[number], **options)[0], drawn[number])
+        acts = gate == "always" or prompt != BEACH
+        assert torch.equal(drawn[number], base[number]) is not acts
+    nearly_none = draw(pipe, prompts, guidance_scale=guidance, pag_scale=1e-6)
+    assert same(nearly_none, draw(pipe, prompts, guidance_scale=guidance, pag_scale=0.0))
 
 
 # --- other parts ------------------------------------------------------------------------------------------------------
