@@ -26,7 +26,8 @@ from .sampler_names import find_sampler
 NEGATIVE = "Negative prompt:"
 # `Key: value` or `Key: "quoted value"`, separated by commas: the expression A1111 itself reads with, but with keys of
 # bounded length and nothing to go back for, so that the time it takes grows with the text and no faster.
-FIELD = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:[^\\"]|\\.)++"|[^,]*)(?:,|$)')
+FIELD = re.compile(r'(\w[\w \-/]{1,60}):\s*("(?:[^\\"]|\\.)++"|[^,\n]*)(?:,|$)', re.MULTILINE)
+BEGIN = re.compile(r"Steps: ?\d{1,20},")  # of the fields, in every program that writes this form
 HASH = re.compile(r"[0-9a-f]{12}")
 SIZE = re.compile(r"\(?\s*(\d{1,7})\s*[x×*,]\s*(\d{1,7})\s*\)?", re.IGNORECASE)
 WHOLE = re.compile(r"([+-]?\d{1,20})(?:\.0*)?")  # seeds have 20 digits in some programs; more is nothing that is meant
@@ -116,7 +117,8 @@ def format_parameters(parameters: Parameters) -> str:
         del fields[STRENGTH]
         fields = {STRENGTH if key == SECOND_STRENGTH else key: value for key, value in fields.items()}
     # The form cannot tell every prompt from its own syntax. Where reading would change one, it is kept aside, exactly.
-    if _split(f"{_prompts(p)}\nSteps: 1, Seed: 1, Size: 8x8")[:2] != (p.prompt, p.negative_prompt):
+    like = "Size: 8x8, Seed: 1, " + ("Model: 1" if fields.get("Steps") is None else "Steps: 1")
+    if _split(f"{_prompts(p)}\n{like}")[:2] != (p.prompt, p.negative_prompt):
         fields |= {"Exact prompt": json.dumps(p.prompt), "Exact negative prompt": json.dumps(p.negative_prompt)}
     line = ", ".join(f"{key}: {_quote(value)}" for key, value in fields.items() if value is not None)
     return f"{_prompts(p)}\n{line}"
@@ -211,22 +213,32 @@ def _prompts(p: Parameters) -> str:
 
 
 def _split(text: str) -> tuple[str, str, dict[str, str]]:
-    """Prompt, negative prompt and the raw fields of the last line, split the way A1111 does."""
+    """Prompt, negative prompt and the raw fields, which mostly are the last line, split the way A1111 does."""
     lines = text.strip().split("\n")
-    fields = dict(FIELD.findall(lines[-1]))
+    begin, fields = len(lines) - 1, dict(FIELD.findall(lines[-1]))
+    if "Steps" not in fields:  # somebody else's line may follow, or the prompt stand before them in the same one
+        lines[-1:] = _apart(lines[-1])
+        begin = next((i for i, line in reversed([*enumerate(lines)]) if BEGIN.match(line.lstrip())), len(lines) - 1)
+        fields = dict(FIELD.findall("\n".join(lines[begin:])))
     if len(fields) < 3:  # then the last line is part of a prompt
-        fields = {}
-    else:
-        lines = lines[:-1]
+        fields, begin = {}, len(lines)
     prompt: list[str] = []
     negative: list[str] = []
     target = prompt
-    for line in lines:
+    for line in lines[:begin]:
         stripped = line.strip()
         if stripped.startswith(NEGATIVE):
             target, stripped = negative, stripped[len(NEGATIVE) :].strip()
         target.append(stripped)
     return "\n".join(prompt).strip(), "\n".join(negative).strip(), fields
+
+
+def _apart(line: str) -> list[str]:
+    """Prompts and fields that somebody has written into one line, a line each; any other line as it is."""
+    place = re.search(rf"(?<![,\s])\s+{BEGIN.pattern}", line)
+    if place is None or len(FIELD.findall(line[place.start() :])) < 3:
+        return [line]
+    return [*re.split(rf"(?<!\s)\s+(?={NEGATIVE})", line[: place.start()]), line[place.start() :]]
 
 
 def _quote(value: object) -> str:

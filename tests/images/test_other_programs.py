@@ -70,6 +70,26 @@ def test_one_odd_field_spoils_no_other(program: str, odd: Any) -> None:
     assert (found.prompt, found.seed) == ("a cat on grass", 7)
 
 
+@pytest.mark.parametrize(
+    ("text", "beside"),
+    [
+        ("a cat\nNegative prompt: blurry\nFIELDS\n\nADetailer model: face, ADetailer prompt: x, y: z", 2),
+        ('a cat\nNegative prompt: blurry\nFIELDS, Wildcard prompt: "a\n__b__", Version: 1', 1),
+        ("a cat\nNegative prompt: blurry\nFIELDS\nposted with love, and\nno fields: at all", 1),
+        ("a cat\nNegative prompt: blurry FIELDS", 0),
+        ("a cat Negative prompt: blurry FIELDS, Version: 1", 0),
+    ],
+)
+def test_fields_that_are_no_line_of_their_own_are_never_a_prompt(text: str, beside: int) -> None:
+    """Extensions write line breaks into their values and lines behind the last one, sites put all into one line."""
+    fields = "Steps: 8, Sampler: Euler a, CFG scale: 7, Seed: 7, Size: 128x128"
+    replay = read(parameters=text.replace("FIELDS", fields))
+    p = replay.parameters
+    assert (p.prompt, p.negative_prompt) == ("a cat", "blurry")
+    assert (p.steps, p.seed, p.guidance_scale, p.width, p.height, p.scheduler) == (8, 7, 7.0, 128, 128, "Euler a")
+    assert len(p.extra) >= beside
+
+
 def test_values_that_make_no_sense_are_said() -> None:
     replay = read(parameters="a cat\nSteps: many, Size: 3, CFG scale: x, Seed: 1.5, Sampler: LMS Karras, Model: m")
     assert replay.parameters.scheduler == "LMS Karras"
