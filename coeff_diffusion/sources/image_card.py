@@ -17,7 +17,8 @@ from ..images.photo_formats import register_readers
 from ..images.png import SIGNATURE, PngError, read_chunks, with_chunks
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, shown
-from ..subject.user_file import read_file, user_path
+from ..subject.file_kind import kind_of_file
+from ..subject.user_file import FileError, read_file, user_path
 
 CHUNK = b"coEf"
 MAX_SUBJECTS = 16
@@ -70,6 +71,20 @@ def extract(source: Path | bytes, *, old_names: bool = False) -> list[Coefficien
     return subjects
 
 
+def is_card(path: Path) -> bool:
+    """Whether a picture carries subjects; also of a damaged PNG, for reading it says what is wrong.
+
+    A preview beside a subject's file, as other programs put it there, is none.
+    """
+    try:
+        return bool(read_chunks(path, (CHUNK,), MAX_BYTES, MAX_SUBJECTS))
+    except PngError:
+        try:
+            return kind_of_file(path).picture == "PNG"
+        except FileError:  # a folder, or gone by now
+            return False
+
+
 def chunks(subjects: Sequence[Coefficients]) -> list[tuple[bytes, bytes]]:
     """The chunks that carry these subjects: kind and content.
 
@@ -100,6 +115,10 @@ def choose(subjects: Sequence[Coefficients], name: str | None, path: Path) -> Co
     Raises:
         CoefficientsError: none or several are meant; the message lists what there is.
     """
+    if not subjects:
+        raise CoefficientsError(
+            f"{path} carries no subject; programs that save or shrink a picture drop it, so send the card as a file"
+        )
     fitting = list(subjects)
     if name is not None:
         fitting = [subject for subject in subjects if subject.info.name == name]

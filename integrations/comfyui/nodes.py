@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import folder_paths
 
-from coeff_diffusion.sources.image_card import choose, extract
+from coeff_diffusion.sources.image_card import choose, extract, is_card
 from coeff_diffusion.subject.blend import blend
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.layer_strengths import LayerStrengths
@@ -35,6 +35,13 @@ def number(default: float, low: float, high: float, tooltip: str, step: float = 
     return "FLOAT", {"default": default, "min": low, "max": high, "step": step, "tooltip": tooltip}
 
 
+def find_files() -> list[str]:
+    """What can be chosen; of pictures those that are cards, and no preview of the file beside it."""
+    found = folder_paths.get_filename_list(FOLDER)
+    paths = {name: folder_paths.get_full_path(FOLDER, name) for name in found if name.lower().endswith(".png")}
+    return [name for name in found if name not in paths or (paths[name] and is_card(Path(paths[name])))]
+
+
 class LoadCoeffSubject:
     """Reads a subject's file, or the subject that a card carries."""
 
@@ -46,7 +53,7 @@ class LoadCoeffSubject:
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:  # noqa: N802
         return {
-            "required": {"file": (folder_paths.get_filename_list(FOLDER),)},
+            "required": {"file": (find_files(),)},
             "optional": {
                 "name": ("STRING", {"default": "", "tooltip": "Which subject, where a card carries several."}),
             },

@@ -256,8 +256,15 @@ class FolderPaths(types.ModuleType):
         files = [path for folder in folders for path in Path(folder).glob("*") if path.suffix in endings]
         return sorted(path.name for path in files)
 
+    def get_full_path(self, folder_name: str, filename: str) -> str | None:
+        paths = (Path(one) / filename for one in self.folder_names_and_paths[folder_name][0])
+        return next((str(path) for path in paths if path.is_file()), None)
+
     def get_full_path_or_raise(self, folder_name: str, filename: str) -> str:
-        return next(str(Path(one) / filename) for one in self.folder_names_and_paths[folder_name][0])
+        path = self.get_full_path(folder_name, filename)
+        if path is None:
+            raise FileNotFoundError(filename)
+        return path
 
 
 @contextmanager

@@ -284,12 +284,17 @@ def test_files_and_cards(nodes: Any, tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(folder / "both.png")
     (folder / "both.png").write_bytes(embed((folder / "both.png").read_bytes(), [dog, cat]))
     (folder / "notes.txt").touch()
+    for preview in ("dog.png", "dog.preview.png"):  # as other programs put them beside a model, of whatever kind
+        Image.new("RGB", (4, 4)).save(folder / preview, "PNG" if preview == "dog.png" else "JPEG")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
     node = nodes.LoadCoeffSubject()
     assert node.INPUT_TYPES()["required"]["file"] == (["both.png", "dog.safetensors"],)
     assert node.load("dog.safetensors") == (dog,)
     assert node.load("both.png", "cat") == (cat,)
     with pytest.raises(CoefficientsError, match="carries 2 subjects"):
         node.load("both.png")
+    with pytest.raises(CoefficientsError, match=r"dog\.png carries no subject; programs that save"):
+        node.load("dog.png")
     before = node.IS_CHANGED("dog.safetensors")
     dog.scaled(2).save(folder / "dog.safetensors")
     assert node.IS_CHANGED("dog.safetensors") != before

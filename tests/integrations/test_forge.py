@@ -265,6 +265,13 @@ def test_files_cards_and_trainings(script: Any, tmp_path: Path) -> None:
     picture = io.BytesIO()
     Image.new("RGB", (4, 4)).save(picture, "PNG")
     (folder / "card.PNG").write_bytes(embed(picture.getvalue(), [subject]))
+    for preview in ("plain.png", "plain.preview.png"):  # as other programs put them beside a model, of whatever kind
+        Image.new("RGB", (4, 4)).save(folder / preview, "PNG" if preview == "plain.png" else "JPEG")
+    (folder / "folder.png").mkdir()
+    (folder / "damaged.png").write_bytes((folder / "card.PNG").read_bytes()[:-20])
+    with pytest.raises(CoefficientsError, match="truncated"):
+        files.read_subject(folder, "damaged")
+    (folder / "damaged.png").unlink()
     assert sorted(files.find_subjects(folder)) == ["card", "pets/rex", "plain", "run"]
     for name in files.find_subjects(folder):
         assert files.read_subject(folder, name) == subject

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from coeff_diffusion.sources.image_card import choose, extract
+from coeff_diffusion.sources.image_card import choose, extract, is_card
 from coeff_diffusion.subject.adapter_methods import ADAPTER_FILES
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.errors import CoefficientsError
@@ -21,6 +21,8 @@ def find_subjects(folder: Path) -> dict[str, Path]:
         inside = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in inside.parts)
         if hidden or path.suffix.lower() not in ENDINGS or path.name in NO_SUBJECTS or path.parent.name in OWN_FOLDERS:
+            continue
+        if path.suffix.lower() == ".png" and not is_card(path):
             continue
         is_run = path.name == FILE_NAME and path.parent != folder
         name = printable((inside.parent if is_run else inside.with_suffix("")).as_posix())
