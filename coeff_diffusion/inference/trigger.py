@@ -7,12 +7,11 @@ Unicode form and runs of white space do not matter, word boundaries do. "Sks  do
 
 import functools
 import re
-import unicodedata
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tokenizers import Encoding, Regex, normalizers
+from tokenizers import Encoding, NormalizedString, Regex, normalizers
 
 # As CLIP's own tokenizer does it: composed, single spaces, lower case.
 CANONICAL = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
@@ -35,12 +34,12 @@ def reads_trigger(tokenizer: Any, prompt: str, trigger: str) -> bool:
     Args:
         tokenizer: the text encoder's.
     """
-    if not contains_trigger(prompt, trigger):
-        return False
-    whole = canonical(prompt)
-    found = re.search(trigger_pattern(trigger), whole)
-    beginning = whole[: found.end()] if found else whole
-    return token_count(tokenizer, beginning) <= tokenizer.model_max_length
+    beginning = ""
+    for _, piece in pieces_at(prompt, trigger):
+        beginning += piece
+        if piece == canonical(trigger):
+            return token_count(tokenizer, beginning.strip()) <= tokenizer.model_max_length
+    return False
 
 
 def token_count(tokenizer: Any, text: str) -> int:
@@ -75,9 +74,19 @@ def triggers_clash(first: str, second: str) -> bool:
     return bool(first and second) and (contains_trigger(first, second) or contains_trigger(second, first))
 
 
+def pieces_at(text: str, *phrases: str) -> list[tuple[str, str]]:
+    """A text cut up where phrases stand, of several that fit the first: each piece as it was written, and in canonical
+    form, by which the phrases are known."""
+    whole = NormalizedString(text)
+    CANONICAL.normalize(whole)
+    pattern = "|".join(trigger_pattern(phrase) for phrase in phrases if canonical(phrase)) or "(?!)"
+    return [(piece.original, piece.normalized) for piece in whole.split(Regex(pattern), "isolated")]
+
+
 def replace_trigger(prompt: str, trigger: str, words: str) -> str:
     """The prompt with other words in place of the trigger, the rest as it was written."""
-    return re.sub(_written(trigger), lambda _: words, unicodedata.normalize("NFC", prompt), flags=re.IGNORECASE)
+    name = canonical(trigger)
+    return "".join(words if piece == name else written for written, piece in pieces_at(prompt, trigger))
 
 
 def with_trigger(prompt: str, trigger: str, class_word: str, others: Collection[str] = ()) -> str:
@@ -88,25 +97,23 @@ def with_trigger(prompt: str, trigger: str, class_word: str, others: Collection[
     """
     if contains_trigger(prompt, trigger):
         return prompt
-    text = unicodedata.normalize("NFC", prompt)
-    theirs = "|".join([*(_written(other) for other in others if canonical(other)), r"(?!)"])
-    if canonical(class_word):
-        found = re.finditer(rf"(?:{theirs})|(?P<word>{_written(class_word)})", text, re.IGNORECASE)
-        if place := next((one.span("word") for one in found if one["word"]), None):
-            return f"{text[: place[0]]}{trigger}{text[place[1] :]}"
-    return ", ".join(filter(None, (text.strip(" ,"), trigger)))
+    pieces, word = pieces_at(prompt, *others, class_word), canonical(class_word)
+    theirs = {canonical(other) for other in others}
+    place = next((i for i, (_, piece) in enumerate(pieces) if word and piece == word and piece not in theirs), None)
+    if place is not None:
+        return "".join(trigger if i == place else written for i, (written, _) in enumerate(pieces))
+    return ", ".join(filter(None, (prompt.strip(" ,"), trigger)))
 
 
 def without_trigger(prompt: str, trigger: str, class_word: str) -> str:
     """The prompt without the trigger: what was added at its end is gone, anywhere else the class word stands there."""
-    text = unicodedata.normalize("NFC", prompt)
-    shorter = re.sub(rf",\s*{_written(trigger)}[\s,]*$", "", text, flags=re.IGNORECASE)
-    return shorter if shorter != text else replace_trigger(prompt, trigger, class_word).strip()
-
-
-def _written(trigger: str) -> str:
-    """A regular expression that finds the trigger as people write it."""
-    return trigger_pattern(trigger).replace(r"\ ", r"\s+")
+    pieces, name = pieces_at(prompt, trigger), canonical(trigger)
+    place = next((i for i, (_, piece) in reversed([*enumerate(pieces)]) if piece == name), None)
+    if place is not None:
+        before, behind = ("".join(written for written, _ in part) for part in (pieces[:place], pieces[place + 1 :]))
+        if (comma := re.search(r",\s*$", before)) and re.fullmatch(r"[\s,]*", behind):
+            return before[: comma.start()]
+    return replace_trigger(prompt, trigger, class_word).strip()
 
 
 def trigger_pattern(trigger: str) -> str:

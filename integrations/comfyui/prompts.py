@@ -8,7 +8,6 @@ Legend: D channels of a token embedding, T text positions of a conditioning.
 """
 
 import copy
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coeff_diffusion.inference.trigger import CANONICAL, canonical, contains_trigger, trigger_pattern, triggers_clash
+from coeff_diffusion.inference.trigger import canonical, contains_trigger, pieces_at, triggers_clash
 from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.errors import CoefficientsError, cut
 
@@ -96,8 +95,7 @@ class TriggerReader:
     def __init__(self, base: Any, part: str, words: Iterable[Word]) -> None:
         self.base, self.part = base, part
         self.words = {word.trigger: word for word in words}
-        longest_first = sorted(self.words, key=len, reverse=True)
-        self.pattern = re.compile(f"({'|'.join(map(trigger_pattern, longest_first))})")
+        self.longest_first = sorted(self.words, key=len, reverse=True)
 
     def __getattr__(self, name: str) -> Any:
         if name == "base":  # asked for by `copy`, before there is one
@@ -105,14 +103,14 @@ class TriggerReader:
         return getattr(self.base, name)
 
     def __call__(self, text: str, **options: Any) -> Any:
-        pieces = self.pattern.split(CANONICAL.normalize_str(text))
-        if len(pieces) == 1:
+        pieces = [piece for _, piece in pieces_at(text, *self.longest_first)]
+        if not self.words.keys() & {*pieces}:
             return self.base(text, **options)
         start, end = self.base("", **options)["input_ids"]
         ids: list[Any] = []
-        for number, piece in enumerate(pieces):
+        for piece in pieces:
             tokens = self.base(piece, **options)["input_ids"][1:-1]
-            ids += self._instead(piece, tokens) if number % 2 else tokens
+            ids += self._instead(piece, tokens) if piece in self.words else tokens
         return {"input_ids": [start, *ids, end]}
 
     def _instead(self, trigger: str, tokens: Iterable[int]) -> Iterable[Any]:

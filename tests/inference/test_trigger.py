@@ -40,6 +40,23 @@ def test_replace_keeps_the_rest_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompt", "trigger", "replaced"),
+    [
+        ("an İnci  kedi, İNCI KEDI", "İnci kedi", "an cat, cat"),  # in lower case this letter is two
+        ("a cafe\u0301 dog", "Caf\u00e9 dog", "a cat"),
+        ("कमी and कम", "कम", "कमी and cat"),  # a sign at its end makes another word of it
+        ("σας ΣΑΣ", "ΣΑΣ", "σας cat"),
+    ],
+)
+def test_what_is_found_is_what_is_replaced_in_any_script(prompt: str, trigger: str, replaced: str) -> None:
+    assert contains_trigger(prompt, trigger)
+    assert replace_trigger(prompt, trigger, "cat") == replaced
+    assert not contains_trigger(replaced, trigger)
+    assert without_trigger(f"on grass, {trigger}", trigger, "cat") == "on grass"
+    assert with_trigger("a red cat", trigger, "CAT") == f"a red {trigger}"
+
+
+@pytest.mark.parametrize(
     ("prompt", "written", "taken_out"),
     [
         ("a dog on grass", "a sks dog on grass", "a dog on grass"),
