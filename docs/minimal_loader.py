@@ -53,9 +53,10 @@ def load_subject(pipe, path):
         return
     places = [f"<coeff_{i}>" for i in range(len(next(iter(tokens.values()))))]
     first = {name: teach(pipe, name, token, places) for name, token in tokens.items()}
-    words = r"\s+".join(map(re.escape, unicodedata.normalize("NFC", json.loads(metadata["info"])["trigger"]).split()))
+    composed = lambda x: unicodedata.normalize("NFC", x)  # noqa: E731
+    words = r"\s+".join(map(re.escape, composed(json.loads(metadata["info"])["trigger"]).split()))
     trigger, encode = re.compile(rf"(?<!\w){words}(?!\w)", re.IGNORECASE), pipe.encode_prompt
-    swap = lambda x: trigger.sub("".join(places), x) if isinstance(x, str) else x  # noqa: E731
+    swap = lambda x: trigger.sub("".join(places), composed(x)) if isinstance(x, str) else x  # noqa: E731
     read = lambda x: [swap(y) for y in x] if isinstance(x, list) else swap(x)  # noqa: E731
     seen = {}
 

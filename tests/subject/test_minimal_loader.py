@@ -68,6 +68,18 @@ def test_it_draws_what_the_package_draws(
     torch.testing.assert_close(draw(theirs, without), draw(ours, without), rtol=1e-4, atol=1e-4)
 
 
+def test_it_finds_letters_that_are_written_in_parts(
+    tiny_base_dir: Path, new_subject: Callable[..., Coefficients], tmp_path: Path
+) -> None:
+    path = tmp_path / "dog.safetensors"
+    new_subject(trigger="caf\u00e9 dog", vectors=2).save(path)
+    ours, theirs = (StableDiffusionPipeline.from_pretrained(tiny_base_dir) for _ in range(2))
+    load_coefficients(ours, path, gate="always")
+    load_subject(theirs, path)
+    for prompt in ("a cafe\u0301 dog", "a CAF\u00c9  dog"):
+        torch.testing.assert_close(draw(theirs, prompt), draw(ours, prompt), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("pooled_at_highest", [False, True])
 def test_it_draws_what_the_package_draws_on_xl(
     pooled_at_highest: bool, tiny_xl_pipe: StableDiffusionXLPipeline, tmp_path: Path
