@@ -18,6 +18,7 @@ from ..sources.open import open_subject
 from ..subject.adapter_methods import ADAPTER_FILES
 from ..subject.errors import CoefficientsError, cut
 from ..subject.info import CoefficientsInfo, not_learned
+from ..subject.user_file import version_of
 from .thumbnails import best_sample, greyed, stand_in, thumbnail
 
 MOST_SHOWN = 300  # characters of any one fact
@@ -158,11 +159,11 @@ class LibraryView:
             return None
         beside = [path.with_name(name) for name in ADAPTER_FILES]
         adapter = sum(file.lstat().st_mtime_ns for file in beside if file.exists())
-        content = self._look(path, stat.st_mtime_ns, stat.st_size, adapter)
+        content = self._look(path, version_of(stat), adapter)
         modified = datetime.fromtimestamp(stat.st_mtime)
         return Entry(name, path, size=stat.st_size, modified=modified, **content)
 
-    def _look_at(self, path: Path, modified: int, size: int, adapter: int) -> dict[str, Any]:
+    def _look_at(self, path: Path, version: tuple[int, ...], adapter: int) -> dict[str, Any]:
         """The fields of `Entry` that only the content of a file tells. The checks take a few milliseconds each."""
         try:
             subject = open_subject(path)

@@ -9,6 +9,7 @@ from ..inference.request import StudioError
 from ..inference.studio import Studio
 from ..sources.library import Library
 from ..subject.coefficients import Coefficients
+from ..subject.user_file import version_of
 
 PATIENCE = 5.0  # seconds that something short, such as a look at dropped pictures, may take to end
 
@@ -39,7 +40,7 @@ class SubjectLoader:
         """
         paths = {name: self.library.path(name) for name in names}
         wanted: dict[str, tuple[object, Path | Coefficients]] = {
-            name: ((path, path.stat().st_mtime_ns), path) for name, path in paths.items()
+            name: ((path, version_of(path.stat())), path) for name, path in paths.items()
         }
         wanted |= {name: (subject, subject) for name, subject in (others or {}).items()}
         with self._counted(), self.studio.exclusive():

@@ -11,6 +11,7 @@ from ..sources.open import open_subject
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..subject.info import CoefficientsInfo
+from ..subject.user_file import version_of
 from .loading import SubjectLoader
 
 REMEMBERED = 16  # subjects that are not read again with every letter
@@ -21,7 +22,7 @@ class Prompts:
 
     def __init__(self, loader: SubjectLoader) -> None:
         self.loader = loader
-        self._open = lru_cache(REMEMBERED)(lambda path, modified, size: open_subject(path))
+        self._open = lru_cache(REMEMBERED)(lambda path, version: open_subject(path))
 
     def read(self, request: DrawRequest) -> PromptReading:
         """What the base reads of a request's prompts; a subject that is gone or damaged is left to the drawing.
@@ -61,8 +62,7 @@ class Prompts:
     def _subject(self, name: str) -> Coefficients | None:
         try:
             path: Path = self.loader.library.path(name)
-            stat = path.stat()
-            return self._open(path, stat.st_mtime_ns, stat.st_size)
+            return self._open(path, version_of(path.stat()))
         except (CoefficientsError, OSError):
             return None
 

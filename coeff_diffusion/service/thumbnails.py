@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 from ..images.files import find_drawing
 from ..images.generation_info import PictureError
 from ..subject.safetensors_file import MAX_HEADER
-from ..subject.user_file import open_file
+from ..subject.user_file import open_file, version_of
 from ..training.run_folder import OF_THE_BASE
 
 SIDE = 192  # pixels
@@ -32,8 +32,7 @@ def thumbnail(subject: Path, sample: Path | None) -> Image.Image:
     """
     for path, read in ((sample, _sample_thumbnail), (subject, _own_thumbnail)):
         if path is not None:
-            stat = path.stat()
-            found = read(path, stat.st_mtime_ns, stat.st_size)
+            found = read(path, version_of(path.stat()))
             if found is not None:
                 return found
     return stand_in()
@@ -41,8 +40,7 @@ def thumbnail(subject: Path, sample: Path | None) -> Image.Image:
 
 def small(picture: Path) -> Image.Image | None:
     """A square of a picture, `SIDE` pixels wide; None where it cannot be read."""
-    stat = picture.stat()
-    return _sample_thumbnail(picture, stat.st_mtime_ns, stat.st_size)
+    return _sample_thumbnail(picture, version_of(picture.stat()))
 
 
 def best_sample(run: Path, sha256: str) -> Path | None:
@@ -82,12 +80,12 @@ def stand_in() -> Image.Image:
 
 
 @lru_cache(maxsize=1024)
-def _sample_thumbnail(path: Path, modified: int, size: int) -> Image.Image | None:
+def _sample_thumbnail(path: Path, version: tuple[int, ...]) -> Image.Image | None:
     return _square(path)
 
 
 @lru_cache(maxsize=256)
-def _own_thumbnail(path: Path, modified: int, size: int) -> Image.Image | None:
+def _own_thumbnail(path: Path, version: tuple[int, ...]) -> Image.Image | None:
     """The picture in a file's metadata (`modelspec.thumbnail`, a data URL); None without one that can be read."""
     with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
@@ -102,7 +100,7 @@ def _own_thumbnail(path: Path, modified: int, size: int) -> Image.Image | None:
 
 
 @lru_cache(maxsize=1024)
-def _read_hashes(path: Path, modified: int, size: int) -> frozenset[str]:
+def _read_hashes(path: Path, version: tuple[int, ...]) -> frozenset[str]:
     try:
         drawn = find_drawing(path)
         return frozenset(drawn.hashes.values() if drawn else ())
@@ -112,8 +110,7 @@ def _read_hashes(path: Path, modified: int, size: int) -> frozenset[str]:
 
 def _hashes(path: Path) -> frozenset[str]:
     """The beginnings of the hashes of the subjects that a picture says it was drawn with."""
-    stat = path.stat()
-    return _read_hashes(path, stat.st_mtime_ns, stat.st_size)
+    return _read_hashes(path, version_of(path.stat()))
 
 
 def _square(source: Path | io.BytesIO) -> Image.Image | None:

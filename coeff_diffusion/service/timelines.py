@@ -11,6 +11,7 @@ from ..sources.open import open_subject
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..subject.printable import printable
+from ..subject.user_file import version_of
 from ..training.config import ConfigError, TrainConfig
 from ..training.run_folder import RunFolder
 from ..training.timeline import keep_step, load_losses, load_timeline, load_validation, subject_of_step
@@ -102,7 +103,7 @@ class Timelines:
         """
         path = self._path(name)
         try:
-            stamp = (path.stat().st_mtime_ns, path.stat().st_size)
+            stamp = version_of(path.stat())
         except OSError as error:
             raise CoefficientsError(f"{path} is gone ({error.strerror})") from error
         with self._lock:

@@ -17,6 +17,7 @@ from ..sources.library import Library
 from ..sources.open import open_subject
 from ..subject.coefficients import Coefficients
 from ..subject.errors import UserError, shown
+from ..subject.user_file import version_of
 
 CACHED = 1024  # subjects whose files are not read again while they are the same
 
@@ -125,11 +126,10 @@ class SharedBatches:
         subjects = {}
         for name in request.subjects:
             with by_name(files[name]):
-                about = files[name].stat()
-                subjects[name] = self._read(files[name], about.st_mtime_ns, about.st_size)
+                subjects[name] = self._read(files[name], version_of(files[name].stat()))
         return self.studio.resolved(request, subjects), subjects
 
-    def _open(self, path: Path, *stamp: int) -> Coefficients:
+    def _open(self, path: Path, version: tuple[int, ...]) -> Coefficients:
         """A subject that fits the base; see `SubjectLoader` for what else could be wrong."""
         subject = open_subject(path)
         self.layout.check_fits(subject)

@@ -81,6 +81,12 @@ def read_text(path: str | Path, most: int, error: type[Exception] = FileError) -
     return io.StringIO(text, newline=None).read()  # any end of line is one
 
 
+def version_of(found: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written again or another one takes its place, whatever time and size that has:
+    archives give all their files one time, and subjects of one base are of one size."""
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size
+
+
 def check_file(path: str | Path, most: int | None = None, error: type[Exception] = FileError) -> None:
     """What `open_file` checks, before a library opens a file by its name."""
     open_file(path, most, error).close()

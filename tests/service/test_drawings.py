@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,20 @@ def drawn(drawings: Drawings, **changes: object) -> Parameters:
     """What a picture of `REQUEST` says about itself, with changes."""
     found = read_parameters(drawings.draw(REQUEST, compare=False).files[0])
     return replace(found, **changes)  # type: ignore[arg-type]
+
+
+def test_a_file_that_takes_anothers_place_is_drawn_also_with_its_time_and_size(
+    drawings: Drawings, library: Library, new_subject: Callable[..., Coefficients]
+) -> None:
+    """An archive gives all its files one time, and subjects of one base are of one size."""
+    path = library.path("dog")
+    library.put(new_subject("dog", vectors=1, class_word="dog", seed=5), "next")
+    assert library.path("next").stat().st_size == path.stat().st_size
+    for one in (path, library.path("next")):
+        os.utime(one, (0, 0))
+    before = drawn(drawings).hashes["dog"]
+    library.path("next").replace(path)
+    assert drawn(drawings).hashes["dog"] == Coefficients.load(path).sha256[:12] != before
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------

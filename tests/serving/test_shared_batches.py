@@ -1,5 +1,6 @@
 """Many users' pictures in shared batches: each is what it is alone, and nobody's mistake is another's."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,27 @@ def ask(name: str = "", prompt: str = "a {} in snow", **settings: Any) -> DrawRe
     strengths = {name: 1.0} if name else {}
     prompt = prompt.format(USERS[name.removeprefix("other-")] if name else "dog")
     return DrawRequest(prompt, **{"subjects": strengths, "steps": 2, "seed": 5, **settings})
+
+
+def test_a_file_that_takes_anothers_place_is_drawn_also_with_its_time_and_size(
+    batches: SharedBatches, library: Library
+) -> None:
+    rex, other = library.path("rex"), library.path("other-rex")
+    other.write_bytes(Coefficients.load(other).replace(info=Coefficients.load(rex).info).to_bytes())
+    assert rex.stat().st_size == other.stat().st_size
+    for path in (rex, other):
+        os.utime(path, (0, 0))
+    before = picture_of(batches.draw([ask("rex")])[0])
+    expected = picture_of(batches.draw([ask("other-rex")])[0])
+    other.replace(rex)
+    found = picture_of(batches.draw([ask("rex")])[0])
+    assert np.array_equal(found, expected)
+    assert not np.array_equal(found, before)
+
+
+def picture_of(drawn: Drawn | Exception) -> Any:
+    assert isinstance(drawn, Drawn)
+    return pixels(drawn.pictures[0].image)
 
 
 def pixels(image: Image.Image) -> Any:
