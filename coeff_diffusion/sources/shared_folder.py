@@ -26,6 +26,7 @@ from ..subject.atomic_write import errors_named
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError, listed, shown
 from ..subject.safetensors_file import FILE_NAME, MAX_FILE
+from ..subject.user_file import is_noise
 
 README = "README.md"
 SAMPLE = re.compile(r"samples/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.(png|jpg|jpeg|webp)", re.ASCII)
@@ -185,7 +186,7 @@ def check_target(folder: Path, replace: bool) -> None:
         raise LayoutError(f"{folder} is no folder; give the name of a new one")
     if folder.exists() and not replace:
         raise LayoutError(f"the folder {folder} exists; take another name, or replace what is in it with --overwrite")
-    present = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    present = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not is_noise(path.name))
     others = (name for name in present if name != "samples" and not is_ours(name) and not of_adapter(name))
     if foreign := list(islice(map(shown, others), 3)):
         raise LayoutError(f"the folder {folder} holds more than a subject, which would be lost: {listed(foreign)}")

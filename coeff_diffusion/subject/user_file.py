@@ -15,6 +15,7 @@ from .errors import UserError
 # Of a named pipe that takes a file's place between the look at it and its opening, nothing waits for the other end.
 FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 MISSING = "does not exist"
+NOISE = (".DS_Store", "Thumbs.db", "desktop.ini")
 OTHERS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -30,6 +31,11 @@ def user_path(name: str | Path) -> Path:
         return Path(name).expanduser()
     except RuntimeError:  # there is no user of that name
         return Path(name)
+
+
+def is_noise(name: str) -> bool:
+    """Whether a file of this name is what systems put into every folder by themselves."""
+    return name in NOISE or name.startswith("._")
 
 
 class FileError(UserError, OSError):

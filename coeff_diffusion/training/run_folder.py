@@ -13,13 +13,13 @@ from filelock import FileLock, Timeout
 
 from ..subject.adapter_methods import ADAPTER_FILES, PEFT_CONFIG
 from ..subject.atomic_write import is_leftover
+from ..subject.user_file import is_noise
 from .config import ConfigError
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # some network file systems
 SAMPLE = re.compile(r"step_(\d{6,12})_(\d{1,6})\.png", re.ASCII)
 OF_THE_BASE = "step_000000_"
 """How the names of previews of step 0 begin: they show what the base draws, and stand for no subject."""
-NOISE = (".DS_Store", "Thumbs.db", "desktop.ini")  # what systems put into every folder
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ class RunFolder:
         lock.release()
 
     def _check_free(self, allowed: bool) -> None:
-        ours = (self.lock.name, *NOISE)
-        if not allowed and any(not is_leftover(path) for path in self.path.iterdir() if path.name not in ours):
+        others = (one for one in self.path.iterdir() if one.name != self.lock.name and not is_noise(one.name))
+        if not allowed and not all(map(is_leftover, others)):
             raise ConfigError(
                 [
                     f"--output_dir {self.path} is not empty; take another folder, replace the run in it with "

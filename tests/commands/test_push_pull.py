@@ -502,6 +502,8 @@ def test_folders_that_are_there_are_not_lost(run_folder: Path, tmp_path: Path) -
         assert "is no folder" in refused(pull, PullConfig(str(there), str(tmp_path / target), overwrite=True))
 
     layout.write_folder(shared(**{"samples/old.png": png()}), tmp_path / "old")
+    for noise in (".DS_Store", "desktop.ini", "samples/Thumbs.db", "._README.md"):  # of systems that have shown it
+        (tmp_path / "old" / noise).touch()
     pull(PullConfig(str(there), str(tmp_path / "old"), overwrite=True))
     assert tree(tmp_path / "old") == tree(there)
 
