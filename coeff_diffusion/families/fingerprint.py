@@ -49,11 +49,12 @@ def weight_sample(unet: Any) -> tuple[float, ...]:
 
     Evenly spread over the first convolution, the last one, and the value projection of the attention layer in the
     middle of the list: a LoRA leaves the convolutions alone. A network without such convolutions is sampled at its
-    first and last parameters. Empty where the weights are elsewhere for the time being (diffusers' sequential offload)
-    or there are none (meta device).
+    first and last parameters. Empty where the weights are elsewhere for the time being (diffusers' sequential offload),
+    there are none (meta device), or they are kept in less than 16 bits (layerwise casting, bitsandbytes): rounded so,
+    they tell nothing.
     """
     weights = _sampled(unet)
-    if any(weight.is_meta for weight in weights):
+    if any(weight.is_meta or not weight.is_floating_point() or weight.element_size() < 2 for weight in weights):
         return ()
     return tuple(value for weight in weights for value in spread(weight, 8))
 
@@ -88,10 +89,10 @@ def base_hash(unet: Any, *others: nn.Module) -> str | None:
     Args:
         others: what else draws: the text encoder, the VAE's decoder.
     """
-    sample, ends = weight_sample(unet), _ends(*others)
-    if not sample or any(weight.is_meta for weight in ends):
+    weights = telling_weights(unet, *others)
+    if any(weight.is_meta for weight in weights):
         return None
-    numbers = [*sample, *(value for weight in ends for value in spread(weight, 8))]
+    numbers = [value for weight in weights for value in spread(weight, 8)]
     return hashlib.sha256(json.dumps([fingerprint(unet), numbers]).encode()).hexdigest()[:12]
 
 

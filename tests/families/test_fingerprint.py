@@ -10,7 +10,14 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from peft import LoraConfig
 
-from coeff_diffusion import Coefficients, CoefficientsError, CoefficientsInfo, check_fits, describe_base
+from coeff_diffusion import (
+    Coefficients,
+    CoefficientsError,
+    CoefficientsInfo,
+    check_fits,
+    describe_base,
+    load_coefficients,
+)
 from coeff_diffusion.families.fingerprint import (
     architecture,
     base_hash,
@@ -93,6 +100,19 @@ def test_weights_out_of_reach_tell_nothing(tiny_pipe: StableDiffusionPipeline) -
     assert base_hash(unet) is None
     tiny_pipe.unet.conv_in.to("meta")  # as sequential offload leaves it between two pictures
     assert weight_sample(tiny_pipe.unet) == ()
+
+
+def test_weights_of_eight_bits_tell_nothing_of_the_base_they_were(
+    tiny_pipe: StableDiffusionPipeline, new_subject: Subject, recwarn: pytest.WarningsRecorder
+) -> None:
+    before, digits = weight_sample(tiny_pipe.unet), base_hash(tiny_pipe.unet)
+    subject = new_subject()
+    assert same_weights(subject.info.base_sample, before)
+    tiny_pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert weight_sample(tiny_pipe.unet) == ()
+    assert base_hash(tiny_pipe.unet) not in (None, digits)  # which is of the weights as they are
+    load_coefficients(tiny_pipe, subject)
+    assert not [one for one in recwarn if "other weights" in str(one.message)]
 
 
 def test_what_was_trained_on_this_base_fits(tiny_pipe: StableDiffusionPipeline, new_subject: Subject) -> None:
