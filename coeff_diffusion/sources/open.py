@@ -15,6 +15,9 @@ from .shared_folder import fetch_file
 
 SUFFIXES = re.compile(r"(?i)\.(safetensors|png|jpe?g|jfif|webp|gif|bmp|tiff?|avif|hei[cf]|ckpt|pth?|bin|zip)")
 """How files are called; what is in one is told by its bytes alone."""
+ON_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?!datasets/|spaces/)([A-Za-z0-9][\w.-]*/[\w.-]+)"
+)
 
 
 def open_subject(source: str | Path, name: str | None = None) -> Coefficients:
@@ -50,6 +53,8 @@ def locate(source: str | Path) -> Path:
             there = f"; it holds {listed(others)}: give the file itself" if others else ""
             raise CoefficientsError(f"the folder {path} holds no {FILE_NAME}{there}")
         return path / FILE_NAME
+    if (page := ON_PAGE.match(str(source))) and not path.exists():
+        raise CoefficientsError(f"{source} is an address on the Hub; give the id alone: {page[1]}")
     return fetch_file(str(source), FILE_NAME) if is_on_hub(source) else path
 
 

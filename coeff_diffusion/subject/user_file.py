@@ -6,6 +6,7 @@ file far larger than what is expected. Every file that a user names is opened he
 
 import io
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +16,7 @@ from .errors import UserError
 # Of a named pipe that takes a file's place between the look at it and its opening, nothing waits for the other end.
 FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 MISSING = "does not exist"
+ADDRESS = re.compile(r"(https?|ftp|file):/+")  # of which a path keeps one slash
 NOISE = (".DS_Store", "Thumbs.db", "desktop.ini")
 OTHERS = (
     (stat.S_ISDIR, "a folder"),
@@ -110,7 +112,9 @@ def _opened(path: Path, most: int | None) -> BinaryIO:
     except FileError:
         raise
     except FileNotFoundError as error:
-        raise FileError(path, MISSING) from error
+        address = ADDRESS.match(str(path)) is not None
+        problem = "is an address and no file; download what is there and give that file" if address else MISSING
+        raise FileError(path, problem) from error
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # a name that no file system takes

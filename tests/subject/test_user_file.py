@@ -121,6 +121,24 @@ def test_what_is_read(tmp_path: Path) -> None:
     assert user_path("~/a") == Path.home() / "a"
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("https://huggingface.co/user/my-dog", "an address on the Hub; give the id alone: user/my-dog"),
+        ("hf.co/user/my-dog/blob/main/coefficients.safetensors", "give the id alone: user/my-dog"),
+        (
+            "https://example.com/card.png?width=8",
+            "https:/example.com/card.png?width=8 is an address and no file; download",
+        ),
+        ("https://huggingface.co/datasets/user/dogs", "is an address and no file"),
+        ("file:///home/me/dog.safetensors", "is an address and no file"),
+    ],
+)
+def test_addresses_are_called_that(address: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        Coefficients.load(address)
+
+
 def test_nothing_waits_for_a_pipe_that_takes_a_files_place(tmp_path: Path) -> None:
     """Between the look at it and its opening anything may happen."""
     script = (
