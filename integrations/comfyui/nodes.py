@@ -89,7 +89,9 @@ class ApplyCoeffSubject:
                 "model": ("MODEL",),
                 "clip": ("CLIP",),
                 "subject": (SUBJECT,),
-                "strength": number(1.0, -4.0, 4.0, "0 is the base, 1 the subject as it was trained."),
+                "strength": number(
+                    1.0, -4.0, 4.0, "0 leaves the learned word alone, 1 is the subject as it was trained."
+                ),
                 "gate": (gates, {"default": OWN_GATE, "tooltip": tooltip}),
                 "self_attention": number(1.0, 0.0, 4.0, "Factor in layers where the picture looks at itself."),
                 "cross_attention": number(1.0, 0.0, 4.0, "Factor in layers where it looks at the prompt."),
