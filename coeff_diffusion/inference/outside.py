@@ -1,5 +1,6 @@
 """Requests from outside, as scripts send them: every kind of value is checked before it becomes a `DrawRequest`."""
 
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +44,7 @@ def draw_request(
     if not isinstance(prompt, str):
         raise StudioError(f"prompt is {shown(prompt)}, expected a text")
     strengths = _mapping("subjects", subjects, "a strength for each name: {'my-dog': 0.8}")
+    strengths = {unicodedata.normalize("NFC", name): strength for name, strength in strengths.items()}
     wrong = [name for name, strength in strengths.items() if not _is_number(strength)]
     if wrong:
         raise StudioError(f"the strength of {shown(wrong[0])} is {shown(strengths[wrong[0]])}, expected a number")

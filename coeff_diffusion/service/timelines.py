@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..inference.request import DrawProgress, DrawRequest, Picture
+from ..sources.library import listed_name
 from ..sources.open import open_subject
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
-from ..subject.printable import printable
 from ..subject.user_file import version_of
 from ..training.config import ConfigError, TrainConfig
 from ..training.run_folder import RunFolder
@@ -90,7 +90,7 @@ class Timelines:
         folder = self.loader.library.folder
         inside = {path: path.relative_to(folder).parent for path in folder.glob("**/timeline.safetensors")}
         return {
-            printable(parent.as_posix()): path
+            listed_name(parent): path
             for path, parent in inside.items()
             if parent.parts and not any(part.startswith(".") for part in parent.parts)
         }

@@ -65,7 +65,7 @@ class Library:
     def find(self) -> dict[str, Path]:
         """The files by the names they are listed under, in alphabetical order. Looks at the disk every time.
 
-        Names may be of strangers, or in no encoding: what does not print is listed as its escape.
+        See `listed_name` for how names are written.
         """
         found: dict[str, Path] = {}
         for path in sorted(self.folder.glob(f"**/*{SUFFIX}")):
@@ -74,7 +74,7 @@ class Library:
                 continue
             if any(part.startswith(".") for part in inside.parts):
                 continue
-            name = printable((inside.parent if self._is_run(path) else inside.with_suffix("")).as_posix())
+            name = listed_name(inside.parent if self._is_run(path) else inside.with_suffix(""))
             while name in found:
                 name += "_"
             found[name] = path
@@ -86,7 +86,7 @@ class Library:
         Raises:
             CoefficientsError: none is; the message lists what there is.
         """
-        found = self.find()
+        found, name = self.find(), _whole(name)
         if name not in found:
             names = ", ".join(map(repr, found)) or "none"
             raise CoefficientsError(f"no subject {name!r} in {self.folder}; there is {names}")
@@ -218,7 +218,7 @@ class Library:
             stamp = self._trash / key.partition("/")[0]
             place = self.folder / one.path.relative_to(stamp)
             self._check_inside(place, one.name)
-            if place.parent.is_dir() and place.name.removesuffix(SUFFIX).casefold() in _taken(place.parent):
+            if place.parent.is_dir() and _whole(place.name.removesuffix(SUFFIX)).casefold() in _taken(place.parent):
                 raise LibraryError(
                     f"there is another {one.name!r} by now; rename that one first, then put this one back"
                 )
@@ -285,7 +285,20 @@ def check_name(text: str) -> str:
 
 def _taken(folder: Path, but: Path | None = None) -> set[str]:
     """The names in a folder, of files and folders alike, as a file system that ignores case compares them."""
-    return {path.name.removesuffix(SUFFIX).casefold() for path in folder.iterdir() if path != but}
+    return {_whole(path.name.removesuffix(SUFFIX)).casefold() for path in folder.iterdir() if path != but}
+
+
+def listed_name(inside: Path) -> str:
+    """What a file or folder is listed under, by its path in the library.
+
+    Names may be of strangers, or in no encoding: what does not print is its escape. Letters are whole, as people type
+    them; some systems keep them in parts.
+    """
+    return _whole(printable(inside.as_posix()))
+
+
+def _whole(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def plain_name(text: str) -> str:

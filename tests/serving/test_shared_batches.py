@@ -12,6 +12,7 @@ from PIL import Image
 
 from coeff_diffusion import Coefficients
 from coeff_diffusion.images.drawing_settings import DrawRequest
+from coeff_diffusion.inference.outside import draw_request
 from coeff_diffusion.inference.request import StudioError
 from coeff_diffusion.inference.studio import Studio
 from coeff_diffusion.serving.shared_batches import (
@@ -89,6 +90,12 @@ def test_a_file_that_takes_anothers_place_is_drawn_also_with_its_time_and_size(
 def picture_of(drawn: Drawn | Exception) -> Any:
     assert isinstance(drawn, Drawn)
     return pixels(drawn.pictures[0].image)
+
+
+def test_a_name_is_known_in_either_spelling(batches: SharedBatches, library: Library) -> None:
+    library.path("rex").rename(library.folder / "re\u0301x.safetensors")
+    for name in ("r\u00e9x", "re\u0301x"):
+        assert isinstance(batches.draw([draw_request("a rex dog", {name: 1}, {"steps": 1})])[0], Drawn)
 
 
 def pixels(image: Image.Image) -> Any:

@@ -208,6 +208,22 @@ def test_new_names_do_not_meet_what_is_there(library: Library, run: Path, dog: P
     assert library.free_name("///") == "subject"
 
 
+def test_letters_that_a_file_has_in_parts_are_those_that_people_type(library: Library, dog: Path) -> None:
+    """Archives and disks of a Mac bring such names."""
+    for name in ("cafe\u0301.safetensors", "re\u0301x/coefficients.safetensors"):
+        (library.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(dog, library.folder / name)
+    assert [*library.find()] == ["caf\u00e9", "r\u00e9x"]
+    assert library.path("caf\u00e9") == library.path("cafe\u0301") == library.folder / "cafe\u0301.safetensors"
+    assert library.put(Coefficients.load(dog), "caf\u00e9") == "caf\u00e9-2"
+    library.delete("caf\u00e9")
+    library.put(Coefficients.load(dog), "caf\u00e9")
+    with pytest.raises(LibraryError, match="there is another 'caf\u00e9' by now"):
+        library.put_back(library.deleted()[0].key)
+    with pytest.raises(LibraryError, match="there is something called 'r\u00e9x' beside it already"):
+        library.rename("caf\u00e9", "re\u0301x")
+
+
 def test_two_threads_add_two_subjects(library: Library, dog: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         subjects = [Coefficients.load(dog).scaled(1 + number / 8) for number in range(8)]
