@@ -56,15 +56,22 @@ def read_parameters(path: str | Path) -> Parameters:
     return found
 
 
+def png_info(parameters: str) -> PngImagePlugin.PngInfo:
+    """The chunk `parameters` for Pillow to write; in UTF-8 wherever a letter of it could be taken for another."""
+    info = PngImagePlugin.PngInfo()
+    if parameters.isascii():
+        info.add_text(PARAMETERS, parameters)
+    else:
+        info.add_itxt(PARAMETERS, parameters)
+    return info
+
+
 def picture_bytes(
     image: Image.Image, parameters: str | None = None, chunks: Sequence[tuple[bytes, bytes]] = ()
 ) -> bytes:
     """A picture as a PNG file; see `save_picture` for the arguments."""
-    info = PngImagePlugin.PngInfo()
-    if parameters:
-        info.add_text(PARAMETERS, parameters)
     data = io.BytesIO()
-    image.save(data, format="PNG", pnginfo=info)
+    image.save(data, format="PNG", pnginfo=png_info(parameters) if parameters else None)
     return with_chunks(data.getvalue(), chunks)
 
 

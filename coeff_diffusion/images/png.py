@@ -121,6 +121,14 @@ def _checksum(kind: bytes, content: bytes) -> bytes:
     return zlib.crc32(content, zlib.crc32(kind)).to_bytes(4, "big")
 
 
+def _decoded(text: bytes) -> str:
+    """The text of a chunk that should be Latin-1; some write UTF-8 there, as which hardly any Latin-1 reads."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return text.decode("latin-1")
+
+
 def text_of(kind: bytes, content: bytes, most: int) -> tuple[str, str]:
     """Keyword and text of a tEXt, zTXt or iTXt chunk. No more than `most` bytes of text are ever inflated.
 
@@ -137,6 +145,6 @@ def text_of(kind: bytes, content: bytes, most: int) -> tuple[str, str]:
             raise PngError(f"its text {name!r} has more than {most} bytes")
         if packed and not stream.eof:
             raise PngError(f"damaged: its text {name!r} is truncated")
-        return name, text.decode("utf-8" if kind == b"iTXt" else "latin-1")
+        return name, _decoded(text) if kind != b"iTXt" else text.decode()
     except (zlib.error, UnicodeDecodeError) as error:
         raise PngError(f"damaged: its text {name!r} cannot be read ({error})") from error

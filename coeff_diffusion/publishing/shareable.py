@@ -14,10 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import ModelCard
-from PIL import PngImagePlugin
 from yaml import YAMLError
 
-from ..images.files import PARAMETERS, find_drawing
+from ..images.files import find_drawing, png_info
 from ..images.generation_info import Parameters, PictureError, format_parameters
 from ..images.photo import read_image
 from ..sources.open import open_subject, picture_kind
@@ -119,10 +118,9 @@ def _sample(path: Path, name: str) -> bytes:
     text = format_parameters(parameters if is_public(parameters.model or "") else replace(parameters, model=None))
     if local := local_path_in(text):
         raise PictureError(f"its parameters name {local!r}")
-    info, data, picture = PngImagePlugin.PngInfo(), io.BytesIO(), read_image(path)
-    info.add_text(PARAMETERS, text)
+    data, picture = io.BytesIO(), read_image(path)
     picture.info.clear()  # place, camera, colour profile, ...
-    picture.save(data, format="PNG", pnginfo=info)
+    picture.save(data, format="PNG", pnginfo=png_info(text))
     if data.tell() > MAX_SAMPLE:
         raise PictureError(f"it has {data.tell()} bytes, expected at most {MAX_SAMPLE}")
     return data.getvalue()

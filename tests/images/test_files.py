@@ -10,6 +10,7 @@ from PIL import Image, ImageChops
 
 from coeff_diffusion.images.files import find_drawing, free_path, read_parameters, save_picture
 from coeff_diffusion.images.generation_info import Parameters, PictureError, format_parameters, parse_parameters
+from coeff_diffusion.images.png import with_chunks
 from coeff_diffusion.subject.layer_strengths import LayerStrengths
 
 PARAMETERS = Parameters(
@@ -203,6 +204,16 @@ def test_text_is_found_behind_the_pixels_and_the_last_one_counts(tmp_path: Path)
     assert prompt_of(data[:-12] + last + data[-12:]) == "second"  # as Pillow has it
 
 
+@pytest.mark.parametrize("prompt", ["テスト 🐶", "a café, naïve", "Ã©", "Â£ 1"])
+def test_letters_are_what_was_written(prompt: str, tmp_path: Path) -> None:
+    text = f"{prompt}\nSteps: 1, Seed: 1, Size: 8x8"
+    data = save_picture(picture("red"), tmp_path / "a.png", text).read_bytes()
+    assert prompt_of(data) == Image.open(tmp_path / "a.png").text["parameters"].partition("\n")[0] == prompt  # type: ignore[attr-defined]
+    plain = save_picture(picture("red"), tmp_path / "b.png").read_bytes()
+    others = with_chunks(plain, [(b"tEXt", b"parameters\0" + text.encode())])  # as some programs write it
+    assert prompt_of(others) == prompt
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -215,6 +226,8 @@ def test_text_is_found_behind_the_pixels_and_the_last_one_counts(tmp_path: Path)
         'aa:"\\",' * 30_000,
         'aa:"' + "\\a" * 120_000,
         "aa:" + " " * 240_000 + '"b',
+        "Steps: 1,\n" * 25_000,
+        "a Steps: 1,aa: Negative prompt:" * 8_000,
     ],
 )
 def test_no_text_takes_long_to_read(line: str) -> None:
