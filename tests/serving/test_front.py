@@ -197,3 +197,12 @@ def test_flags(tmp_path: Path) -> None:
     assert "secret" not in str(refused.value)
     with pytest.raises(ServeError, match="--replicas is 0, expected at least 1; --batch_wait is nan.*--port is 70000"):
         check(ServeConfig(replicas=0, batch_wait=float("nan"), port=70000))
+
+
+def test_watchers_ask_for_the_head_alone_and_schemes_have_any_case() -> None:
+    asked = Client(front(tokens=(TOKEN,), library=Library("nowhere")))
+    assert asked("HEAD", "/health")[0] == HTTPStatus.OK
+    assert asked("HEAD", "/draw")[0] == HTTPStatus.METHOD_NOT_ALLOWED
+    for scheme in ("Bearer", "bearer", "BEARER "):
+        assert asked("GET", "/subjects", headers={"authorization": f"{scheme} {TOKEN}"})[0] == HTTPStatus.OK
+    assert asked("GET", "/subjects", headers={"authorization": f"Basic {TOKEN}"})[0] == HTTPStatus.UNAUTHORIZED
