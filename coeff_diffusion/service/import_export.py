@@ -15,6 +15,7 @@ from ..hub import TOKEN, HubError, api, asking, split_id
 from ..images.generation_info import PictureError
 from ..sources.library import plain_name
 from ..sources.open import extract_any, open_subject, picture_kind
+from ..sources.shared_folder import name_for
 from ..subject.coefficients import Coefficients
 from ..subject.errors import CoefficientsError
 from ..subject.safetensors_file import FILE_NAME, MAX_FILE
@@ -85,7 +86,7 @@ class ImportExport:
         with by_name(path):
             is_picture = picture_kind(path) is not None
             subjects = extract_any(path) or [open_subject(path)]
-        names = [path.stem if not is_picture and path.name != FILE_NAME else _own_name(subject) for subject in subjects]
+        names = [_own_name(subject) if is_picture else name_for(path, subject) for subject in subjects]
         return [self.library.join(subject, name or path.stem) for subject, name in zip(subjects, names, strict=True)]
 
     def pull(self, source: str) -> str:

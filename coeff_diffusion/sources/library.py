@@ -17,6 +17,7 @@ from ..subject.printable import printable
 from ..subject.safetensors_file import FILE_NAME
 from ..subject.user_file import user_path
 from .open import open_subject
+from .shared_folder import name_for
 
 SUFFIX = ".safetensors"
 TRASH = ".trash"
@@ -105,12 +106,13 @@ class Library:
         return path.parent if self._is_run(path) else path
 
     def add(self, file: str | Path) -> str:
-        """Check a file and let its subject join (see `join`) under a name that is like the file's.
+        """Check a file and let its subject join (see `join`) under a name that is like the file's (see `name_for`).
 
         Raises:
             CoefficientsError: it is not a subject's file.
         """
-        return self.join(open_subject(file), Path(file).stem)
+        subject = open_subject(file)
+        return self.join(subject, name_for(Path(file), subject))
 
     def join(self, subject: Coefficients, name: str) -> str:
         """`put`, unless the very same subject is there already; returns what it is listed under."""

@@ -30,6 +30,8 @@ from ..subject.user_file import is_noise
 
 README = "README.md"
 SAMPLE = re.compile(r"samples/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\.(png|jpg|jpeg|webp)", re.ASCII)
+NAMELESS = re.compile(r"(?i)coefficients[\W_]*(copy|kopie|copie|copia)?[\W_]*\d*[\W_]*\.safetensors(\.\w+)?")
+"""What all shared subjects are called, and what browsers, systems and messengers make of it for the second one."""
 STARTS = {"png": rb"\x89PNG\r\n\x1a\n", "jpg": rb"\xff\xd8\xff", "jpeg": rb"\xff\xd8\xff", "webp": rb"RIFF.{4}WEBP"}
 
 MAX_SAMPLE = 8 * 2**20
@@ -48,6 +50,12 @@ class LayoutError(CoefficientsError):
 def is_ours(name: str) -> bool:
     """Whether a file of a shared subject is read, by its path below the folder."""
     return name in MAX_BYTES or SAMPLE.fullmatch(name) is not None
+
+
+def name_for(file: Path, subject: Coefficients) -> str:
+    """What a subject is to be called: as its file is, but for the name that all of them have."""
+    own = subject.info.name or subject.info.trigger
+    return (own if NAMELESS.fullmatch(file.name) else "") or file.stem
 
 
 def of_adapter(name: str) -> bool:

@@ -340,6 +340,22 @@ def test_what_is_no_subject_is_refused(
     assert import_export.library.find() == {}
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["coefficients (1).safetensors", "coefficients(2).safetensors", "coefficients - Copy.safetensors",
+     "Coefficients copy 2.safetensors", "coefficients-1.safetensors", "coefficients.safetensors.bin"],
+)  # fmt: skip
+def test_a_second_download_is_called_as_its_subject_is(
+    import_export: ImportExport, tmp_path: Path, new_subject: Make, name: str
+) -> None:
+    new_subject("Rex").save(tmp_path / name)
+    assert import_export.add(tmp_path / name) == ["Rex"]
+    new_subject("Tim", seed=3).save(tmp_path / name)
+    assert import_export.library.add(tmp_path / name) == "Tim"  # as the tab Draw does
+    new_subject("Rex", seed=2).save(tmp_path / "coefficients of Tom.safetensors")
+    assert import_export.add(tmp_path / "coefficients of Tom.safetensors") == ["coefficients-of-Tom"]
+
+
 def test_a_picture_without_a_subject_is_refused(import_export: ImportExport, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     with pytest.raises(CoefficientsError, match=r"^plain.png carries no subject in a coEf chunk, and no QR code"):
