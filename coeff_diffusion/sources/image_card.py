@@ -128,8 +128,9 @@ def choose(subjects: Sequence[Coefficients], name: str | None, path: Path) -> Co
     there = ", ".join(map(called, subjects))
     if name is None:
         raise CoefficientsError(
-            f'{path} carries {len(subjects)} subjects: {there}; load one of them: Coefficients.load(path, name="..."), '
-            "with its name or its hash"
+            f"{path} carries {len(subjects)} subjects: {there}; take one by its name or its hash, in Python by "
+            'Coefficients.load(path, name="...").save("one.safetensors"), or import the picture on the page, which '
+            "makes a file of each"
         )
     problem = "several" if fitting else "no"
     raise CoefficientsError(f"{path} carries {problem} subjects called {shown(name)}; there is {there}")

@@ -114,6 +114,7 @@ def test_one_of_several_has_to_be_named(dog: Coefficients, cat: Coefficients, tm
     assert Coefficients.load(path, name="cat") == cat
     with pytest.raises(CoefficientsError, match=rf"3 subjects: 'dog' \({dog.sha256[:12]}\), 'cat' .*name=") as error:
         Coefficients.load(path)
+    assert "import the picture on the page" in str(error.value)  # for those who have no Python at hand
     assert "\n" not in str(error.value)
     with pytest.raises(CoefficientsError, match="several subjects called 'dog'"):
         Coefficients.load(path, name="dog")
