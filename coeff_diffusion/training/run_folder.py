@@ -13,13 +13,16 @@ from filelock import FileLock, Timeout
 
 from ..subject.adapter_methods import ADAPTER_FILES, PEFT_CONFIG
 from ..subject.atomic_write import is_leftover
-from ..subject.user_file import is_noise
+from ..subject.user_file import is_noise, read_file
 from .config import ConfigError
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # some network file systems
+MAX_TEXT = 2**24  # bytes
 SAMPLE = re.compile(r"step_(\d{6,12})_(\d{1,6})\.png", re.ASCII)
 OF_THE_BASE = "step_000000_"
 """How the names of previews of step 0 begin: they show what the base draws, and stand for no subject."""
+MARKS = {"config.yaml": b"pretrained_model_name_or_path:", "README.md": b"library_name: coeff-diffusion"}
+"""What stands in each text that a run wrote: others have files of these names, too."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ class RunFolder:
         The lock dies with its process. What an earlier run that was killed left half written is swept away.
 
         Raises:
-            ConfigError: it holds something and neither flag allows that, it is a file, it cannot be written, or another
-                run writes into it right now.
+            ConfigError: it holds something and neither flag allows that, or texts that no run wrote and this one would
+                replace; it is a file, it cannot be written, or another run writes into it right now.
         """
         lock = FileLock(self.lock, thread_local=False)
         try:
@@ -153,6 +156,17 @@ class RunFolder:
                     "--overwrite_output_dir, or go on with it with --resume_from_checkpoint latest"
                 ]
             )
+        if others := [name for name, mark in MARKS.items() if not self._is_own(self.path / name, mark)]:
+            raise ConfigError(
+                [
+                    f"--output_dir {self.path} holds {' and '.join(others)} that no training wrote and this one would "
+                    "replace; take another folder, or move it away"
+                ]
+            )
+
+    def _is_own(self, text: Path, mark: bytes) -> bool:
+        """Whether a run wrote a text, or it is not there."""
+        return not text.exists() or mark in read_file(text, MAX_TEXT)
 
     def place(self) -> tuple[int, int] | None:
         """Which folder it is, whatever it is called: device and number on it. None where there is none."""
@@ -171,7 +185,8 @@ class RunFolder:
 
     def clear(self, logging_dir: str) -> None:
         """Delete what an earlier run left, and nothing else that lies in the folder."""
-        for file in (self.coefficients, *self.adapter, self.timeline, self.config, self.card):
+        is_run = self.config.exists()  # or adapters and the tracker's files are others': all programs call them alike
+        for file in (self.coefficients, *(self.adapter if is_run else ()), self.timeline, self.config, self.card):
             file.unlink(missing_ok=True)
         for pattern in ("samples/step_*.png", "checkpoints/step_*.safetensors", "adapters/step_*.safetensors"):
             for file in self.path.glob(pattern):
@@ -179,7 +194,9 @@ class RunFolder:
         for folder in (self.samples, self.checkpoints, self.adapters):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-        for tracked in (self.path / logging_dir).rglob("events.out.tfevents.*"):
-            tracked.unlink()
-        if (self.path / logging_dir).is_dir() and not any(p.is_file() for p in (self.path / logging_dir).rglob("*")):
-            shutil.rmtree(self.path / logging_dir)
+        tracking = self.path / logging_dir
+        if is_run and tracking.is_dir():
+            for tracked in tracking.rglob("events.out.tfevents.*"):
+                tracked.unlink()
+            if not any(path.is_file() for path in tracking.rglob("*")):
+                shutil.rmtree(tracking)

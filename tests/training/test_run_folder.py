@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coeff_diffusion.training.config import ConfigError
+from coeff_diffusion.training.config import ConfigError, TrainConfig
 from coeff_diffusion.training.run_folder import RunFolder
 
 
@@ -126,6 +126,33 @@ def test_clearing_takes_a_runs_own_files_only(tmp_path: Path) -> None:
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(others)
     assert not (tmp_path / "logs").exists()
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.yaml"])
+def test_texts_that_no_run_wrote_are_never_replaced(tmp_path: Path, name: str) -> None:
+    """`--overwrite_output_dir` and resuming allow a folder that holds a run, not one that holds somebody's project."""
+    output = RunFolder(tmp_path)
+    (tmp_path / name).write_text("written by hand")
+    for allowed in ("overwrite", "resume"):
+        with pytest.raises(ConfigError, match=f"holds {name} that no training wrote and this one would replace; take"):
+            claim(output, **{allowed: True})
+    assert (tmp_path / name).read_text() == "written by hand"
+    output.config.write_text(TrainConfig(instance_data_dir="photos", class_word="dog").resolve().to_yaml())
+    output.card.write_text("---\nlibrary_name: coeff-diffusion\n---\n\nMy own words.\n")
+    claim(output, overwrite=True)
+
+
+def test_what_other_programs_call_alike_stays_where_no_run_was(tmp_path: Path) -> None:
+    output = RunFolder(tmp_path)
+    others = [tmp_path / "logs" / "events.out.tfevents.1.host", *output.adapter]
+    others[0].parent.mkdir()
+    for path in others:
+        path.touch()
+    output.clear("logs")
+    assert all(path.exists() for path in others)
+    output.config.touch()
+    output.clear("logs")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_newest_samples(tmp_path: Path) -> None:
