@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..families.family import Framing
+from ..images.photo import DatasetError
 from .views import PictureViews, Views
 
 Encode = Callable[[Any, Tensor], tuple[Tensor, Tensor | None]]  # see `posterior`
@@ -168,12 +169,17 @@ def encode_pictures(
         on_picture: called after each picture, for a progress bar.
         notes: gets the pictures' notes.
         encode: what the autoencoder makes of pixels; default: `posterior`.
+
+    Raises:
+        DatasetError: a picture cannot be used.
     """
     # With a generator of its own the loader does not draw from the global one.
-    loader = DataLoader(pictures, batch_size=None, num_workers=workers, generator=torch.Generator())
+    loader = DataLoader(_Read(pictures), batch_size=None, num_workers=workers, generator=torch.Generator())
     groups: dict[torch.Size, _Group] = {}
     places = []
     for views in loader:
+        if isinstance(views, DatasetError):
+            raise views
         size = views.pixels.shape[-2:]
         number = list(groups).index(size) if size in groups else len(groups)
         group = groups.setdefault(size, _Group())
@@ -184,6 +190,22 @@ def encode_pictures(
         if on_picture is not None:
             on_picture()
     return Pictures(tuple(group.latents() for group in groups.values()), tuple(places))
+
+
+class _Read(Dataset[Views | DatasetError]):
+    """Pictures, or what is wrong with them: an error that a worker raises has its whole stack in its message."""
+
+    def __init__(self, pictures: PictureViews) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Views | DatasetError:
+        try:
+            return self.pictures[index]
+        except DatasetError as error:
+            return error
 
 
 class _Group:

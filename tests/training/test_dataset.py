@@ -10,7 +10,7 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from PIL import Image
 
 from coeff_diffusion.families.stable_diffusion import StableDiffusion
-from coeff_diffusion.images.photo import read_image
+from coeff_diffusion.images.photo import DatasetError, read_image
 from coeff_diffusion.inference.trigger_tokens import add_trigger, initial_vectors
 from coeff_diffusion.training.dataset import Prompts, TrainingSet, fingerprint_files, picture_order
 from coeff_diffusion.training.latents import Latents, Pictures, encode_pictures
@@ -94,6 +94,17 @@ def test_workers_change_nothing(tiny_pipe: StableDiffusionPipeline, subject_imag
     helped = encoded(tiny_pipe.vae, views_of(subject_images), workers=1)
     assert torch.equal(alone.mean, helped.mean)
     assert alone.starts == helped.starts
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_one_line_whoever_reads_it(
+    tiny_pipe: StableDiffusionPipeline, tmp_path: Path, workers: int
+) -> None:
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    with pytest.raises(DatasetError) as caught:
+        encode_pictures(tiny_pipe.vae, views_of(tmp_path), workers=workers)
+    assert str(caught.value).startswith(f"{tmp_path / '0.png'} is not a readable picture")
+    assert "\n" not in str(caught.value)
 
 
 def test_samples_come_from_the_right_picture_and_all_its_views() -> None:
