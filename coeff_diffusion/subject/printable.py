@@ -14,5 +14,14 @@ def printable(text: str) -> str:
     return "".join(letter if _prints(letter) else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def is_text(text: str) -> bool:
+    """Whether it is text that can be read and written: half of a surrogate pair, which JSON can spell, is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _prints(letter: str) -> bool:
     return letter.isprintable() or letter in JOINERS or unicodedata.category(letter) == "Zs"

@@ -12,6 +12,8 @@ from typing import Any
 
 from ..images.photo import DatasetError
 from ..inference.trigger import contains_trigger
+from ..subject.errors import shown
+from ..subject.printable import is_text
 from ..subject.user_file import open_file
 
 SUFFIXES = (".txt", ".caption", ".json")  # of files beside a picture; where there are several, the first one counts
@@ -56,14 +58,14 @@ def read_caption(file: Path) -> Caption:
     return Caption(file.name, " ".join(text.split()), tuple(notes))
 
 
-def read_table(file: Path) -> dict[str, Caption]:
-    """The captions in a `metadata.jsonl` or `metadata.csv`, by the names of their pictures.
+def read_table(file: Path) -> list[tuple[str, Caption]]:
+    """The names of pictures and their captions in a `metadata.jsonl` or `metadata.csv`, line by line.
 
     Raises:
         DatasetError: a line is not what it should be.
     """
     text, notes = _decoded(file, MAX_TABLE)
-    found: dict[str, Caption] = {}
+    found: list[tuple[str, Caption]] = []
     for number, row in _rows(file, text):
         source = f"{file.name}, line {number}"
         name = row.get("file_name")
@@ -72,7 +74,7 @@ def read_table(file: Path) -> dict[str, Caption]:
         words = " ".join(_worded(row, source).split())
         if not words:
             raise DatasetError(f"{file}, line {number} has no words for {name}; write some, or take the line out")
-        found[name] = Caption(source, words, tuple(notes))
+        found.append((name, Caption(source, words, tuple(notes))))
         notes = []
     return found
 
@@ -86,9 +88,14 @@ def _rows(file: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         except csv.Error as error:
             raise DatasetError(f"{file}, line {table.line_num} cannot be read: {error}") from error
         return
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(json_lines(text), start=1):
         if line.strip():
             yield number, _parsed(file, line, f"{file}, line {number}")
+
+
+def json_lines(text: str) -> list[str]:
+    """The lines of a JSON Lines file: what else Unicode calls the end of a line may stand inside of JSON's texts."""
+    return re.split(r"\r\n|\r|\n", text)
 
 
 def _parsed(file: Path, text: str, place: str) -> Mapping[str, Any]:
@@ -106,6 +113,10 @@ def _parsed(file: Path, text: str, place: str) -> Mapping[str, Any]:
 def _worded(row: Mapping[str, Any], place: str) -> str:
     for column in COLUMNS:
         if isinstance(words := row.get(column), str):
+            if not is_text(words):
+                raise DatasetError(
+                    f"{place} holds half a letter, as where a text was cut: {shown(words)}; write it anew"
+                )
             return words
     known = ", ".join(str(key)[:20] for key in list(row)[:8])
     raise DatasetError(f"{place} has no {' or '.join(map(repr, COLUMNS))} (it has: {known})")

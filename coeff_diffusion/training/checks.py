@@ -11,9 +11,12 @@ import torch
 
 from ..inference.trigger import contains_trigger
 from ..subject.errors import CoefficientsError, shown
+from ..subject.printable import is_text
 from ..subject.user_file import user_path
 from .crop_boxes import box_problem
 from .settings import TrainSettings
+
+PROMPTS = ("instance_prompt", "class_prompt", "validation_prompt")
 
 
 def find_problems(config: TrainSettings) -> list[str]:
@@ -99,6 +102,13 @@ def _picture_problems(config: TrainSettings) -> list[str]:
 
 
 def _prompt_problems(config: TrainSettings) -> list[str]:
+    said = {name: getattr(config, name) for name in ("trigger", "class_word", "name", "license", *PROMPTS)}
+    if unread := [
+        f"--{name} is {shown(text)}, part of which is no text; write it anew, in UTF-8"
+        for name, text in said.items()
+        if text is not None and not is_text(text)
+    ]:
+        return unread[:1]  # the others are made of it
     problems = []
     if not config.instance_data_dir:
         problems.append("--instance_data_dir is missing: the folder with the pictures of the subject")

@@ -21,6 +21,7 @@ from ..images.photo import DatasetError
 from ..sources.library import SUFFIX, LibraryError, check_name, plain_name
 from ..subject.errors import cut, shown
 from ..subject.user_file import FileError, read_text, user_path
+from .captions import json_lines
 from .config import ConfigError, TrainConfig
 from .many_config import TABLES
 from .picture_folder import ABOUT, find_pictures, natural
@@ -194,7 +195,7 @@ def _read(table: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             return
         found: Any
         if table.suffix.lower() == ".jsonl":
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+            found = [json.loads(line) for line in json_lines(text) if line.strip()]
         else:
             found = yaml.safe_load(text)
     except (FileError, csv.Error, ValueError, yaml.YAMLError, RecursionError) as error:

@@ -196,7 +196,7 @@ def _captions(files: list[Path], pictures: list[Path], found: PictureFolder) -> 
             for owner in owners:
                 captions.setdefault(owner, path)
     for table in (path for name in TABLES for path in files if path.name == name):
-        for name, caption in read_table(table).items():
+        for name, caption in read_table(table):
             owners = by_name.of(name)
             if not owners:
                 found.leave_out(Path(f"{name} ({caption.source})"), LONELY)

@@ -63,6 +63,11 @@ def test_several_lines_are_one_caption_and_that_is_said(tmp_path: Path) -> None:
         ("1.json", b'{"tags": "a"}', r"1\.json has no 'text' or 'caption' or 'prompt' \(it has: tags\)"),
         ("1.json", b"[" * 50_000, r"1\.json is not JSON"),
         ("1.json", b'{"caption": " "}', r"1\.json is empty"),
+        (
+            "1.json",
+            b'{"caption": "a cat \\ud83d"}',
+            r"1\.json holds half a letter, as where a text was cut: 'a cat \\ud83d'",
+        ),
     ],
 )
 def test_useless_captions(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -80,6 +85,7 @@ def test_useless_captions(tmp_path: Path, name: str, content: bytes, message: st
         ("metadata.jsonl", '{"file_name": "1.png"}', r"metadata\.jsonl, line 1 has no 'text' or"),
         ("metadata.jsonl", '{"file_name": "1.png", "text": 3}', r"metadata\.jsonl, line 1 has no 'text' or"),
         ("metadata.jsonl", '{"file_name": "1.png", "text": " "}', r"metadata\.jsonl, line 1 has no words for 1\.png"),
+        ("metadata.jsonl", '{"file_name": "1.png", "text": "\\ud83d"}', r"metadata\.jsonl, line 1 holds half a letter"),
         ("metadata.csv", "name,text\n1.png,a\n", r"metadata\.csv, line 2 has no file_name"),
         ("metadata.csv", 'file_name,text\n1.png,"a', r"metadata\.csv, line \d cannot be read"),
         ("metadata.csv", "file_name,text\n1.png\n", r"metadata\.csv, line 2 has no 'text' or"),

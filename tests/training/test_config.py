@@ -113,6 +113,11 @@ def test_all_problems_at_once() -> None:
         ({"trigger": "dog"}, "is the class word itself"),
         ({"trigger": " "}, "--trigger is '', expected words such as 'sks dog'"),
         ({"trigger": "***"}, "--trigger is '***', expected words"),
+        (
+            {"trigger": "caf\udce9 dog"},
+            r"--trigger is 'caf\udce9 dog', part of which is no text; write it anew, in UTF-8",
+        ),
+        ({"validation_prompt": "a sks dog \ud83d"}, "--validation_prompt is 'a sks dog "),
         ({"validation_prompt": "a dog"}, "--validation_prompt 'a dog' lacks the trigger 'sks dog', so the previews"),
         ({"instance_prompt": "a photo of a dog"}, "--instance_prompt 'a photo of a dog' lacks the trigger 'sks dog'"),
         ({"with_prior_preservation": True}, "--class_data_dir is missing"),

@@ -130,6 +130,7 @@ def test_pictures_under_other_names_are_pictures(tmp_path: Path) -> None:
         ({"1.json": '{"caption": "ai-toolkit"}'}, "ai-toolkit"),
         ({"metadata.jsonl": '{"file_name": "1.png", "text": "imagefolder"}'}, "imagefolder"),
         ({"metadata.jsonl": '\n{"file_name": "1.png", "prompt": "other column", "seed": 3}\n'}, "other column"),
+        ({"metadata.jsonl": '{"file_name": "1.png", "text": "Unicode\u2028has\x85more"}\r\n'}, "Unicode has more"),
         ({"metadata.csv": 'file_name,text\n1.png,"commas, quoted"\n'}, "commas, quoted"),
         ({"1.txt": "own", "1.caption": "other"}, "own"),
         ({"1.txt": "own", "metadata.jsonl": '{"file_name": "1.png", "text": "table"}'}, "own"),
@@ -202,6 +203,19 @@ def test_lines_of_a_table_without_a_picture_are_said(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
     (line,) = find_pictures(tmp_path).said()
     assert line.startswith("left out 3 files (2.png (metadata.jsonl, line 2), ")
+
+
+def test_of_several_lines_for_a_picture_the_first_counts_and_the_rest_is_said(tmp_path: Path) -> None:
+    picture(tmp_path / "1.png")
+    rows = [f'{{"file_name": "1.png", "text": "{text}"}}' for text in ("a cat", "a cat asleep", "a cat, too")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    found = find_pictures(tmp_path)
+    words = found.pictures[0].words()
+    assert words is not None
+    assert words.text == "a cat"
+    assert left_out(found) == {
+        folders.SECOND_CAPTION: [f"1.png (metadata.jsonl, line {line})" for line in (2, 3)],
+    }
 
 
 @given(st.data())
