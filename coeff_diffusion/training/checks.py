@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import torch
 
@@ -21,6 +22,8 @@ PROMPTS = ("instance_prompt", "class_prompt", "validation_prompt")
 
 def find_problems(config: TrainSettings) -> list[str]:
     """All problems of settings whose defaults are filled in; empty where training can start."""
+    if empty := _empty(config):
+        return empty  # nothing can be asked of those
     return [
         *_number_problems(config),
         *_picture_problems(config),
@@ -28,6 +31,16 @@ def find_problems(config: TrainSettings) -> list[str]:
         *_validation_problems(config),
         *_adapter_problems(config),
         *_environment_problems(config),
+    ]
+
+
+def _empty(config: TrainSettings) -> list[str]:
+    """Settings without a value, as a line `seed:` of a YAML file leaves them, that have to have one."""
+    types = get_type_hints(TrainSettings)
+    return [
+        f"--{name} has no value; write one, or leave it out"
+        for name, kind in types.items()
+        if getattr(config, name) is None and type(None) not in get_args(kind)
     ]
 
 

@@ -24,8 +24,10 @@ from ..subject.user_file import FileError, read_text, user_path
 from ..subject.wrong_value import wrong_value
 from .config_layers import parse_layers
 from .settings import TrainSettings
+from .strict_yaml import load_yaml
 
 MAX_CONFIG = 2**20  # bytes
+BOOLEANS = ("true", "false", "yes", "no")
 VALIDATE_EVERY = 20  # steps, where someone wants to choose among them
 
 
@@ -108,12 +110,20 @@ class ConfigFile(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         try:
             text = read_text(user_path(values), MAX_CONFIG)
-            found = yaml.safe_load(text)
+            found = load_yaml(text)
         except (FileError, yaml.YAMLError, RecursionError) as error:
             why = str(error) if isinstance(error, FileError) else f"{values} is no YAML: {' '.join(str(error).split())}"
             raise ConfigError([f"--config: {why}"]) from error
         if found is not None and not isinstance(found, dict):
             raise ConfigError([f"--config: {values} holds {shown(found)}, expected lines such as 'seed: 1'"])
+        types = typing.get_type_hints(TrainSettings)
+        found = found or {}
+        for name, value in found.items():
+            if types.get(name) is bool and value is not None and str(value).lower() not in BOOLEANS:
+                raise ConfigError([f"--{name} is {value!r}, expected true or false"])
+            if value is False and "no" in typing.get_args(types.get(name)):  # what YAML takes a bare `no` for
+                found[name] = "no"
+                text = yaml.safe_dump(found)
         self.apply_config(parser, cfg, self.dest, f"# no path\n{text if found else '{}'}")
 
 
@@ -121,7 +131,7 @@ class ConfigParser(ArgumentParser):
     """jsonargparse's parser, with the nearest known name in the error about an unknown one."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        unknown = re.search(r"Option '([\w.]+)' is not accepted|unrecognized arguments: -*([\w.]+)", message)
+        unknown = re.search(r"Option '([\w.-]+)' is not accepted|unrecognized arguments: -*([\w.-]+)", message)
         if unknown:
             name = unknown[1] or unknown[2]
             near = difflib.get_close_matches(name.split(".")[-1], map(flag_of, field_help()), n=1, cutoff=0.5)

@@ -25,6 +25,7 @@ from .captions import json_lines
 from .config import ConfigError, TrainConfig
 from .many_config import TABLES
 from .picture_folder import ABOUT, find_pictures, natural
+from .strict_yaml import load_yaml
 from .subject_store import inside, is_address
 
 COLUMNS = ("name", "class_word", "trigger", "instance_prompt", "validation_prompt", "class_prompt", "license", "seed")
@@ -197,7 +198,7 @@ def _read(table: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if table.suffix.lower() == ".jsonl":
             found = [json.loads(line) for line in json_lines(text) if line.strip()]
         else:
-            found = yaml.safe_load(text)
+            found = load_yaml(text)
     except (FileError, csv.Error, ValueError, yaml.YAMLError, RecursionError) as error:
         why = cut(" ".join(str(error).split()), 200)
         raise ConfigError([why if isinstance(error, FileError) else f"{table} cannot be read: {why}"]) from error
@@ -215,7 +216,7 @@ def _beside(folder: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        found = yaml.safe_load(read_text(file, MAX_TABLE))
+        found = load_yaml(read_text(file, MAX_TABLE))
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError([f"{file} is no YAML: {cut(' '.join(str(error).split()))}"]) from error
     if not isinstance(found, dict):

@@ -163,6 +163,11 @@ def test_tensorboard_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         ("resolution: wide", "--resolution is 'wide', expected int"),
         ("crop_boxes: 3", "--crop_boxes is '3', expected dict[str, list[float]]"),
         ("train: everything", "--train is 'everything', expected one of 'coefficients+token', 'coefficients', 'token'"),
+        ("max-train-steps: 5", "unknown setting 'max-train-steps'; did you mean 'max_train_steps'?"),
+        ("seed: 1\nrandom_flip: true\nseed: 2", "'seed' is there twice, in line 1 and in \"<unicode string>\", line 3"),
+        ("crop_boxes: {1.png: [0, 0, 1, 1], 1.png: [0, 0, 1, 0.5]}", "'1.png' is there twice"),
+        ("random_flip: 1", "--random_flip is 1, expected true or false"),
+        ("random_flip: sometimes", "--random_flip is 'sometimes', expected true or false"),
         ("max_train_steps: 1.5", "--max_train_steps is '1.5', expected int"),
         ("- a list", "config"),
     ],
@@ -175,9 +180,28 @@ def test_wrong_yaml(tmp_path: Path, line: str, said: str) -> None:
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["seed", "blocks", "use_masks", "lr_scheduler", "logging_dir", "train"])
+def test_a_line_without_a_value_is_refused_where_a_setting_needs_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"{name}:\ninstance_prompt:\ninstance_data_dir: photos\nclass_word: dog\n")
+    with pytest.raises(ConfigError) as error:
+        TrainConfig.from_yaml(tmp_path / "c.yaml").resolve()
+    assert error.value.problems == [f"--{name} has no value; write one, or leave it out"]
+
+
+def test_a_bare_no_is_what_it_says(tmp_path: Path) -> None:
+    """YAML takes it for false."""
+    lines = "mixed_precision: no\nquantization: no\nlearning_rate: 1e-4\ncreated: 2026-11-23\nrandom_flip: no\n"
+    (tmp_path / "c.yaml").write_text(lines)
+    config = TrainConfig.from_yaml(tmp_path / "c.yaml")
+    assert (config.mixed_precision, config.quantization, config.random_flip) == ("no", "no", False)
+    assert (config.learning_rate, config.created) == (1e-4, "2026-11-23")
+
+
 def test_wrong_flag_and_missing_file() -> None:
     with pytest.raises(ConfigError, match=r"unknown setting 'lerning_rate'; did you mean 'learning_rate'\?"):
         parse_train_config(["--lerning_rate", "3"])
+    with pytest.raises(ConfigError, match=r"unknown setting 'max-train-steps'; did you mean 'max_train_steps'\?"):
+        parse_train_config(["--max-train-steps", "3"])
     with pytest.raises(ConfigError, match="nowhere.yaml"):
         TrainConfig.from_yaml("nowhere.yaml")
 
