@@ -1,16 +1,22 @@
 """Class pictures for prior preservation: drawn by the base once, kept in a folder, reused by every later run."""
 
+import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
-from ..images.files import save_picture
+from ..images.files import find_drawing, save_picture
+from ..images.generation_info import PictureError
 from ..images.photo import DatasetError
 from ..inference.request import DrawRequest
 from ..inference.studio import Studio
+from ..subject.errors import shown
 from ..subject.user_file import user_path
-from .picture_folder import scan
+from .picture_folder import named, scan
+
+DRAWN = re.compile(r"class_\d{5,}\.png", re.ASCII)
 
 
 def class_images(
@@ -35,7 +41,7 @@ def class_images(
     Args:
         studio: draws with the base alone.
         resolution: side of the drawn pictures in pixels.
-        say: gets a line for what lies in the folder and is not used.
+        say: gets a line for what lies in the folder and is not used, or was drawn from another prompt.
 
     Raises:
         DatasetError: the folder cannot be used. DrawCancelled: `should_stop` said so; what is drawn so far stays.
@@ -46,6 +52,8 @@ def class_images(
     except OSError as error:
         raise DatasetError(f"class pictures cannot be kept in {folder}: {error}") from error
     found = _pictures(folder, say)
+    for line in _of_others(found[:count], prompt):
+        say(f"warning: class pictures in {folder}: {line}")
     free = [number for number in range(count) if not _path(folder, number).exists()]
     missing = free[: max(0, count - len(found))]
     with tqdm(
@@ -81,6 +89,20 @@ def _pictures(folder: Path, say: Callable[[str], None] = lambda line: None) -> l
     if any(picture.caption or picture.mask for picture in found.pictures):
         say(f"class pictures in {folder}: captions and masks are not used; all of them are told as the class prompt")
     return found.paths
+
+
+def _of_others(pictures: list[Path], prompt: str) -> list[str]:
+    """A sentence for each other prompt that some of the pictures were drawn from here."""
+    by_prompt: dict[str, list[Path]] = {}
+    for path in (path for path in pictures if DRAWN.fullmatch(path.name)):
+        with suppress(PictureError):  # whoever reads its pixels says what is wrong with it, if anything is
+            if (drawing := find_drawing(path)) and drawing.prompt != prompt:
+                by_prompt.setdefault(drawing.prompt, []).append(path)
+    return [
+        f"{named(paths)} drawn from {shown(other)}, and taken for {shown(prompt)} now; of another class, they belong "
+        "into another --class_data_dir"
+        for other, paths in by_prompt.items()
+    ]
 
 
 def _consecutive(numbers: list[int], most: int) -> Iterator[list[int]]:

@@ -48,6 +48,20 @@ def test_an_incomplete_set_becomes_the_same_set(studio: Studio, tmp_path: Path) 
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in whole]
 
 
+def test_pictures_that_were_drawn_of_another_class_are_named(studio: Studio, tmp_path: Path) -> None:
+    """A folder that is used again for another class would teach that a dog looks like a cat."""
+    said: list[str] = []
+    class_images(studio, tmp_path, "a cat", 2, resolution=16, show_progress=False, say=said.append)
+    Image.new("RGB", (30, 20)).save(tmp_path / "class_00002.png", "JPEG")  # of others, who also call theirs so
+    class_images(studio, tmp_path, "a cat", 3, resolution=16, show_progress=False, say=said.append)
+    assert said == []
+    class_images(studio, tmp_path, "a dog", 3, resolution=16, show_progress=False, say=said.append)
+    assert said == [
+        f"warning: class pictures in {tmp_path}: 2 files (class_00000.png, class_00001.png) drawn from 'a cat', and "
+        "taken for 'a dog' now; of another class, they belong into another --class_data_dir"
+    ]
+
+
 def test_pictures_of_others_count(studio: Studio, tmp_path: Path) -> None:
     for number in range(2):
         Image.new("RGB", (30, 20)).save(tmp_path / f"photo{number}.jpg")
