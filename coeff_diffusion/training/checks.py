@@ -154,6 +154,9 @@ def _prompt_problems(config: TrainSettings) -> list[str]:
         problems.append("--class_data_dir is only used with --with_prior_preservation")
     if config.created is not None and not re.fullmatch(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ?)?", config.created):
         problems.append(f"--created is {config.created!r}, expected a date such as 2026-11-23")
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if config.created is None and epoch and not re.fullmatch(r"[0-9]{1,11}", epoch):
+        problems.append(f"SOURCE_DATE_EPOCH is {shown(epoch)} in the environment, expected whole seconds since 1970")
     return problems
 
 

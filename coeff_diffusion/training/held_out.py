@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -29,7 +30,11 @@ def split_pictures(config: TrainConfig, found: PictureFolder, say: Callable[[str
             others = find_pictures(config.validation_data_dir)
         except DatasetError as error:
             raise DatasetError(f"--validation_data_dir: {error}") from error
-        _check_unseen(found.pictures, others.pictures)
+        if seen := _seen(found.pictures, others.pictures):
+            raise DatasetError(
+                f"--validation_data_dir holds what is trained on: {named(seen)}; give others of the subject, or leave "
+                "it out to measure on those that are trained on"
+            )
         say(f"measuring on {named(others.paths)} of {config.validation_data_dir}")
         for line in others.said():
             say(line)
@@ -50,19 +55,20 @@ def _held_out(pictures: list[TrainingPicture], config: TrainConfig, say: Callabl
     generator = torch.Generator().manual_seed(mixed_seed(config.seed, -4))
     chosen = set(torch.randperm(total, generator=generator)[:count].tolist())
     held_out = [picture for place, picture in enumerate(pictures) if place in chosen]
-    say(f"held out of training, to measure on: {named([picture.path for picture in held_out])}")
-    return [picture for place, picture in enumerate(pictures) if place not in chosen], held_out
-
-
-def _check_unseen(training: Sequence[TrainingPicture], others: Sequence[TrainingPicture]) -> None:
-    """Raises DatasetError: pictures are trained on and measured on, whatever they are called."""
-    known = {_digest(picture) for picture in training}
-    seen = [picture.path for picture in others if _digest(picture) in known]
-    if seen:
+    training = [picture for place, picture in enumerate(pictures) if place not in chosen]
+    if seen := _seen(training, held_out):
         raise DatasetError(
-            f"--validation_data_dir holds what is trained on: {named(seen)}; give others of the subject, or leave it "
-            "out to measure on those that are trained on"
+            f"--validation_split would measure on what is trained on: the pictures hold {named(seen)} again; "
+            "take the copies out"
         )
+    say(f"held out of training, to measure on: {named([picture.path for picture in held_out])}")
+    return training, held_out
+
+
+def _seen(training: Sequence[TrainingPicture], others: Sequence[TrainingPicture]) -> list[Path]:
+    """Those of the others that are trained on, too, whatever they are called."""
+    known = {_digest(picture) for picture in training}
+    return [picture.path for picture in others if _digest(picture) in known]
 
 
 def _digest(picture: TrainingPicture) -> bytes:

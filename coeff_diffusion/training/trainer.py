@@ -34,7 +34,7 @@ from ..subject.errors import CoefficientsError
 from ..subject.info import not_learned
 from ..subject.user_file import user_path
 from .average import Average
-from .checkpoint import Checkpoint, find_checkpoint
+from .checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from .config import ConfigError, TrainConfig
 from .keeping import Keeping
 from .known_pictures import MOST, KnownPictures, losses_at, strangeness, unknown_pictures
@@ -258,6 +258,11 @@ class Trainer:
         """Go on exactly where the checkpoint was written."""
         config = self.config
         checkpoint.restore(self.identity(), self.state(), self.optimization)
+        if checkpoint.step > config.max_train_steps:
+            raise CheckpointError(
+                f"the checkpoint is of step {checkpoint.step}, and --max_train_steps is {config.max_train_steps}: give "
+                "more steps, go on from an earlier checkpoint, or start anew with --overwrite_output_dir"
+            )
         self.step, self.losses = checkpoint.step, list(checkpoint.losses)
         self.keeping.resume(self.step, self.validation.due)
         self.validation.resume(checkpoint.validation)

@@ -145,6 +145,13 @@ def test_each_problem_names_its_flag(changes: dict[str, object], said: str, monk
     assert any(said in problem for problem in problems_of(**changes))
 
 
+@pytest.mark.parametrize("epoch", ["yesterday", "-1", "99999999999999", "1.5"])
+def test_a_date_of_the_environment_that_is_none(monkeypatch: pytest.MonkeyPatch, epoch: str) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+    assert problems_of() == [f"SOURCE_DATE_EPOCH is '{epoch}' in the environment, expected whole seconds since 1970"]
+    complete(created="2026-11-23").resolve()
+
+
 def test_tensorboard_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert problems_of(report_to="tensorboard") == [

@@ -281,6 +281,8 @@ def test_resuming_checks_that_it_is_the_same_run(
         run(resume_from_checkpoint="latest", learning_rate=0.1, train="token")
     longer = run(resume_from_checkpoint="step_000003", max_train_steps=8)  # going on for longer is fine
     assert len(longer.losses) == 8
+    with pytest.raises(CheckpointError, match="the checkpoint is of step 3, and --max_train_steps is 2: give more"):
+        run(resume_from_checkpoint="step_000003", max_train_steps=2)
     Image.new("RGB", (20, 20)).save(subject_images / "0.png")
     with pytest.raises(CheckpointError, match="belongs to another run: pictures was"):
         run(resume_from_checkpoint="latest")

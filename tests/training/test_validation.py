@@ -262,7 +262,7 @@ def test_a_best_step_that_is_lost_is_said(run: Run) -> None:
 # --- pictures to measure on -------------------------------------------------------------------------------------------
 
 
-def test_pictures_held_out_by_number_or_share(run: Run) -> None:
+def test_pictures_held_out_by_number_or_share(run: Run, subject_images: Path) -> None:
     lines: list[str] = []
     by_share = run("share", callbacks={"say": lines.append}, validation_split=0.4, max_train_steps=2)
     (held,) = [line for line in lines if line.startswith("held out of training")]
@@ -277,6 +277,12 @@ def test_pictures_held_out_by_number_or_share(run: Run) -> None:
         if count >= 5:
             with pytest.raises(DatasetError, match=rf"--validation_split {split:g} holds out {count} pictures of 5"):
                 run(f"all-{split}", validation_split=split)
+    for path in sorted(subject_images.iterdir()):
+        (subject_images / f"copy of {path.name}").write_bytes(path.read_bytes())
+    with pytest.raises(
+        DatasetError, match=r"--validation_split would measure on what is trained on: the pictures hold .*\.png again"
+    ):
+        run("copies", validation_split=1)
 
 
 def test_another_folder_with_captions_and_masks(run: Run, subject_images: Path, tmp_path: Path) -> None:
