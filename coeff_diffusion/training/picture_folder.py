@@ -80,10 +80,14 @@ def find_pictures(source: str | Path | Sequence[str | Path]) -> PictureFolder:
     """The pictures of a folder with what belongs to them, or the listed files as they stand.
 
     Raises:
-        DatasetError: nothing there, or no pictures in it.
+        DatasetError: nothing there, no pictures in it, or a folder in a list.
     """
     if not isinstance(source, str | Path):
         paths = [Path(path).expanduser() for path in source]
+        if folders := [str(path) for path in paths if path.is_dir()]:
+            raise DatasetError(
+                f"{', '.join(folders)}: a list names pictures, not folders; give one folder, or its files one by one"
+            )
         missing = [str(path) for path in paths if not path.is_file()]
         if missing or not paths:
             raise DatasetError(f"no such picture: {', '.join(missing)}" if missing else "the list of pictures is empty")

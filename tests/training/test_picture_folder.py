@@ -58,6 +58,8 @@ def test_nothing_to_find(tmp_path: Path) -> None:
         find_pictures(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match=r"no such picture: .*gone\.png"):
         find_pictures([tmp_path / "gone.png"])
+    with pytest.raises(DatasetError, match=r"10_sks dog: a list names pictures, not folders; give one folder, or its"):
+        find_pictures([tmp_path / "10_sks dog" / "1.png", tmp_path / "10_sks dog"])
     with pytest.raises(DatasetError, match="the list of pictures is empty"):
         find_pictures([])
 
