@@ -38,6 +38,7 @@ from .checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from .config import ConfigError, TrainConfig
 from .keeping import Keeping
 from .known_pictures import MOST, KnownPictures, losses_at, strangeness, unknown_pictures
+from .launched import unread
 from .model import DTYPES, Learner, training_resolution
 from .model_card import model_card
 from .noising import NoisedBatch, batch_loss, noised_batch
@@ -139,6 +140,8 @@ class Trainer:
         config, resume = self.config, self.config.resume_from_checkpoint is not None
         if not self.is_main:  # one of several processes speaks and writes for all
             return self.run_claimed()
+        for note in unread(config):
+            self.say(note)
         with self.output.claimed(overwrite=config.overwrite_output_dir, resume=resume, say=self.say):
             self.keeping.remember_folder()
             return self.run_claimed()
@@ -334,7 +337,8 @@ class Trainer:
             self.keeping.write(self.output.config, again.to_yaml())
             self.say(intent(config, self.learner, self.studio.base, len(self.data.instance)))
         if config.report_to != "none":
-            self.accelerator.init_trackers("")
+            of_a_run_that_went_on = {"purge_step": self.step + 1} if self.step else {}  # behind the checkpoint
+            self.accelerator.init_trackers("", init_kwargs={config.report_to: of_a_run_that_went_on})
         self.learner.train(True)
         if self.is_main and self.previews.due(self.step) and not self.previews.drawn(self.step):
             self.preview()  # that of step 0, or one before which the run ended that the checkpoint is of

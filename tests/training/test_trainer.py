@@ -28,6 +28,7 @@ from coeff_diffusion.subject.coefficients import Coefficients
 from coeff_diffusion.subject.errors import CoefficientsError
 from coeff_diffusion.training.checkpoint import CheckpointError
 from coeff_diffusion.training.config import ConfigError, TrainConfig
+from coeff_diffusion.training.launched import unread
 from coeff_diffusion.training.reports import PreviewReport, StepReport, TrainingCancelled, TrainingError, TrainResult
 from coeff_diffusion.training.timeline import load_losses, load_timeline
 from coeff_diffusion.training.trainer import Trainer, train
@@ -616,6 +617,36 @@ def test_tensorboard(run: Callable[..., TrainResult]) -> None:
     events.Reload()
     assert [event.value for event in events.Scalars("loss")] == pytest.approx(result.losses)
     assert {"loss", "learning_rate", "change", "improvement"} <= set(events.Tags()["scalars"])
+    run(report_to="tensorboard", checkpointing_steps=2, overwrite_output_dir=True, max_train_steps=5)
+    (first,) = (result.path / "logs").rglob("events.*")
+    first.rename(first.with_name(first.name.replace("tfevents.", "tfevents.0")))  # which is older, seconds tell
+    resumed = run(report_to="tensorboard", resume_from_checkpoint="step_000002")
+    events = EventAccumulator(str(result.path / "logs"))
+    events.Reload()  # what was tracked behind the checkpoint is no second curve
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(resumed.losses)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"MIXED_PRECISION": "bf16"}, ["told --mixed_precision bf16, which is not read from there; give"]),
+        ({"GRADIENT_ACCUMULATION_STEPS": "4"}, ["told --gradient_accumulation_steps 4, which is not read from there"]),
+        ({"USE_FSDP": "true", "DYNAMO_BACKEND": "INDUCTOR"}, ["use torch.compile, which", "use FSDP, which trainings"]),
+        ({"MIXED_PRECISION": "no", "GRADIENT_ACCUMULATION_STEPS": "1", "DYNAMO_BACKEND": "NO"}, []),
+    ],
+)
+def test_what_accelerate_is_told_beside_the_settings_is_said(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], said: list[str]
+) -> None:
+    """`accelerate launch --mixed_precision bf16 train_dreambooth_coeff.py` trains in float32."""
+    for name, value in told.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    notes = unread(TrainConfig())
+    assert [one in note for one, note in zip(said, notes, strict=True)] == [True] * len(said)
+    assert unread(TrainConfig(mixed_precision="bf16", gradient_accumulation_steps=4)) == [
+        note for note in notes if " use " in note
+    ]
 
 
 def test_the_model_card_is_what_the_hub_reads(run: Callable[..., TrainResult]) -> None:
