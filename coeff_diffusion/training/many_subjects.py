@@ -24,7 +24,7 @@ from ..subject.user_file import FileError, read_text, user_path
 from .captions import json_lines
 from .config import ConfigError, TrainConfig
 from .many_config import TABLES
-from .picture_folder import ABOUT, find_pictures, natural
+from .picture_folder import ABOUT, find_pictures, is_system, natural
 from .strict_yaml import load_yaml
 from .subject_store import inside, is_address
 
@@ -74,11 +74,13 @@ def find_subjects(folder: str | Path, config: TrainConfig, table: str | Path | N
     folder, output = user_path(folder), str(config.output_dir)
     output = output if is_address(output) else str(user_path(output))
     if wrong := [name for name in OF_ONE if getattr(config, name) is not None]:
-        where = f"say it in a column of {TABLES[0]}, or in {ABOUT} beside the pictures"
-        raise ConfigError([f"--{name} is of one subject; {where}" for name in wrong])
+        column = f"say it in a column of {TABLES[0]}, or in {ABOUT} beside the pictures"
+        instead = dict.fromkeys(COLUMNS, column) | {"resume_from_checkpoint": "the same command goes on by itself"}
+        alone = "leave it out, or teach that one alone by 'train'"
+        raise ConfigError([f"--{name} is of one subject; {instead.get(name, alone)}" for name in wrong])
     try:
         entries = sorted(folder.iterdir(), key=natural)
-        places = {path.name: path for path in entries if path.is_dir() and not path.name.startswith(".")}
+        places = {path.name: path for path in entries if path.is_dir() and not is_system(path)}
     except OSError as error:
         raise ConfigError([f"{folder} cannot be read: {error.strerror or error}"]) from error
     for own in (Path(output), user_path(config.class_data_dir or "")):

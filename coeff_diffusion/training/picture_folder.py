@@ -126,7 +126,7 @@ def sort_files(entries: Iterable[Path]) -> PictureFolder:
     """
     found, files, mask_files = PictureFolder(), list[Path](), list[Path]()
     for path in entries:
-        if _is_system(path):
+        if is_system(path):
             found.leave_out(path, SYSTEM)
         elif path.is_dir():
             if path.name.lower() in MASK_FOLDERS:
@@ -144,7 +144,7 @@ def sort_files(entries: Iterable[Path]) -> PictureFolder:
         owners = by_name.of(path.stem) if path.is_file() and is_picture(path) else []
         masks += [(path, owner) for owner in owners]
         if not owners:
-            found.leave_out(path, SYSTEM if _is_system(path) else NO_MASK)
+            found.leave_out(path, SYSTEM if is_system(path) else NO_MASK)
     captions = _captions(files, pictures, found)
     mask_of: dict[Path, Path] = {}
     for mask, picture in masks:
@@ -235,7 +235,8 @@ class _ByName:
         return self.exact.get(name) or self.near.get(_key(name), [])
 
 
-def _is_system(path: Path) -> bool:
+def is_system(path: Path) -> bool:
+    """Whether a file or folder is hidden, or one that systems put anywhere."""
     return path.name.startswith((".", "~$")) or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
 
 

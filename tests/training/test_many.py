@@ -204,6 +204,7 @@ def test_what_fails_fails_alone(
     folder: Path, tiny_base_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "empty").mkdir()
+    (folder / "__MACOSX").mkdir()  # comes out of archives that Macs made, and is nobody's subject
     (folder / "dog2").mkdir()
     shutil.copytree(folder / "dog", folder / "broken.dog")
     picture = folder / "broken.dog" / "0.png"
@@ -330,6 +331,8 @@ def test_what_cannot_work_is_said_before_anything_is_written(
 ) -> None:
     for changes, message in {
         ("trigger", "sks dog"): "--trigger is of one subject; say it in a column of subjects.csv, or in subject.yaml",
+        ("resume_from_checkpoint", "latest"): "--resume_from_checkpoint is of one subject; the same command goes on by",
+        ("validation_data_dir", "x"): "--validation_data_dir is of one subject; leave it out, or teach that one alone",
         ("report_to", "tensorboard"): "--report_to is of a single training",
     }.items():
         with pytest.raises(ConfigError, match=message):
