@@ -3,6 +3,7 @@
 Shapes: B pictures of a batch; C, h, w channels and size of the latents; D channels of a token embedding.
 """
 
+import fnmatch
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ EMBEDDED_BLOCKS = ("down_blocks.1.*", "up_blocks.*")
 """Stages of the embedded base that are worth a token: without one of the others' tokens a subject is as good."""
 TEXT_BLOCKS = "text_encoder*"
 """The pattern that all layers of text encoders match, beside patterns for the denoiser."""
+PATHS = """paths are like up_blocks.1.attentions.0.transformer_blocks.0.attn2 and \
+text_encoder/text_model.encoder.layers.0.self_attn"""
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -66,6 +69,7 @@ class Learner:
         self.stage_tokens: dict[str, nn.Parameter] = {}
         self.adapter: LearningAdapter | None = None
         which = training_layers(config, self.family, base_name(pipe))
+        self._check_patterns(config)
         if config.trains_coefficients:
             self._attach(which)
         if config.trains_token:
@@ -108,13 +112,15 @@ class Learner:
         if which.layers.endswith("text"):
             asked["the text encoder"] = self.text_coefficients
         if empty := [what for what, found in asked.items() if not found]:
-            raise ConfigError(
-                [
-                    f"--blocks {' '.join(which.blocks)} leaves no layer of {' and '.join(empty)} to learn; paths are "
-                    "like up_blocks.1.attentions.0.transformer_blocks.0.attn2 and "
-                    "text_encoder/text_model.encoder.layers.0.self_attn"
-                ]
-            )
+            chosen = " ".join(which.blocks)
+            raise ConfigError([f"--blocks {chosen} leaves no layer of {' and '.join(empty)} to learn; {PATHS}"])
+
+    def _check_patterns(self, config: TrainConfig) -> None:
+        paths = list(self.family.sites(self.denoiser))
+        for name, encoder in encoders_of(self.student).items() if config.layers.endswith("text") else ():
+            paths += self.family.text_sites(name, encoder)
+        if lost := [pattern for pattern in config.blocks if not fnmatch.filter(paths, pattern)]:
+            raise ConfigError([f"--blocks {' '.join(lost)} matches no layer that could learn; {PATHS}"])
 
     def _add_token(self, name: str, encoder: Any, config: TrainConfig) -> nn.Parameter:
         trigger, tokenizer = str(config.trigger), getattr(self.student, tokenizer_name(name))

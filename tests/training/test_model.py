@@ -204,6 +204,17 @@ def test_the_embedded_base_learns_where_a_token_matters(config: TrainConfig) -> 
         assert len(Learner(load_base(), replace(config, **changes), CPU).coefficients) == 20
 
 
+@pytest.mark.parametrize("train", ["coefficients+token", "token"])
+def test_a_pattern_that_matches_nothing_is_named(
+    tiny_pipe: StableDiffusionPipeline, config: TrainConfig, train: str
+) -> None:
+    """Beside others that do match it, too: stages that were meant would not learn."""
+    Learner(tiny_pipe, replace(config, train=train, blocks=["up_blocks.*", "mid_block.*"]), CPU)
+    with pytest.raises(ConfigError, match=r"--blocks dwn_blocks\.\* text_encoder\* matches no layer that could learn"):
+        Learner(tiny_pipe, replace(config, train=train, blocks=["up_blocks.*", "dwn_blocks.*", "text_encoder*"]), CPU)
+    Learner(tiny_pipe, replace(config, train=train, layers="all+text", blocks=["up_blocks.*", "text_encoder*"]), CPU)
+
+
 def test_choices_that_a_family_does_not_know(config: TrainConfig) -> None:
     sd, xl = StableDiffusion(), StableDiffusionXL()
     assert training_layers(config, sd).blocks == ()
