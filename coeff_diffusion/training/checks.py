@@ -105,6 +105,12 @@ def _number_problems(config: TrainSettings) -> list[str]:
             f"--lr_warmup_steps is {config.lr_warmup_steps}, expected less than --max_train_steps "
             f"({config.max_train_steps})"
         )
+    shaping = {"lr_num_cycles": (1, "cosine_with_restarts"), "lr_power": (1.0, "polynomial")}
+    problems += [
+        f"--{name} has no effect with --lr_scheduler {config.lr_scheduler}; it is for {scheduler}"
+        for name, (usual, scheduler) in shaping.items()
+        if getattr(config, name) != usual and config.lr_scheduler != scheduler
+    ]
     return problems
 
 

@@ -131,6 +131,11 @@ def test_all_problems_at_once() -> None:
         ({"snr_gamma": 0.0}, "--snr_gamma is 0.0, expected a number above 0"),
         ({"seed": 2**32 - 1}, "--seed is 4294967295, expected at most 4294967293"),
         ({"lr_warmup_steps": 5}, "--lr_warmup_steps has no effect"),
+        (
+            {"lr_scheduler": "cosine", "lr_num_cycles": 3},
+            "--lr_num_cycles has no effect with --lr_scheduler cosine; it",
+        ),
+        ({"lr_power": 2.0}, "--lr_power has no effect with --lr_scheduler constant; it is for polynomial"),
         ({"lr_scheduler": "cosine", "lr_warmup_steps": 300}, "--lr_warmup_steps is 300, expected less than"),
         ({"mixed_precision": "fp16"}, "--mixed_precision fp16 needs a GPU"),
         ({"overwrite_output_dir": True, "resume_from_checkpoint": "latest"}, "exclude each other"),
