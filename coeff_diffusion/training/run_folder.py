@@ -156,10 +156,10 @@ class RunFolder:
                     "--overwrite_output_dir, or go on with it with --resume_from_checkpoint latest"
                 ]
             )
-        if others := [name for name, mark in MARKS.items() if not self._is_own(self.path / name, mark)]:
+        if foreign := [name for name, mark in MARKS.items() if not self._is_own(self.path / name, mark)]:
             raise ConfigError(
                 [
-                    f"--output_dir {self.path} holds {' and '.join(others)} that no training wrote and this one would "
+                    f"--output_dir {self.path} holds {' and '.join(foreign)} that no training wrote and this one would "
                     "replace; take another folder, or move it away"
                 ]
             )
