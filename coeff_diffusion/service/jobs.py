@@ -18,6 +18,7 @@ Result = TypeVar("Result")
 OnStep = Callable[[DrawProgress], None]
 ShouldStop = Callable[[], bool]
 PREVIEW_SECONDS = 0.3  # at most one preview in this time: a picture of 128 pixels takes less than a second in all
+LAST_STEP = 30.0  # seconds that one may take when the page closes; there is nothing to save
 MAX_WAITING = 16  # of one owner
 MAX_WAITING_IN_ALL = 64  # each may hold pictures to start from
 MAX_REMEMBERED = 32  # owners whose newest result is kept for a page that is loaded again
@@ -179,10 +180,13 @@ class Jobs:
             self._tell_places()
 
     def close(self) -> None:
-        """Stop what is at work at its next step, without waiting for it, and take out all that waits."""
+        """Take out all that waits, stop what is at work and wait for its next step: a process ended in it aborts."""
         with self._lock:
+            worker = self._worker
             for job in list(self._jobs.values()):
                 self._stop(job)
+        if worker is not None:
+            worker.join(LAST_STEP)
 
     # --- working ------------------------------------------------------------------------------------------------------
 

@@ -253,6 +253,15 @@ def test_cancel_takes_the_next_one_where_others_are_at_work(jobs: Jobs, gate: Ga
     assert gate.ended.is_set()
 
 
+def test_closing_waits_for_the_step_at_work(jobs: Jobs, gate: Gate) -> None:
+    jobs.submit("ann", gate)
+    waits = jobs.submit("ann", steps)
+    assert gate.begun.wait(PATIENCE)
+    jobs.close()
+    assert gate.ended.is_set()
+    assert isinstance(waits.outcome.exception(PATIENCE), DrawCancelled)
+
+
 def test_a_failure_does_not_hold_up_the_line_nor_the_memory_of_its_work(jobs: Jobs) -> None:
     def fails(on_step: object, should_stop: object) -> None:
         latents = torch.zeros(4)
