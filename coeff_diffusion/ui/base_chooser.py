@@ -8,7 +8,8 @@ import gradio as gr
 from ..service import Bases
 from .common import QUIET, REFUSALS, refusal, status_line
 
-# A browser that has the page open when its base is changed is told so; what someone wrote there can still be copied.
+# A browser that has the page open when its base is changed, or the program is started anew, is told so; what someone
+# wrote there can still be copied.
 SCRIPT = """<script>
 (() => {
   const told = () => document.querySelector("#base-changed");
@@ -16,7 +17,7 @@ SCRIPT = """<script>
     const note = document.createElement("div");
     note.id = "base-changed";
     note.setAttribute("role", "alert");
-    note.append("The base was changed, and what this page shows is for the one before. ");
+    note.append("The base was changed, or the program was started anew; this page is from before. ");
     const button = document.createElement("button");
     button.textContent = "Load the page again";
     button.onclick = () => location.reload();

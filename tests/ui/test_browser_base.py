@@ -61,7 +61,7 @@ def test_to_another_base_and_back(browser: Any, address: str, tiny_xl_pipe: Any,
     page.get_by_text("It does not fit the base that is loaded").first.wait_for()
 
     # Who has the old page open is told, and what is pressed there breaks nothing.
-    other.locator("#base-changed").wait_for()
+    playwright.expect(other.locator("#base-changed")).to_contain_text("or the program was started anew")
     other.locator("#draw-prompt textarea").fill("a dog")
     other.locator("#draw-button").click()
     playwright.expect(other.locator("#draw-status [role=alert]")).to_have_text(
