@@ -50,14 +50,20 @@ def status_line(*sentences: str, refused: bool = False) -> str:
     return f'<div role="{role}">{"".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)}</div>'
 
 
-def with_status(handler: Callable[..., dict[Any, Any]], status: gr.HTML) -> Callable[..., Iterator[dict[Any, Any]]]:
-    """An event's handler whose refusals also stand in `status`, which has to be among the event's outputs."""
+def with_status(
+    handler: Callable[..., dict[Any, Any]], status: gr.HTML, *emptied: Any
+) -> Callable[..., Iterator[dict[Any, Any]]]:
+    """An event's handler whose refusals also stand in `status`, which has to be among the event's outputs.
+
+    Args:
+        emptied: outputs, too, that hold nothing after a refusal: a field for one file takes no other before.
+    """
 
     def speaking(*arguments: Any) -> Iterator[dict[Any, Any]]:
         try:
             yield handler(*arguments)
         except REFUSALS as error:
-            yield {status: status_line(str(error), refused=True)}
+            yield {status: status_line(str(error), refused=True), **dict.fromkeys(emptied)}
             raise refusal(error) from error
 
     return speaking

@@ -277,6 +277,6 @@ def _wire_files(
         return shown | {status: status_line(about, *settings.notes), drop: None}
 
     upload.upload(with_status(add, status), [upload, *names], [*names, status], **QUIET)
-    restored, news = with_status(restore, status), [*controls.outputs(), status, drop, box.before]
+    restored, news = with_status(restore, status, drop), [*controls.outputs(), status, drop, box.before]
     drop.upload(restored, drop, news, **QUIET)
     return restored, news

@@ -1,12 +1,11 @@
 """The Library tab: the subjects on disk as cards, and all that can be done with one of them."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from ..service import StudioService
-from .common import QUIET, REFUSALS, or_refusal, refusal, status_line, with_status
+from .common import QUIET, or_refusal, status_line, with_status
 from .library_detail import Detail
 
 MOST_CARDS = 120  # more are found by searching
@@ -115,14 +114,10 @@ class _Import:
                 self.fetch = gr.Button("Fetch", elem_id="library-fetch", min_width=100, scale=1)
 
     def wire(self, service: StudioService, look: Any, search: gr.Textbox, changed: list[Any], status: Any) -> None:
-        def take(file: str) -> Iterator[Values]:
-            try:
-                added = service.import_export.add(file)
-            except REFUSALS as error:
-                yield {status: status_line(str(error), refused=True), self.file: None}
-                raise refusal(error) from error
+        def take(file: str) -> Values:
+            added = service.import_export.add(file)
             done = status_line(f"In the library now: {', '.join(f'“{name}”' for name in added)}")
-            yield {**look("", added[-1]), search: "", status: done, self.file: None}
+            return {**look("", added[-1]), search: "", status: done, self.file: None}
 
         def fetch(source: str) -> Values:
             name = service.import_export.pull(source)
@@ -131,7 +126,7 @@ class _Import:
         def wait() -> str:
             return status_line("Asking for it; all of it is checked before anything is written ...")
 
-        self.file.upload(take, self.file, [*changed, search, self.file], **QUIET)
+        self.file.upload(with_status(take, status, self.file), self.file, [*changed, search, self.file], **QUIET)
         gr.on([self.fetch.click, self.source.submit], wait, None, status, **QUIET).then(
             with_status(fetch, status), self.source, [*changed, search, self.source], **QUIET
         )

@@ -10,6 +10,7 @@ from . import (
     api,
     base_chooser,
     draw,
+    drops,
     explore,
     history,
     inspect,
@@ -34,7 +35,7 @@ CSS = "".join(
     getattr(module, "CSS", "")
     for module in (theme, base_chooser, start, history, train_pictures, train_previews, keys, sessions, *TABS.values())
 )
-HEAD = keys.SCRIPT + base_chooser.SCRIPT + notify.SCRIPT + paint.SCRIPT + prompt_box.SCRIPT + sessions.SCRIPT
+HEAD = "".join(module.SCRIPT for module in (keys, base_chooser, notify, paint, drops, prompt_box, sessions))
 
 
 def build(service: StudioService, bases: Bases | None = None) -> gr.Blocks:

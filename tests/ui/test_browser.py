@@ -348,6 +348,7 @@ def _refusals(draw: Draw, subjects_dir: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
     draw.page.set_input_files("#draw-drop input[type=file]", tmp_path / "photo.png")
     draw.says("photo.png carries no subject")
+    playwright.expect(draw.page.locator("#draw-drop")).not_to_contain_text("photo")  # it takes the next one
 
     draw.choose(1, "dog")
     playwright.expect(draw.prompt).to_have_value("a sks dog", timeout=PATIENCE)
@@ -417,6 +418,44 @@ def _line(draw: Draw, service: StudioService) -> None:
         assert time.monotonic() < until, "the line did not go on"
         time.sleep(0.1)
     assert len(list(service.output_dir.glob("*.png"))) == 2 + 3
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_what_is_dropped_is_taken_and_never_opened_instead(browser: Any, address: str, tmp_path: Path) -> None:
+    draw, files = Draw(browser, address), []
+    for number in range(4):
+        files.append(str(tmp_path / f"photo-{number}.png"))
+        Image.new("RGB", (64, 64), (60 * number, 90, 120)).save(files[-1])
+    mouse = draw.page.context.new_cdp_session(draw.page)
+
+    def drop(place: str, *dropped: str) -> None:
+        field = draw.page.locator(place)
+        field.scroll_into_view_if_needed()
+        box = field.bounding_box()
+        data = {"items": [], "files": dropped, "dragOperationsMask": 1}
+        where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "data": data}
+        for moment in ("dragEnter", "dragOver", "drop"):
+            mouse.send("Input.dispatchDragEvent", {"type": moment, **where})
+
+    # Another picture takes the place of one that is there, and beside the fields nothing happens.
+    draw.unfold("from")
+    shown = draw.page.locator("#draw-from-picture img")
+    for number in (0, 1):
+        drop("#draw-from-picture", files[number])
+        playwright.expect(shown).to_have_attribute("src", re.compile(f"photo-{number}"), timeout=PATIENCE)
+    for place in ("#draw-result", "#draw-from-embed"):
+        drop(place, files[2])
+    playwright.expect(shown).to_have_attribute("src", re.compile("photo-1"))
+
+    # More of them come to those that are there.
+    draw.page.get_by_role("tab", name="Train", exact=True).click()
+    for count in (2, 3, 4):
+        drop("#train-pictures", *(files[:2] if count == 2 else files[count - 1 : count]))
+        playwright.expect(draw.page.locator("#train-crops img")).to_have_count(count, timeout=PATIENCE)
+    assert len(draw.page.context.pages) == 1
+    assert draw.page.url == address
+    assert draw.problems == []
+    draw.page.close()
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
