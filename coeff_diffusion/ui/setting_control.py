@@ -33,7 +33,7 @@ def control_of(setting: Setting, service: StudioService, tab: str, **changes: An
         del options["step"], options["precision"]
         return gr.Dropdown([*choices], **options) if choices else gr.Textbox(**options)
     if reach is None:
-        return gr.Number(**options | {"value": own or 0, "minimum": setting.low, "maximum": setting.high})
+        return gr.Number(**options | {"value": own or 0})  # what is beyond its ends is said by its name, as of scripts
     low, high = (shown(setting, end) for end in reach)
     return gr.Slider(low, high, **options)
 

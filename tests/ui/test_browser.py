@@ -350,6 +350,12 @@ def _refusals(draw: Draw, subjects_dir: Path, tmp_path: Path) -> None:
     draw.says("photo.png carries no subject")
     playwright.expect(draw.page.locator("#draw-drop")).not_to_contain_text("photo")  # it takes the next one
 
+    draw.page.locator("#draw-random input").uncheck()
+    draw.number("seed").fill("-1")
+    draw.button.click()
+    draw.says("seed is -1, expected 0 to 4294967295")
+    draw.page.locator("#draw-random input").check()
+
     draw.choose(1, "dog")
     playwright.expect(draw.prompt).to_have_value("a sks dog", timeout=PATIENCE)
     (subjects_dir / "dog.safetensors").rename(tmp_path / "dog.safetensors")
