@@ -5,7 +5,8 @@ from typing import Any
 
 import gradio as gr
 
-from .common import QUIET
+from ..sources.library import Library
+from .common import QUIET, or_refusal
 
 LABEL = "Draw with it"
 # The Draw tab listens to a field that nobody sees; any tab may write a subject's name into it.
@@ -16,14 +17,19 @@ SEND = """(name) => {
 }"""
 
 
-def send(button: gr.Button, name: Any) -> None:
-    """Let a button open the Draw tab with a subject.
+def send(button: gr.Button, name: Any, library: Library) -> None:
+    """Let a button open the Draw tab with a subject; one that is gone by now is said where the button is.
 
     Args:
         name: a component or state that holds the subject's name in the library.
     """
+
+    def look(found: str) -> str:
+        or_refusal(library.path, found)
+        return found
+
     told = gr.Textbox("", visible="hidden")  # a state stays on the server, where the browser cannot read it
-    button.click(lambda found: found, name, told, **QUIET).success(None, told, None, js=SEND, **QUIET)
+    button.click(look, name, told, **QUIET).success(None, told, None, js=SEND, **QUIET)
 
 
 def receive(tab: gr.Tab, names: Sequence[gr.Dropdown], choices: Any) -> None:

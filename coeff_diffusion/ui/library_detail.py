@@ -109,7 +109,7 @@ class Detail:
         def make_qr(name: str, picture: str | None) -> Values:
             return self._made(service.import_export.qr(name, picture), status)
 
-        draw_with.send(self.draw, chosen)
+        draw_with.send(self.draw, chosen, service.library)
         asked = [search, chosen, self.name]
         gr.on([self.rename.click, self.name.submit], with_status(rename, status), asked, changed, **QUIET)
         self.delete.click(with_status(delete, status), [search, chosen], changed, **QUIET)

@@ -126,7 +126,7 @@ class View:
         self.line.input(self.choose, asked, self.outputs, queue=False, **QUIET)
         for button, press in ((self.stop, stop), (self.sooner, sooner)):
             button.click(press, asked, self.outputs, queue=False, **QUIET)
-        draw_with.send(self.draw, self.name)
+        draw_with.send(self.draw, self.name, self.service.library)
 
     def choose(self, number: int | None, seen: Seen) -> News:
         """What is new of the training that the radio says."""

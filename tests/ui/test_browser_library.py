@@ -143,6 +143,14 @@ def test_finding_renaming_deleting(page: Any, service: StudioService) -> None:
     assert (folder / "Rex the 2nd" / "samples" / "step_000010_0.png").is_file()
 
 
+def test_what_another_window_renamed_is_not_drawn_with_in_silence(page: Any, service: StudioService) -> None:
+    cards(page).nth(2).click()
+    playwright.expect(page.locator("#library-facts")).to_contain_text("sks dog")
+    service.library.rename("rex", "tom")
+    page.locator("#library-draw").click()
+    page.get_by_test_id("toast-text").get_by_text("no subject 'rex' in").wait_for()
+
+
 def test_sharing_and_importing(
     page: Any, service: StudioService, new_subject: Callable[..., Coefficients], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
