@@ -28,14 +28,14 @@ class HistoryPanel:
     Attributes:
         names: of the pictures that are shown, in their order.
         chosen: the name of the one that is looked at; None without any.
-        deleted: by what the last deletion is undone; empty where there is nothing to undo.
+        deleted: by what deletions are undone, the last one first; empty where there is nothing to undo.
         count: how many are shown.
         is_open: whether anybody looks.
     """
 
     def __init__(self, service: StudioService) -> None:
         self.service, self.history = service, service.history
-        self.names, self.chosen, self.deleted = gr.State([]), gr.State(None), gr.State("")
+        self.names, self.chosen, self.deleted = gr.State([]), gr.State(None), gr.State([])
         self.count, self.is_open = gr.State(PAGE), gr.State(False)
         with gr.Accordion("Earlier pictures", open=False, elem_id="draw-history") as self.fold:
             self.favourites = gr.Checkbox(False, label="Favourites only", elem_id="history-favourites")
@@ -126,19 +126,20 @@ class HistoryPanel:
             self.history.like(name, not self.history.get(name).is_favourite)
             return {**self.look(only_favourites, count, name), self.status: ""}
 
-        def delete(only_favourites: bool, count: int, name: str) -> News:
+        def delete(only_favourites: bool, count: int, name: str, earlier: list[str]) -> News:
             key = self.history.delete(name)
             said = status_line(f"{name} is in the trash, the folder .trash beside the pictures.")
             return {
-                **self.look(only_favourites, count, None), self.status: said, self.deleted: key,
+                **self.look(only_favourites, count, None), self.status: said, self.deleted: [key, *earlier],
                 self.undo: gr.Button(visible=True),
             }  # fmt: skip
 
-        def undo(only_favourites: bool, count: int, key: str) -> News:
-            name = self.history.put_back(key)
+        def undo(only_favourites: bool, count: int, deleted: list[str]) -> News:
+            last, *earlier = deleted
+            name = self.history.put_back(last)
             return {
                 **self.look(only_favourites, count, name), self.status: status_line(f"{name} is back."),
-                self.deleted: "", self.undo: gr.Button(visible=False),
+                self.deleted: earlier, self.undo: gr.Button(visible=bool(earlier)),
             }  # fmt: skip
 
         def begin(name: str) -> News:
@@ -149,7 +150,7 @@ class HistoryPanel:
             return self.look(only_favourites, count, name) if is_open else dict.fromkeys(seen, gr.skip())
 
         def same(name: str) -> Iterator[Any]:
-            yield from restore(str(self._path(name)))
+            yield from restore(str(or_refusal(self._path, name)))
 
         self.fold.expand(unfold, None, [self.is_open, self.count, self.favourites, *seen], **QUIET)
         self.fold.collapse(lambda: False, None, self.is_open, **QUIET)
@@ -158,7 +159,7 @@ class HistoryPanel:
         about_one = [self.chosen, self.detail, self.facts, self.like, self.status]
         self.cards.select(pick, self.names, about_one, **QUIET)
         self.like.click(with_status(like, self.status), asked, changed, **QUIET)
-        self.delete.click(with_status(delete, self.status), asked, changed, **QUIET)
+        self.delete.click(with_status(delete, self.status), [*asked, self.deleted], changed, **QUIET)
         self.undo.click(with_status(undo, self.status), [self.favourites, self.count, self.deleted], changed, **QUIET)
         self.settings.click(same, self.chosen, restored, **QUIET)
         self.start.click(

@@ -488,8 +488,30 @@ def test_earlier_pictures_come_back(browser: Any, address: str, tmp_path: Path) 
     assert Image.open(first).tobytes() == Image.open(again).tobytes()
     playwright.expect(cards).to_have_count(3)  # whoever looks sees the new one
 
-    # Favourites, and what is deleted comes back.
+    # Of several that are deleted all come back, one by one; what is gone for good is said, as text.
+    lost, undo = pictures / "00009-<i>.png", draw.page.locator("#history-undo")
+    shutil.copy(first, lost)
+    for _ in range(2):
+        draw.unfold("history")
+    for count in (3, 2):
+        cards.first.click()
+        playwright.expect(facts).to_contain_text("prompt: a red dog")
+        draw.page.locator("#history-delete").click()
+        playwright.expect(cards).to_have_count(count)
+    for count in (3, 4):
+        undo.click()
+        playwright.expect(cards).to_have_count(count)
+    playwright.expect(undo).to_be_hidden()
+    lost.unlink()
+    draw.page.locator("#history-settings").click()
+    draw.page.get_by_test_id("toast-text").get_by_text("there is no picture '00009-<i>.png'").wait_for()
+    for _ in range(2):
+        draw.unfold("history")
+    playwright.expect(cards).to_have_count(3)
+    cards.nth(2).click()
     playwright.expect(facts).to_contain_text("prompt: a red dog")
+
+    # Favourites, and what is deleted comes back.
     draw.page.locator("#history-like").click()
     playwright.expect(draw.page.locator("#history-like")).to_have_text("No longer a favourite")
     draw.page.locator("#history-favourites input").check()
