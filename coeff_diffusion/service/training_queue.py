@@ -77,7 +77,9 @@ class TrainingQueue:
         name = folder_name(request.name)
         folder = self.loader.library.folder / name
         problems = word_problems(request)
-        if not problems and (folder.exists() or folder.with_name(f"{name}.safetensors").exists()):
+        if not problems and self.writing(name):  # a button pressed twice, above all
+            problems.append(f"{name!r} is being taught or waits for it already; a second one takes another name")
+        elif not problems and (folder.exists() or folder.with_name(f"{name}.safetensors").exists()):
             problems.append(_taken(name))
         problems += check_pictures(request.pictures, self.resolution).refused
         problems += [*caption_problems(request.captions), *box_problems(request.boxes)]

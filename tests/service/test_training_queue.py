@@ -131,6 +131,8 @@ def test_one_at_a_time_the_rest_wait_in_line(
     first = training_queue.submit(replace(request_, settings=ENDLESS))
     wait(lambda: first.step)
     waiting = [training_queue.submit(replace(request_, name=f"{i}")) for i in range(MAX_WAITING)]
+    with pytest.raises(ConfigError, match="'my-dog' is being taught or waits for it already"):
+        training_queue.submit(request_)
     assert [training_queue.place(job) for job in (first, *waiting)] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
     assert waiting[1].status(2) == "1 waits, number 2 in line"
     with pytest.raises(ConfigError, match="8 trainings wait already"):
