@@ -3,6 +3,7 @@
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import ImageData
 
 from ..images.drawing_settings import SETTINGS, DrawRequest
 from ..images.errors import PictureError
@@ -10,6 +11,7 @@ from ..images.photo import DatasetError
 from ..images.start_picture import StartPicture, read_mask, read_start
 from ..inference.from_picture import size_from
 from ..service import StudioService
+from ..service.messages import by_name
 from .common import QUIET
 from .paint import canvas, paint_editor, painted
 from .setting_control import control_of
@@ -62,10 +64,11 @@ class FromPicture:
             if values[self.mask]:
                 raise PictureError("a mask says what of a picture changes; put the picture in, too, or take it out")
             return {}
-        start, _ = read_start(values[self.picture])
-        mask = painted(values[self.paint], start.image.size)
-        if mask is None and values[self.mask]:
-            mask = read_mask(values[self.mask])
+        with by_name(*filter(None, (values[self.picture], values[self.mask]))):
+            start, _ = read_start(values[self.picture])
+            mask = painted(values[self.paint], start.image.size)
+            if mask is None and values[self.mask]:
+                mask = read_mask(values[self.mask])
         found = {name: values[control] for name, control in self.fields.items()}
         if mask is None:
             del found["mask_blur"]
@@ -114,9 +117,17 @@ class FromPicture:
         return [*size_from(start, self.service.studio.size, self.service.studio.multiple)]
 
 
-def picture_file(label: str, elem_id: str) -> gr.Image:
-    """A picture that stays the very file it came as."""
-    return gr.Image(
+def picture_file(label: str, elem_id: str) -> Any:
+    """A picture that stays the very file it came as, read or not: what is wrong with it is said when it is drawn."""
+    picture: Any = gr.Image(
         label=label, type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"],
         height=220, buttons=[], elem_id=elem_id,
     )  # fmt: skip
+    as_gradio_does = picture.preprocess
+
+    def preprocess(given: ImageData | None) -> Any:
+        """Gradio would open the file, and answer every event that reads it with the names of its own parts."""
+        return given.path if given is not None and given.path else as_gradio_does(given)
+
+    picture.preprocess = preprocess
+    return picture

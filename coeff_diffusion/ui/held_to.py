@@ -8,6 +8,7 @@ from ..images.control_picture import read_control
 from ..images.drawing_settings import SETTINGS, DrawRequest
 from ..images.errors import PictureError
 from ..service import StudioService
+from ..service.messages import by_name
 from ..subject.hub_id import is_hub_id
 from .from_picture import picture_file
 from .setting_control import control_of, shown, value_of
@@ -56,7 +57,8 @@ class HeldTo:
             return {}
         if not values[self.picture] or not net:
             raise PictureError("a ControlNet holds the drawing to a control picture; give both, or take out the other")
-        control, _ = read_control(values[self.picture], net)
+        with by_name(values[self.picture]):
+            control, _ = read_control(values[self.picture], net)
         fields = {name: value_of(SETTINGS[name], values[one]) for name, one in self.fields.items()}
         return {"control": control, **fields}
 

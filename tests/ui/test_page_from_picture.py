@@ -8,9 +8,12 @@ from PIL import Image
 
 gradio = pytest.importorskip("gradio")
 
+from gradio.data_classes import ImageData  # noqa: E402
+
 from coeff_diffusion.images.control_picture import ControlPicture  # noqa: E402
 from coeff_diffusion.images.drawing_settings import DrawRequest  # noqa: E402
 from coeff_diffusion.images.errors import PictureError  # noqa: E402
+from coeff_diffusion.images.photo import DatasetError  # noqa: E402
 from coeff_diffusion.images.refiner_name import RefinerName  # noqa: E402
 from coeff_diffusion.images.start_picture import StartPicture  # noqa: E402
 from coeff_diffusion.inference.studio import Studio  # noqa: E402
@@ -55,6 +58,19 @@ def test_what_is_asked_for(service: StudioService, tmp_path: Path) -> None:
     assert controls.given(values)["start"].mask.getpixel((8, 8)) == 0
     with pytest.raises(PictureError, match="a mask says what of a picture changes; put the picture in, too"):
         controls.given({**values, controls.picture: None})
+
+
+def test_a_file_that_is_no_picture_is_said_by_its_name(service: StudioService, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.touch()
+    with gradio.Blocks():
+        start, held = FromPicture(service), HeldTo(service)
+    given: dict[Any, Any] = {start.paint: None, held.net: "user/canny"}
+    for picture in (start.picture, start.mask, held.picture):  # gradio's own words would name parts of the page
+        given[picture] = picture.preprocess(ImageData(path=str(broken), orig_name="broken.png"))
+    for controls in (start, held):
+        with pytest.raises(DatasetError, match=r"^broken\.png is not a readable picture \(it is an empty file\)"):
+            controls.given(given)
 
 
 def test_what_it_is_held_to(service: StudioService, tmp_path: Path) -> None:
