@@ -8,9 +8,13 @@ from typing import Any
 
 import gradio as gr
 
+from ..images.drawing_settings import DrawRequest
 from ..inference.outside import draw_request, style_names
+from ..inference.request import StudioError
 from ..service import Bases, TrainingForm, TrainingJob, check_limits
+from ..service.messages import by_name
 from ..service.presets import PRESETS
+from ..subject.errors import shown
 from .common import REFUSALS, or_refusal, refusal
 
 
@@ -22,6 +26,8 @@ def build(bases: Bases) -> None:
     def base(name: str = "") -> dict[str, Any]:
         """Draw with another base from now on; without a name, say which one is drawn with and which can be."""
         try:
+            if not isinstance(name or "", str):
+                raise StudioError(f"the base is {shown(name)}, expected a text")
             if name:
                 for _ in bases.watch(name):
                     pass
@@ -60,7 +66,7 @@ def _drawing(bases: Bases) -> None:
     ) -> tuple[list[Any], dict[str, Any]]:
         service = bases.current
         beside = init_image, mask, control_image, controlnet, refiner
-        asked = or_refusal(draw_request, prompt, subjects, settings, *beside)
+        asked = or_refusal(_asked, prompt, subjects, settings, *beside)
         styled = or_refusal(service.drawings.templates.applied, asked, or_refusal(style_names, styles))
         request = or_refusal(check_limits, service.studio, styled)
         drawing = or_refusal(service.drawings.draw, request, compare)
@@ -90,10 +96,19 @@ def _drawing(bases: Bases) -> None:
     start.click(draw, given, [files, answer], api_name="draw", concurrency_id="draw", show_progress="hidden")
 
 
+def _asked(prompt: str, subjects: Any, settings: Any, *beside: str | None) -> DrawRequest:
+    with by_name(*filter(None, beside)):
+        return draw_request(prompt, subjects, settings, *beside)
+
+
 def _training(bases: Bases) -> None:
-    def train(files: list[str] | None, name: str, word: str, preset: str, changes: dict[str, Any] | None) -> Any:
+    def train(files: list[str] | None, name: str | None, word: str | None, preset: str, changes: Any) -> Any:
+        if not isinstance(changes or {}, dict):
+            raise refusal(
+                StudioError(f"settings is {shown(changes)}, expected values by name: {{'max_train_steps': 60}}")
+            )
         paths = [Path(file) for file in files or []]
-        form = TrainingForm(paths, name, word, preset, changes or {})
+        form = TrainingForm(paths, name or "", word or "", preset, changes or {})
         return report(or_refusal(bases.current.training_queue.submit, form))
 
     def report(job: TrainingJob) -> dict[str, Any]:
@@ -104,9 +119,11 @@ def _training(bases: Bases) -> None:
         return [report(job) for job in bases.current.training_queue.jobs]
 
     def stop(number: int) -> dict[str, Any]:
-        or_refusal(bases.current.training_queue.stop, number)
-        job = bases.current.training_queue.find(number)
-        return {} if job is None else report(job)
+        job = bases.current.training_queue.find(number) if isinstance(number, int) else None
+        if job is None:
+            raise refusal(StudioError(f"there is no training {shown(number)}; /status names those that there are"))
+        bases.current.training_queue.stop(number)
+        return report(job)
 
     with gr.Row(visible=False):
         given = [

@@ -123,7 +123,18 @@ def test_what_cannot_be_drawn_is_said(service: StudioService, subjects: Any, set
         service.drawings.draw(check_limits(service.studio, draw_request("a dog", subjects, settings)), False)
 
 
-def test_a_refusal_reaches_the_script(client: Any) -> None:
+def test_a_refusal_reaches_the_script(client: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").touch()
+    broken = gradio_client.handle_file(tmp_path / "broken.png")
+    for name, given, sentence in (
+        ("/draw", ("a cat", None, None, False, broken), "^broken.png is not a readable picture"),
+        ("/train", (None, None, None, "quick", None), "the subject has no name"),
+        ("/train", (None, "rex", "dog", "quick", ["x"]), r"settings is \['x'\], expected values by name"),
+        ("/stop", (99,), "there is no training 99"),
+        ("/base", (5,), "the base is 5, expected a text"),
+    ):
+        with pytest.raises(gradio_client.exceptions.AppError, match=sentence):
+            client.predict(*given, api_name=name)
     with pytest.raises(gradio_client.exceptions.AppError, match="no subject 'cat' in"):
         client.predict("a cat", {"cat": 1}, None, False, api_name="/draw")
     with pytest.raises(StudioError):
