@@ -10,7 +10,12 @@ SCRIPT = """<script>
     return Boolean(found);
   };
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && press("button")) event.preventDefault();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      // A number is brought within its ends when its field is left; one that is not yet, no button of gradio's takes.
+      if (event.target.type === "number") event.target.blur();
+      setTimeout(() => { press("button"); event.target.focus?.(); });
+    }
     const list = event.target.getAttribute?.("aria-expanded") === "true";  // of choices, which Escape closes first
     if (event.key === "Escape" && !list && event.isTrusted) press("cancel");
   });

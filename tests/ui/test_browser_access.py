@@ -130,6 +130,16 @@ def test_all_of_a_drawing_by_keyboard(browser: Any, address: str) -> None:
     page.keyboard.type("2")
     page.keyboard.press("Control+Enter")
     page.locator("#draw-status").get_by_text(".png").wait_for()
+
+    # What is typed beyond the ends of a slider, or taken out, is put right before it is drawn; one can type on.
+    for typed, drawn in (("0", "1"), ("", "1")):
+        page.keyboard.press("Control+A")
+        page.keyboard.press("Delete")
+        page.keyboard.type(typed)
+        page.keyboard.press("Control+Enter")
+        playwright.expect(page.locator("#draw-steps input[type=number]")).to_have_value(drawn)
+    page.locator("#draw-status").get_by_text("00003-").wait_for()
+    playwright.expect(page.locator("#draw-steps input[type=number]")).to_be_focused()
     page.close()
 
 
