@@ -19,6 +19,7 @@ from . import (
     notify,
     paint,
     prompt_box,
+    proxied,
     sessions,
     start,
     theme,
@@ -33,9 +34,20 @@ from .server import blocks
 TABS = {"Draw": draw, "Explore": explore, "Train": train, "Timeline": timeline, "Library": library, "Inspect": inspect}
 CSS = "".join(
     getattr(module, "CSS", "")
-    for module in (theme, base_chooser, start, history, train_pictures, train_previews, keys, sessions, *TABS.values())
+    for module in (
+        theme,
+        base_chooser,
+        start,
+        history,
+        train_pictures,
+        train_previews,
+        keys,
+        sessions,
+        proxied,
+        *TABS.values(),
+    )
 )
-HEAD = "".join(module.SCRIPT for module in (keys, base_chooser, notify, paint, drops, prompt_box, sessions))
+HEAD = "".join(module.SCRIPT for module in (keys, base_chooser, notify, paint, drops, prompt_box, sessions, proxied))
 
 
 def build(service: StudioService, bases: Bases | None = None) -> gr.Blocks:

@@ -143,6 +143,18 @@ def test_all_of_a_drawing_by_keyboard(browser: Any, address: str) -> None:
     page.close()
 
 
+def test_a_proxy_that_keeps_the_name_to_itself_is_named(browser: Any, address: str) -> None:
+    page = browser.new_page(extra_http_headers={"X-Forwarded-Host": "inside:7860"})
+    page.goto(address)
+    note = page.locator("#page-proxied")
+    playwright.expect(note).to_contain_text("has to send the headers Host (or X-Forwarded-Host)", timeout=PATIENCE)
+    playwright.expect(note).to_contain_text(address.rstrip("/"))
+    page.close()
+    page = opened(browser, address)
+    assert page.locator("#page-proxied").count() == 0
+    page.close()
+
+
 def test_on_a_phone_targets_are_large_enough(browser: Any, address: str) -> None:
     page = opened(browser, address, width=390, height=844)
     for selector in ("#draw-button", "#draw-cancel", "#start-teach", "#start-open", "#draw-upload", "[role=tab]"):
