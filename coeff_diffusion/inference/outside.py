@@ -1,5 +1,6 @@
 """Requests from outside, as scripts send them: every kind of value is checked before it becomes a `DrawRequest`."""
 
+import sys
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -100,4 +101,5 @@ def _mapping(name: str, value: Any, expected: str) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a number, and no whole one beyond what can be computed with: JSON sets those no end."""
+    return isinstance(value, float) or (type(value) is int and abs(value) <= sys.float_info.max)

@@ -107,8 +107,8 @@ class SharedBatches:
             try:
                 wanted[number] = self._checked(request)
                 answers[number] = Drawn([], [])
-            except UserError as error:
-                answers[number] = error
+            except Exception as error:  # noqa: BLE001 - whatever it is, the others are to be drawn
+                answers[number] = _failed(error)
         for batch in self._batches(wanted):
             self._draw(batch, answers)
         return [answers[number] for number in range(len(requests))]
@@ -162,14 +162,19 @@ class SharedBatches:
             if len(users) > 1:
                 for user in users:
                     self._draw(_Batch(batch.key, [row for row in rows if row.user == user]), answers)
-            elif isinstance(error, UserError):
-                answers[users[0]] = error
             else:
-                traceback.print_exc()
-                answers[users[0]] = DrawingFailedError(f"drawing failed: {type(error).__name__}")
+                answers[users[0]] = _failed(error)
             return
         for row, picture, own in zip(rows, pictures, notes, strict=True):
             drawn = answers[row.user]
             assert isinstance(drawn, Drawn)
             drawn.pictures.append(picture)
             drawn.notes[:] = own
+
+
+def _failed(error: Exception) -> Exception:
+    """What a user is told of an error, which is on stderr where it is not for users."""
+    if isinstance(error, UserError):
+        return error
+    traceback.print_exception(error)
+    return DrawingFailedError(f"drawing failed: {type(error).__name__}")

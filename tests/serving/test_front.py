@@ -115,6 +115,8 @@ def test_lists_and_tells(client: Client) -> None:
         ({"prompt": "a", "subjects": {"../rex": 1}}, 404, "there is no subject '../rex'"),
         ({"prompt": "a", "subjects": {"rex": "1"}}, 400, "the strength of 'rex' is '1', expected a number"),
         (b'{"prompt": "a", "subjects": {"rex": NaN}}', 400, "strength of subject 'rex' is nan"),
+        ({"prompt": "a", "subjects": {"rex": 10**400}}, 400, "the strength of 'rex' is 1000"),
+        ({"prompt": "a", "settings": {"layers": {"up": 10**400}}}, 400, "up is 1000"),
         ({"prompt": "a", "subjects": {"broken": 1}}, 400, "broken.safetensors"),
         ({"prompt": "a", "settings": {"width": 1 << 40}}, 400, "width is 1099511627776, expected at most"),
         ({"prompt": "a", "settings": {"batch_size": 5}}, 400, "batch_size is 5, expected at most 4"),

@@ -178,6 +178,17 @@ def test_a_mistake_is_answered_alone(
     assert not [line for line in said if str(library.folder) in line]
 
 
+def test_a_file_that_goes_away_fails_for_who_asks_for_it_alone(
+    batches: SharedBatches, own_pipe: StableDiffusionPipeline, library: Library
+) -> None:
+    (library.folder / "gone.safetensors").symlink_to(library.folder / "nowhere")  # listed, and not there
+    asked = [ask("rex"), ask(subjects={"gone": 1}), ask("tom")]
+    answers = batches.draw(asked)
+    assert batches.studio.sizes == [2]  # type: ignore[attr-defined]
+    check([answers[0], answers[2]], [asked[0], asked[2]], own_pipe, library)
+    assert isinstance(answers[1], DrawingFailedError)
+
+
 def test_a_batch_that_fails_is_drawn_user_by_user(
     batches: SharedBatches, own_pipe: StableDiffusionPipeline, library: Library, capsys: pytest.CaptureFixture[str]
 ) -> None:
