@@ -1,6 +1,7 @@
 """Any picture a user may have becomes upright sRGB."""
 
 import io
+import os
 import re
 import struct
 import zlib
@@ -115,7 +116,7 @@ def test_any_bytes_are_a_picture_or_an_error_that_says_so(data: bytes) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), COLOUR).save(buffer, format="PNG")
     for content in (data, buffer.getvalue()[: len(data) % 70] + data):
-        path = Path("/dev/shm" if Path("/dev/shm").is_dir() else ".") / "coeff-test-any.png"
+        path = Path("/dev/shm" if Path("/dev/shm").is_dir() else ".") / f"coeff-test-{os.getpid()}.png"
         path.write_bytes(content)
         try:
             assert read_image(path).mode == "RGB"

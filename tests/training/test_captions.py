@@ -1,5 +1,6 @@
 """Words in any file become a prompt with the trigger, or an error that says which file."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_useless_tables(tmp_path: Path, name: str, content: str, message: str) -
 @given(st.binary(max_size=200), st.sampled_from(["1.txt", "1.json", "metadata.jsonl", "metadata.csv"]))
 def test_any_bytes_are_words_or_an_error_of_one_line(content: bytes, name: str) -> None:
     folder = Path("/dev/shm" if Path("/dev/shm").is_dir() else ".")
-    file = folder / f"coeff-test-{name}"
+    file = folder / f"coeff-test-{os.getpid()}-{name}"  # suites may run side by side
     file.write_bytes(content)
     try:
         found: Any = read_table(file) if name.startswith("metadata") else read_caption(file)
