@@ -19,7 +19,7 @@ from coeff_diffusion.images.drawing_settings import SETTINGS
 from coeff_diffusion.images.generation_info import Parameters
 from coeff_diffusion.service.presets import PRESETS
 from coeff_diffusion.sources import image_card, qr_payload, shared_folder
-from coeff_diffusion.subject import coefficients, info, safetensors_file
+from coeff_diffusion.subject import adapter, coefficients, info, safetensors_file
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -66,6 +66,23 @@ def test_flags_in_sentences_exist(helps: dict[str, str]) -> None:
     foreign = {"--repeats", "--topology", "--subjects", "--interception", "--method"}  # of the benchmarks
     named = {flag for path in PAGES for flag in re.findall(r"`(--[a-z_]+)\b", path.read_text())}
     assert named - known - foreign == set()
+
+
+def test_commands_can_be_copied() -> None:
+    """A line that goes on ends in one backslash: two of them are a word for a shell, and end the command."""
+    assert [path.name for path in PAGES if re.search(r"\\\\$", path.read_text(), re.MULTILINE)] == []
+
+
+def test_the_examples_follow_one_subject() -> None:
+    """Where one command's output was copied anew, so was that of all others."""
+    text = (ROOT / "docs" / "commands.md").read_text()
+    digits = re.search(r"hash +([0-9a-f]{64})\n", text)[1][:12]
+    assert set(re.findall(r"'sks cat' \(([0-9a-f]{12})\)", text)) == {digits}
+    (size,) = set(re.findall(r"^    size +([\d,]+) bytes", text, re.MULTILINE))
+    assert set(re.findall(r"outputs/cat/coefficients.safetensors \(([\d,]+) bytes", text)) == {size}
+    assert set(re.findall(r"([\d,]+) bytes  coefficients.safetensors", text)) == {size}
+    (gain,) = set(re.findall(r"effect +changes the base's predictions by (\S+)", text))
+    assert f"predictions changed by {gain}\n    saved outputs/cat/" in text
 
 
 def test_files_that_are_named_are_there() -> None:
@@ -139,6 +156,7 @@ def test_the_example_of_the_format_is_what_is_written() -> None:
         ("file-format", f"a text of more than {info.MAX_TEXT:,} Unicode characters"),
         ("file-format", f"a list of more than {info.MAX_LIST} entries"),
         ("hub", f"a subject of more than {safetensors_file.MAX_FILE // MIB} MiB"),
+        ("hub", f"adapter of more than {adapter.MAX_ADAPTER // MIB} MiB"),
         ("hub", f"a card of more than {shared_folder.MAX_BYTES['README.md'] // MIB} MiB"),
         ("hub", f"a picture of more than {shared_folder.MAX_SAMPLE // MIB} MiB"),
         ("hub", f"more than {shared_folder.MAX_SAMPLES} pictures"),
