@@ -80,7 +80,7 @@ class Picture:
     """A picture and all it takes to draw it again: `studio.draw(picture.request)` gives this one alone.
 
     Attributes:
-        parameters: the text for the PNG (see `pictures.save_picture`).
+        parameters: the text for the PNG (see `images.files.save_picture`).
         subjects: what took part in it, by name: what the picture has to carry to be drawn again elsewhere.
     """
 

@@ -100,7 +100,7 @@ class Drawings:
 
         Args:
             compare: draw also by the base alone; without subjects there is nothing to compare.
-            embed_subjects: put the subjects into each picture that they took part in (see `cards`).
+            embed_subjects: put the subjects into each picture that they took part in (see `image_card`).
             embed_start: put the picture to start from, and the control picture, into each picture.
 
         Raises:
