@@ -43,3 +43,12 @@ def test_what_is_taken_out_leaves_nothing_behind() -> None:
     assert not found.remove("bob", 3)
     assert found.of("bob") == []
     assert [*found] == [1, 2]
+    assert found.take() == 1
+    assert found.remove("ann", 2)
+    assert found.take() is None
+
+
+def test_one_that_is_taken_out_leaves_the_others_of_its_owner() -> None:
+    found = line(ann=[1, 2, 3])
+    assert found.remove("ann", 2)
+    assert [*found] == [1, 3]
