@@ -205,10 +205,10 @@ def caption_problems(captions: Mapping[Path, str]) -> list[str]:
     """What is wrong with captions that someone wrote."""
     problems = []
     for path, text in captions.items():
-        if len(text.encode()) > MAX_CAPTION:
-            problems.append(f"the caption of {path.name} has more than {MAX_CAPTION:,} bytes")
-        elif not " ".join(text.split()).isprintable():
+        if not " ".join(text.split()).isprintable():  # half of an emoji, among others, which has no bytes to count
             problems.append(f"the caption of {path.name} holds characters that cannot be shown")
+        elif len(text.encode()) > MAX_CAPTION:
+            problems.append(f"the caption of {path.name} has more than {MAX_CAPTION:,} bytes")
     return problems
 
 

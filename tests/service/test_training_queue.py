@@ -406,7 +406,8 @@ def test_captions_that_are_written_on_the_page_are_those_of_the_training(
         file.write_text("a dog of the file")
     asked = replace(request_, pictures=[*pictures, pictures[0], *words])
     captions = {pictures[0]: "  a dog\nin the snow ", pictures[1]: " "}
-    for text, said in (("x" * 70_000, "more than 65,536 bytes"), ("a\u202eb", "cannot be shown")):
+    shown = [(text, "cannot be shown") for text in ("a\u202eb", "half of an emoji: \ud83d")]
+    for text, said in [("x" * 70_000, "more than 65,536 bytes"), *shown]:
         with pytest.raises(ConfigError, match=f"the caption of c.png .*{said}"):
             training_queue.submit(replace(asked, captions={pictures[2]: text}))
     job = over(training_queue.submit(replace(asked, captions=captions)))
