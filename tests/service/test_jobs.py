@@ -1,3 +1,4 @@
+import gc
 import threading
 import time
 import weakref
@@ -221,6 +222,28 @@ def test_the_next_watch_of_a_page_and_its_end_let_go_of_the_last_one(jobs: Jobs,
     for glimpse in second:
         assert glimpse[1] is not None
     assert not gate.ended.is_set()
+
+
+def test_what_was_told_to_who_listens_no_more_is_forgotten(jobs: Jobs) -> None:
+    """A page is open for days: no previews pile up for those who went away, nor for those who saw the end."""
+    forming: list[weakref.ref[Image.Image]] = []
+
+    def preview(progress: DrawProgress) -> list[Image.Image]:
+        picture = Image.new("RGB", (8, 8))
+        forming.append(weakref.ref(picture))
+        return [picture]
+
+    jobs.preview = preview
+    watched = jobs.watch("ann", "page")
+    assert next(watched, None) is None  # nothing to see yet
+    for follow in (jobs.run("ann", steps), jobs.run("ann", steps), jobs.run("bob", steps)):
+        next(follow)
+        follow.close()
+        assert idle(jobs)
+    assert result(jobs.run("ann", steps)) == "done"
+    assert forming
+    gc.collect()
+    assert [one() for one in forming if one() is not None] == []
 
 
 def test_what_waits_moves_and_is_taken_out_by_its_owner_alone(jobs: Jobs, gate: Gate) -> None:
