@@ -139,12 +139,16 @@ def picture_order(total: int, seed: int, position: int) -> Iterator[int]:
         round_, offset = round_ + 1, 0
 
 
-def fingerprint_files(paths: Sequence[Path], texts: Sequence[str], masks: Sequence[Path] = ()) -> str:
-    """Changes when a picture, its place, prompt or mask changes: a run is only resumed on the data it began with."""
+def fingerprint_files(paths: Sequence[Path], texts: Sequence[str], masks: Sequence[Path | None] = ()) -> str:
+    """Changes when a picture, its place, prompt or mask changes: a run is only resumed on the data it began with.
+
+    Args:
+        masks: of each picture, None where it has none; empty where no picture has one.
+    """
     digest = hashlib.sha256()
     for path, text in zip(paths, texts, strict=True):
         digest.update(hashlib.sha256(read_file(path, MAX_FILE, DatasetError)).digest())
         digest.update(hashlib.sha256(text.encode()).digest())
-    for mask in masks:
-        digest.update(hashlib.sha256(read_file(mask, MAX_FILE, DatasetError)).digest())
+    for mask in masks if any(masks) else ():
+        digest.update(b"no mask" if mask is None else hashlib.sha256(read_file(mask, MAX_FILE, DatasetError)).digest())
     return digest.hexdigest()

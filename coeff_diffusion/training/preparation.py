@@ -123,7 +123,7 @@ def _middles(config: TrainConfig) -> TrainConfig:
 
 
 def _fingerprint(pictures: Sequence[TrainingPicture], prompts: Sequence["Prompt"], config: TrainConfig) -> str:
-    masks = [picture.mask for picture in pictures if picture.mask is not None and config.use_masks]
+    masks = [picture.mask for picture in pictures] if config.use_masks else []
     words = [f"{prompt.text}{MIRRORED if one.mirrored else ''}" for one, prompt in zip(pictures, prompts, strict=True)]
     return fingerprint_files([picture.path for picture in pictures], words, masks)
 

@@ -199,6 +199,10 @@ def test_fingerprint_follows_files_and_prompts(subject_images: Path) -> None:
     assert fingerprint_files(paths, texts) == first
     assert fingerprint_files(paths, ["b", *texts[1:]]) != first
     assert fingerprint_files([*paths[1:], paths[0]], texts) != first
+    masks: list[Path | None] = [None] * 5
+    assert fingerprint_files(paths, texts, masks) == first
+    of_each = {fingerprint_files(paths, texts, [*masks[:i], paths[0], *masks[i + 1 :]]) for i in range(5)}
+    assert len(of_each | {first}) == 6  # a mask of another picture is another mask
     Image.new("RGB", (8, 8)).save(paths[0])
     assert fingerprint_files(paths, texts) != first
 
