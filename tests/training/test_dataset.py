@@ -4,10 +4,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
-from PIL import Image
+from PIL import Image, ImageOps
 
 from coeff_diffusion.families.stable_diffusion import StableDiffusion
 from coeff_diffusion.images.photo import DatasetError, read_image
@@ -213,3 +214,19 @@ def test_views_are_cut_from_the_scaled_picture(subject_images: Path) -> None:
     image = scale(read_image(subject_images / "1.jpg"), (16, 16))
     assert image.size == (21, 16)
     assert torch.equal(views[1].pixels[0], view_tensor(image.crop((2, 0, 18, 16)), (16, 16), View(0, 0)))
+
+
+def test_where_a_view_begins_is_counted_in_the_picture_that_is_seen(tmp_path: Path) -> None:
+    """XL is told so where its picture was cut; of a mirrored view that is a place in the mirror image."""
+    colours = np.random.default_rng(0).integers(0, 256, (16, 48, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "1.png")
+    seen = PictureViews(find_pictures(tmp_path).pictures, 16, center_crop=False, random_flip=True, count=12, seed=0)[0]
+    image = read_image(tmp_path / "1.png")
+    found = []
+    for pixels, framing in zip(seen.pixels, seen.framings, strict=True):
+        assert framing.original == (48, 16)
+        cut = (view_tensor(one, (16, 16), View(*framing.crop)) for one in (image, ImageOps.mirror(image)))
+        found.append([torch.equal(pixels, one) for one in cut])
+    assert found.count([True, False]) > 2
+    assert found.count([False, True]) > 2
+    assert found.count([True, False]) + found.count([False, True]) == len(found)
