@@ -127,6 +127,25 @@ def test_weights_lie_where_the_mask_is_white(tiny_pipe: StableDiffusionPipeline,
     assert encode_pictures(tiny_pipe.vae, views(subject, None)).groups[0].weights is None
 
 
+def test_what_becomes_of_transparent_parts_is_said(subject: Path, tmp_path: Path) -> None:
+    image = Image.open(subject).convert("RGBA")
+    image.putalpha(half())
+    image.save(tmp_path / "cut.png")
+    half().save(tmp_path / "m.png")
+    said = {
+        "plain": views(subject, None)[0].notes,
+        "cut out": views(tmp_path / "cut.png", None)[0].notes,
+        "with a mask": views(tmp_path / "cut.png", tmp_path / "m.png")[0].notes,
+        "masks off": views(tmp_path / "cut.png", None, masks=False)[0].notes,
+    }
+    assert said == {
+        "plain": (),
+        "cut out": ("cut.png: only what is not transparent is learned",),
+        "with a mask": (),
+        "masks off": ("cut.png: what is transparent is learned as white",),
+    }
+
+
 def test_parts_that_the_mask_hides_are_not_looked_at(tmp_path: Path) -> None:
     Image.new("RGB", (160, 16)).save(tmp_path / "wide.png")
     mask = Image.new("L", (160, 16), 0)
