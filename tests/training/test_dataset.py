@@ -18,7 +18,7 @@ from coeff_diffusion.training.latents import Latents, Pictures, encode_pictures
 from coeff_diffusion.training.photos import View, scale, view_tensor
 from coeff_diffusion.training.picture_folder import find_pictures
 from coeff_diffusion.training.seeds import mixed_seed
-from coeff_diffusion.training.views import PictureViews
+from coeff_diffusion.training.views import PictureViews, Views
 
 
 def views_of(folder: Path, flip: bool = True, count: int = 3, seed: int = 0) -> PictureViews:
@@ -230,3 +230,18 @@ def test_where_a_view_begins_is_counted_in_the_picture_that_is_seen(tmp_path: Pa
     assert found.count([True, False]) > 2
     assert found.count([False, True]) > 2
     assert found.count([True, False]) + found.count([False, True]) == len(found)
+
+
+def test_the_autoencoder_sees_a_few_small_pictures_or_one_large_one_at_once(tiny_pipe: StableDiffusionPipeline) -> None:
+    """It needs gigabytes for a picture of a million pixels."""
+    seen: list[tuple[int, int]] = []
+
+    def encode(vae: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        seen.append((pixels.shape[-1], len(pixels)))
+        return torch.zeros(len(pixels), 4, 1, 1), None
+
+    given: Any = [
+        Views(torch.zeros(count, 3, side, side), None, (), ()) for side, count in ((8, 9), (512, 5), (1024, 2))
+    ]
+    encode_pictures(tiny_pipe.vae, given, encode=encode)
+    assert seen == [(8, 8), (8, 1), (512, 4), (512, 1), (1024, 1), (1024, 1)]
