@@ -245,3 +245,17 @@ def test_the_autoencoder_sees_a_few_small_pictures_or_one_large_one_at_once(tiny
     ]
     encode_pictures(tiny_pipe.vae, given, encode=encode)
     assert seen == [(8, 8), (8, 1), (512, 4), (512, 1), (1024, 1), (1024, 1)]
+
+
+def test_what_is_measured_is_the_size_of_most_pictures_each_with_its_own_prompt() -> None:
+    def latents(count: int, width: int) -> Latents:
+        return Latents(torch.zeros(count, 4, 2, width), None, tuple(range(count + 1)))
+
+    pictures = Pictures((latents(1, 3), latents(2, 2)), ((1, 0), (0, 0), (1, 1)))
+    prompts = Prompts(lambda texts: {"text": torch.zeros(len(texts), 1)}, "abc", [False] * 3)
+    held_out = Pictures((latents(1, 2), latents(3, 4)), ((0, 0), (1, 0), (1, 1), (1, 2)))
+    shown, numbers = pictures.largest()
+    assert (shown, numbers) == (pictures.groups[1], [0, 2])
+    assert TrainingSet(pictures, None, prompts, [2, 1, 0]).probed == (pictures.groups[1], [2, 0])
+    found, of = TrainingSet(pictures, None, prompts, [2, 1, 0], held_out, [0, 1, 2, 1]).probed
+    assert (found, of) == (held_out.groups[1], [1, 2, 1])
