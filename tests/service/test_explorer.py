@@ -164,6 +164,12 @@ def test_what_is_not_read_is_said_in_the_users_words(explorer: Explorer) -> None
     ]
 
 
+def test_what_the_base_s_own_cell_does_not_read_is_said_too(explorer: Explorer) -> None:
+    plan = explorer.plan(replace(DOGS, strengths=[0], prompts=["red " * 90], settings=replace(SETTINGS, steps=1)))
+    explorer.draw(plan)
+    assert plan.notes[-1].startswith("prompt: 15 of 92 tokens are cut off, the text encoder does not read 'red red")
+
+
 def test_what_is_finished_when_cancelled_stays(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH", 2)
     plan, asked = explorer.plan(PROMPTS), []
