@@ -38,7 +38,7 @@ COMMANDS = {
              "commands.config:InfoConfig", "commands.info:show_info"),
     "verify": ("check that a subject fits a base, without loading the base's weights",
                "commands.config:VerifyConfig", "commands.verify:verify"),
-    "convert": ("write a subject again with wider or narrower numbers",
+    "convert": ("write a subject again with wider or narrower numbers, or fewer layers",
                 "commands.config:ConvertConfig", "commands.convert:convert"),
     "blend": ("mix several subjects into one", "commands.config:BlendConfig", "commands.convert:blend_files"),
     "card": ("put a subject into a picture", "commands.config:CardConfig", "commands.card:make_card_file"),

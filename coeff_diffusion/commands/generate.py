@@ -46,6 +46,10 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list
         raise StudioError(f"{replay.path} does not say its prompt; give one with --prompt")
     if not prompts:
         raise StudioError("nothing to draw; give a --prompt, or a picture to draw again with --from")
+    templates = check_templates(config.styles_dir) if config.prompt else None  # what a picture says is written out
+    if templates is None and (config.style or config.styles_dir is not None):
+        what = "--style goes around" if config.style else "--styles_dir has styles and wildcards for"
+        raise StudioError(f"{what} a --prompt; give one")
     parts = [_given(text) for text in config.subject]
     notes: list[str] = []
     if replay is not None:
@@ -72,9 +76,6 @@ def generate(config: GenerateConfig, say: Callable[[str], None] = print) -> list
     if config.aspect_ratio is not None:
         request = _shaped(request, config, studio)
     check_folder(config.output_dir)
-    templates = check_templates(config.styles_dir) if config.prompt else None  # what a picture says is written out
-    if config.style and templates is None:
-        raise StudioError("--style goes around a --prompt; give one")
     request = replace(request, subjects=_load(studio, parts, say))
     for note in [*notes, *base_notes]:
         say(f"note: {note}")

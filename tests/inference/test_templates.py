@@ -106,3 +106,5 @@ def test_a_picture_says_what_came_out_and_is_drawn_again_without_the_folder(
     assert (read_parameters(other).template, read_parameters(other).styles) == ("", "")
     with pytest.raises(StudioError, match="--style goes around a --prompt; give one"):
         draw(from_picture=str(drawn), style=["Bright"])
+    with pytest.raises(StudioError, match="--styles_dir has styles and wildcards for a --prompt; give one"):
+        draw(from_picture=str(drawn), styles_dir=asked["styles_dir"])
