@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,8 @@ def test_what_the_backward_launches_is_compiled_before(tmp_path: Path, monkeypat
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(driver, "_active", NoDevice())
     monkeypatch.setattr(triton_ahead, "_begun", begun)
+    monkeypatch.setattr(triton_ahead, "PARSES_IN_THREADS", True)
+    monkeypatch.setattr(triton_ahead, "_pool", ThreadPoolExecutor(1))  # of which one parses at a time, on any Python
     monkeypatch.setattr(
         triton_launch, "_tiles", lambda *layer_and_device: triton_tiles.tiles_of(*layer_and_device[:-1], (9, 0))
     )

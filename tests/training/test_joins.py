@@ -203,9 +203,9 @@ def test_a_subject_and_its_adapter_belong_together(
     verify(VerifyConfig(str(tmp_path / "pulled")), lines.append)
     assert "an adapter (lora:4, its hash is right)" in lines[-1]
     library = Library(tmp_path / "library")
-    assert library.add(shared / "coefficients.safetensors") == "coefficients-2"
-    assert list(library.find()) == ["coefficients-2"]
-    assert library.subjects()["coefficients-2"].adapter is not None
+    assert library.add(shared / "coefficients.safetensors") == "sks-dog"  # as the subject is called: all files are called coefficients
+    assert list(library.find()) == ["sks-dog"]
+    assert library.subjects()["sks-dog"].adapter is not None
 
     subject = Coefficients.load(shared)
     for refused in (

@@ -5,9 +5,14 @@ twelve: one after another they are most of what a first training step waits for.
 """
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
+
+PARSES_IN_THREADS = sys.version_info >= (3, 12, 2) or (3, 11, 8) <= sys.version_info < (3, 12)
+"""Before, Python counts the depth of all the sources that it parses in one place ("AST constructor recursion depth
+mismatch"), and Triton parses those of its kernels: there, nothing is compiled ahead."""
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -18,7 +23,7 @@ def begin(key: Hashable, compile_it: Callable[[], object]) -> None:
     """Compile in the background what `wait` is going to be asked for by this key; once."""
     global _pool
     with _lock:
-        if key in _begun:
+        if key in _begun or not PARSES_IN_THREADS:
             return
         if _pool is None:
             _pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="compiles a kernel")
