@@ -160,7 +160,7 @@ def find_checkpoint(name: str, folder: Path) -> Path:
         CheckpointError: there is none.
     """
     if name == "latest":
-        found = sorted(folder.glob("step_*.safetensors"))
+        found = list(checkpoints_of(folder).values())
         if not found:
             raise CheckpointError(
                 f"no checkpoint in {folder}; leave out --resume_from_checkpoint to start anew, or give "
@@ -173,8 +173,21 @@ def find_checkpoint(name: str, folder: Path) -> Path:
     raise CheckpointError(f"no checkpoint {name!r}; expected a file, or 'latest' of {folder}")
 
 
-def prune_checkpoints(folder: Path, keep: int | None) -> None:
-    """Delete the oldest checkpoints beyond the number to keep; None keeps all."""
+def checkpoints_of(folder: Path) -> dict[int, Path]:
+    """The checkpoints in a folder by their steps, in their order."""
+    found = {path.stem.removeprefix("step_"): path for path in folder.glob("step_*.safetensors")}
+    return dict(sorted((int(step), path) for step, path in found.items() if step.isascii() and step.isdigit()))
+
+
+def prune_checkpoints(folder: Path, keep: int | None, step: int) -> None:
+    """Delete the checkpoints that a run does not need any more when it has written that of a step.
+
+    Those of later steps are of a way that it left, as one that goes on from an earlier checkpoint does: "latest" would
+    lead back to it. Of the others the newest `keep` stay; None keeps all.
+    """
+    found = checkpoints_of(folder)
+    gone = [at for at in found if at > step]
     if keep is not None:
-        for path in sorted(folder.glob("step_*.safetensors"))[:-keep]:
-            path.unlink()
+        gone += [at for at in found if at <= step][:-keep]
+    for at in gone:
+        found[at].unlink()

@@ -89,9 +89,9 @@ class Keeping:
         return subject_of_step(self.output, step, self.timeline[step])
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write what a killed run needs to go on, and delete older ones beyond the limit."""
+        """Write what a killed run needs to go on, and delete older ones beyond the limit (see `prune_checkpoints`)."""
         checkpoint.save(self.output.checkpoint(checkpoint.step))
-        prune_checkpoints(self.output.checkpoints, self.config.checkpoints_total_limit)
+        prune_checkpoints(self.output.checkpoints, self.config.checkpoints_total_limit, checkpoint.step)
 
     def write(self, path: Path, text: str) -> None:
         """Write a text, whole or not at all."""

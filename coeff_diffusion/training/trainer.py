@@ -34,7 +34,7 @@ from ..subject.errors import CoefficientsError
 from ..subject.info import not_learned
 from ..subject.user_file import user_path
 from .average import Average
-from .checkpoint import Checkpoint, CheckpointError, find_checkpoint
+from .checkpoint import Checkpoint, CheckpointError, checkpoints_of, find_checkpoint
 from .config import ConfigError, TrainConfig
 from .keeping import Keeping
 from .known_pictures import MOST, KnownPictures, losses_at, strangeness, unknown_pictures
@@ -272,6 +272,8 @@ class Trainer:
         if config.keep_best:
             self.keeping.check_has(self.validation.losses)
         self.say(f"going on from step {self.step} of {config.max_train_steps}")
+        if later := [path.stem for step, path in checkpoints_of(self.output.checkpoints).items() if step > self.step]:
+            self.say(f"note: the next checkpoint takes the place of the later ones: {', '.join(later)}")
 
     # --- fit ----------------------------------------------------------------------------------------------------------
 

@@ -203,7 +203,7 @@ def test_a_subject_and_its_adapter_belong_together(
     verify(VerifyConfig(str(tmp_path / "pulled")), lines.append)
     assert "an adapter (lora:4, its hash is right)" in lines[-1]
     library = Library(tmp_path / "library")
-    assert library.add(shared / "coefficients.safetensors") == "sks-dog"  # as the subject is called: all files are called coefficients
+    assert library.add(shared / "coefficients.safetensors") == "sks-dog"  # all files are called coefficients
     assert list(library.find()) == ["sks-dog"]
     assert library.subjects()["sks-dog"].adapter is not None
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from coeff_diffusion.training.checkpoint import Checkpoint, CheckpointError, find_checkpoint, prune_checkpoints
+from coeff_diffusion.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    checkpoints_of,
+    find_checkpoint,
+    prune_checkpoints,
+)
 from coeff_diffusion.training.config import TrainConfig
 from coeff_diffusion.training.optimizer import Optimizer
 
@@ -152,17 +158,19 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
 
 
 def test_finding_and_pruning(tmp_path: Path) -> None:
-    for step in (5, 10, 100, 1_000_000):
+    for step in (5, 10, 999_999, 1_000_000):
         (tmp_path / f"step_{step:06d}.safetensors").touch()
     assert find_checkpoint("latest", tmp_path).name == "step_1000000.safetensors"
     assert find_checkpoint("step_000010", tmp_path).name == "step_000010.safetensors"
     assert (
         find_checkpoint(str(tmp_path / "step_000005.safetensors"), Path("elsewhere")).name == "step_000005.safetensors"
     )
-    prune_checkpoints(tmp_path, None)
+    prune_checkpoints(tmp_path, None, 1_000_000)
     assert len(list(tmp_path.iterdir())) == 4
-    prune_checkpoints(tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000100.safetensors", "step_1000000.safetensors"]
+    prune_checkpoints(tmp_path, 3, 1_000_000)
+    assert list(checkpoints_of(tmp_path)) == [10, 999_999, 1_000_000]
+    prune_checkpoints(tmp_path, 1, 999_999)  # a run that went back, and will not come this way again
+    assert list(checkpoints_of(tmp_path)) == [999_999]
     with pytest.raises(CheckpointError, match="no checkpoint 'step_7'"):
         find_checkpoint("step_7", tmp_path)
     with pytest.raises(CheckpointError, match="--checkpointing_steps"):

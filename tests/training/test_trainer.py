@@ -289,6 +289,15 @@ def test_resuming_checks_that_it_is_the_same_run(
         run(resume_from_checkpoint="latest")
 
 
+def test_a_run_that_goes_back_leaves_no_later_checkpoint(run: Callable[..., TrainResult]) -> None:
+    lines: list[str] = []
+    out = run(checkpointing_steps=2).path
+    asked = {"resume_from_checkpoint": "step_000002", "checkpointing_steps": 1, "checkpoints_total_limit": 1}
+    run(max_train_steps=3, callbacks={"say": lines.append}, **asked)
+    assert tree(out / "checkpoints") == ["step_000003.safetensors"]
+    assert any("takes the place of the later ones: step_000004, step_000006" in line for line in lines)
+
+
 # --- ending early -----------------------------------------------------------------------------------------------------
 
 
