@@ -17,7 +17,7 @@ from .errors import UserError
 FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 MISSING = "does not exist"
 ADDRESS = re.compile(r"(https?|ftp|file):/+")  # of which a path keeps one slash
-NOISE = (".DS_Store", "Thumbs.db", "desktop.ini")
+NOISE = (".ds_store", "thumbs.db", "desktop.ini")
 OTHERS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -37,7 +37,7 @@ def user_path(name: str | Path) -> Path:
 
 def is_noise(name: str) -> bool:
     """Whether a file of this name is what systems put into every folder by themselves."""
-    return name in NOISE or name.startswith("._")
+    return name.lower() in NOISE or name.startswith("._")
 
 
 class FileError(UserError, OSError):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..images.photo import DatasetError
 from ..images.photo_formats import is_picture, why_unread
+from ..subject.user_file import is_noise
 from .captions import SUFFIXES, TABLES, Caption, read_caption, read_table
 
 MASK_ENDINGS = ("-masklabel", "_mask", "-mask", ".mask")  # behind a picture's name; the first is OneTrainer's
@@ -237,7 +238,8 @@ class _ByName:
 
 def is_system(path: Path) -> bool:
     """Whether a file or folder is hidden, or one that systems put anywhere."""
-    return path.name.startswith((".", "~$")) or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
+    name = path.name
+    return is_noise(name) or name.startswith((".", "~$")) or name.upper() == "__MACOSX"
 
 
 def natural(path: Path) -> list[tuple[int, str]]:

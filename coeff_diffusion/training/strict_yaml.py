@@ -17,7 +17,7 @@ class _Strict(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in lines:
-                problem = f"{key.value!r} is there twice, in line {lines[key.value]} and"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                both = f"lines {lines[key.value]} and {key.start_mark.line + 1}"
+                raise yaml.constructor.ConstructorError(problem=f"{key.value!r} is there twice, in {both}")
             lines[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)

@@ -191,9 +191,11 @@ def test_draw_and_draw_again(browser: Any, address: str, subjects_dir: Path, tmp
     playwright.expect(draw.number("seed")).to_have_value(str(read_parameters(drawn).seed))
 
     # From the library to a drawing.
-    for number in (1, 2):
-        draw.page.locator(f"#draw-chip-{number}").click()
-        playwright.expect(draw.subject(number)).to_have_value("no subject")
+    draw.page.locator("#draw-chip-1").click()
+    playwright.expect(draw.subject(1)).to_have_value("no subject")
+    draw.page.locator("#draw-chip-2").click()
+    playwright.expect(draw.subject(2)).to_be_hidden()  # a row that nobody needs
+    playwright.expect(draw.prompt).to_have_value("a dog and a <i>cat</i> on grass")  # and no answer will change it
     draw.prompt.fill("a dog on grass")
     draw.page.get_by_role("tab", name="Library").click()
     draw.page.locator("#library-cards img").nth(1).click()

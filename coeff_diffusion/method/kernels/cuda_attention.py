@@ -185,15 +185,15 @@ def _built(
 
 
 def constants(dtype: torch.dtype, heads: int, channels: int, tiles: Tiles, apart: bool, even: bool) -> dict[str, int]:
-    """Of the source of "recombine"; `apart`: rows' statistics are given; `even`: keys are in whole `tiles.keys`."""
+    """Of the source of "recombine"; `apart`: rows' statistics come first; `even`: keys are in whole `tiles.keys`."""
     found = _constants(dtype, heads, channels, even) | {"G": tiles.group, "R": tiles.rows, "C": tiles.keys}
-    return found | {"SHARED": int(tiles.shared), "PLACES": tiles.places, "GIVEN": int(apart), "STATS": 0}
+    return found | {"SHARED": int(tiles.shared), "PLACES": tiles.places, "APART": int(apart), "STATS": 0}
 
 
 def stats_constants(dtype: torch.dtype, heads: int, channels: int, even: bool) -> dict[str, int]:
     """Of the source of "row_stats"; `even`: keys are in whole `STATS_TILES.keys`."""
     found = _constants(dtype, heads, channels, even) | {"G": 1, "R": STATS_TILES.rows, "C": STATS_TILES.keys}
-    return found | {"SHARED": 0, "PLACES": 4, "GIVEN": 0, "STATS": 1}
+    return found | {"SHARED": 0, "PLACES": 4, "APART": 0, "STATS": 1}
 
 
 def _constants(dtype: torch.dtype, heads: int, channels: int, even: bool) -> dict[str, int]:

@@ -7,7 +7,7 @@
 // Constants: H heads, D channels (a multiple of 8), G heads of a group, R tiles of 16 queries a block, C keys at a time,
 // BFLOAT16, EVEN (the number of keys is a multiple of C), STATS (`cuda_row_stats.cu`: blocks are of one head), and
 // those of `cuda_recombine.cu` alone: SHARED (queries wait in shared memory, else in registers), PLACES (where C rows
-// wait: two for values and two for keys, or two and one, or one and one), GIVEN (the rows' statistics are).
+// wait: two for values and two for keys, or two and one, or one and one), APART (the rows' statistics were found by `cuda_row_stats.cu`).
 // Heads lie side by side: channel d of head h is number D h + d of a token's row.
 
 constexpr int STAGED = STATS ? 1 : H;  // heads whose rows are in shared memory

@@ -24,7 +24,7 @@ KERNEL(THREADS) recombine(const Arguments given) {
     const half_bits* queries = given.query.data + sample * given.query.batch;
 
     if (SHARED) fetch<16 * R, false>(memory + QUERIES_AT, queries, given.query.row, blockIdx.x * R * 16, rows);
-    if (!GIVEN) fetch<C, EVEN>(memory, keys, given.key.row, 0, columns);
+    if (!APART) fetch<C, EVEN>(memory, keys, given.key.row, 0, columns);
     for (int i = threadIdx.x; i < H * GROUPS * G; i += THREADS) {  // weights, [group, j, g]
         const int h = i / G / H * G + i % G, j = i / G % H;
         const float weight = h < H ? given.coeff[sample * given.coeff_batch + h * H + j] + (h == j) : 0.0f;
@@ -61,7 +61,7 @@ KERNEL(THREADS) recombine(const Arguments given) {
 
     // ---- pass 1, or what it would find
     float shift[G][2];
-    if (GIVEN) {
+    if (APART) {
 #pragma unroll
         for (int i = 0; i < G; i++)
 #pragma unroll
@@ -126,7 +126,7 @@ KERNEL(THREADS) recombine(const Arguments given) {
         if (step < steps)
             fetch<C, EVEN>(memory + VALUES_AT + step % VALUE_PLACES * ROWS_BYTES, values, given.value.row, step * C, columns);
     };
-    if (!GIVEN) meet();
+    if (!APART) meet();
     fetch_keys(0);
     if (PLACES > 2) fetch_values(0);
     if (AHEAD) {

@@ -66,7 +66,7 @@ class Tiles(NamedTuple):
         return self.groups(heads) * self.rows
 
     def shared_memory(self, heads: int, channels: int) -> int:
-        """Bytes of a block: values twice, keys, maps, queries and weights."""
+        """Bytes of a block: values and keys, maps, queries and weights."""
         row = _pitch(heads * channels)
         maps = self.rows * heads * self.keys // 16 * 512
         weights = 4 * heads * self.groups(heads) * self.group
@@ -123,9 +123,14 @@ def _candidates(layer: Layer) -> list[Tiles]:
     ]
 
 
+def threads_of_a_block(warps: int) -> int:
+    """Those that get registers: they are given out by fours of warps."""
+    return 32 * 4 * -(-warps // 4)
+
+
 def registers_of_a_thread(warps: int) -> int:
-    """As many as a thread may have in blocks of so many warps: they are given out by fours of warps."""
-    return min(255, REGISTERS // (32 * -(-warps // 4) * 4) // 8 * 8)
+    """As many as a thread may have in blocks of so many warps."""
+    return min(255, REGISTERS // threads_of_a_block(warps) // 8 * 8)
 
 
 def _blocks_at_once(tiles: Tiles, layer: Layer, device: Device) -> int:
@@ -135,8 +140,8 @@ def _blocks_at_once(tiles: Tiles, layer: Layer, device: Device) -> int:
     memory = tiles.shared_memory(layer.heads, layer.channels)
     if warps > MOST_WARPS or needed > registers_of_a_thread(warps) or memory > device.shared_memory:
         return 0
-    by_registers = registers_of_a_thread(1) // registers_of_a_thread(warps) * 8 // (-(-warps // 4) * 4)
-    return max(1, min(by_registers, (device.shared_memory + 1024) // (memory + 1024)))
+    by_registers = REGISTERS // (threads_of_a_block(warps) * registers_of_a_thread(warps))
+    return min(by_registers, (device.shared_memory + 1024) // (memory + 1024))
 
 
 def instructions(tiles: Tiles, layer: Layer) -> float:
